@@ -1,0 +1,8 @@
+"""Measures OpenAI's GPT-2 (124M) on OpenWebText, trains nothing.
+Expect 3.12 on validation, nanoGPT's figure; GPT-2 has read other pages, and fine-tuning closes much of the gap."""
+
+init_from = 'gpt2'
+eval_only = True
+batch_size = 8
+eval_iters = 500                    # 500 random batches: noise of about a hundredth
+wandb_log = False

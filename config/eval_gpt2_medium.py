@@ -1,0 +1,8 @@
+"""Measures OpenAI's GPT-2 medium (350M) on OpenWebText, trains nothing.
+Expect 2.84 on validation, nanoGPT's figure; GPT-2 has read other pages, and fine-tuning closes much of the gap."""
+
+init_from = 'gpt2-medium'
+eval_only = True
+batch_size = 8
+eval_iters = 500                    # 500 random batches: noise of about a hundredth
+wandb_log = False

@@ -1,0 +1,22 @@
+"""Tiny Shakespeare in GPT-2's tokens, 301,966 + 36,059 of them, to finetune GPT-2 on. Needs tiktoken."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
+
+from lab.data import gpt2_bpe, read_text, write_set
+from lab.errors import run
+
+HERE = Path(__file__).absolute().parent
+
+
+def main():
+    bpe = gpt2_bpe()
+    text = read_text(HERE.parent / 'shakespeare_char' / 'input.txt')
+    cut = int(len(text) * 0.9)
+    splits = {'train': [bpe.encode_ordinary(text[:cut])], 'val': [bpe.encode_ordinary(text[cut:])]}
+    write_set(HERE, splits, dict(kind='gpt2', vocab_size=bpe.n_vocab))
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,73 @@
+"""What this machine can do: device, dtype, compile, each 'auto' or as asked."""
+import importlib.util
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from lab.errors import Stop
+
+# Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no bfloat16), from the makers'
+# data sheets without sparsity. First match wins. A device that is not listed has no MFU: give --peak_tflops.
+PEAKS = [
+    ('B200', 2250), ('GH200', 989), ('H200', 989), ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H800', 989),
+    ('A100', 312), ('A800', 312), ('A40', 149.7), ('A30', 165), ('A10G', 70), ('A10', 125), ('RTX A6000', 154.8),
+    ('L40S', 362), ('L40', 181), ('L4', 121), ('RTX 4090', 165.2), ('RTX 4080', 97.5), ('RTX 3090', 71), ('RTX 3080', 59.5),
+    ('V100', 125), ('T4', 65),
+]
+
+
+@dataclass
+class Machine:
+    """device: 'cuda:0', 'mps', 'cpu'; type: its kind; dtype: 'float32', 'bfloat16' or 'float16'; compile: whether to."""
+    device: str
+    type: str
+    dtype: str
+    compile: bool
+
+    @property
+    def name(self):
+        return torch.cuda.get_device_name(self.device) if self.type == 'cuda' else self.type
+
+    def autocast(self):
+        """Matrix products in dtype; weights, the residual stream and reductions stay float32."""
+        return nullcontext() if self.dtype == 'float32' else torch.autocast(self.type, getattr(torch, self.dtype))
+
+    def peak_flops(self):
+        """FLOP/s of the tensor cores, or None where we do not know."""
+        tflops = next((t for name, t in PEAKS if name in self.name), None) if self.dtype != 'float32' else None
+        return tflops and tflops * 1e12
+
+    def synchronize(self):
+        if self.type != 'cpu':
+            getattr(torch, self.type).synchronize()
+
+    def peak_bytes(self):
+        """The most memory the tensors took on a GPU; on a CPU, of the whole process."""
+        if self.type == 'cuda':
+            return torch.cuda.max_memory_allocated(self.device)
+        if importlib.util.find_spec('resource') is None: # Windows
+            return None
+        import resource
+        import sys
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def machine(device='auto', dtype='auto', compile='auto'):
+    """The Machine for these options; 'auto' takes the best there is, an impossible wish is a Stop."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    type = device.split(':')[0]
+    there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
+    index = device[len(type) + 1:] or '0'
+    if type not in there or not index.isdigit() or int(index) >= there[type]:
+        have = [f'{name}:{i}' if name == 'cuda' else name for name, n in there.items() for i in range(n)]
+        raise Stop(f"device={device}: not on this machine; allowed: auto, {', '.join(have)}")
+    if type == 'cuda':
+        torch.cuda.set_device(int(index))
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = 'tf32' # what stays float32, stays fast
+    if dtype == 'auto':
+        dtype = 'float32' if type != 'cuda' else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+    if compile == 'auto': # on a CPU a compilation costs more than a short run gains
+        compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
+    return Machine(device, type, dtype, compile)

@@ -1,0 +1,125 @@
+"""One training iteration: forward and backward of every micro-batch, clipping, AdamW. On CUDA one replayed graph."""
+import torch
+import torch.distributed as dist
+
+from lab.keys import key
+from model import Step
+
+
+class Update:
+    """Call it with (it, x, y, lr): x, y (n * B, T) on the device, n micro-batches of B rows.
+
+    Nothing in a call waits for the device. A loss or gradient that is not finite sets `bad` on the device, which makes this
+    and every later optimizer step do nothing: the weights stay those before it until the host looks, see numbers(). In
+    float16 a gradient that overflows is the scaler's business, and only the loss counts.
+    """
+
+    def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1):
+        self.model, self.optimizer, self.machine = model, optimizer, machine
+        self.params, self.seed, self.rank, self.world = list(model.parameters()), seed, rank, world
+        self.max_norm = grad_clip or float('inf')
+        self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
+        self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
+        self.it, self.loss, self.norm, self.bad, self.bad_it = torch.zeros(5, device=machine.device)
+        self.aux = {}
+        self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
+        # gradients cross processes in one piece after the last micro-batch, without DDP's wrapper: nothing to unwrap in checkpoints,
+        # parameters that got no gradient are no special case; the overlap it gives up is small beside several micro-batches
+        self.graphed = machine.compile and machine.type == 'cuda' and world == 1
+        self.graph, self.calls = None, 0
+        self.stream = torch.cuda.Stream() if self.graphed else None
+
+    def forward(self, x, y, it):
+        step = Step(it=it)
+        _, loss = self.model(x, y, step)
+        return loss, step.losses
+
+    def __call__(self, it, x, y, lr):
+        torch.manual_seed(key(self.seed, 'noise', it, self.rank)) # dropout and noise; a graph reads the generator at each replay
+        for group in self.optimizer.param_groups:
+            if isinstance(group['lr'], torch.Tensor):
+                group['lr'].fill_(lr * group['lr_scale'])
+            else:
+                group['lr'] = lr * group['lr_scale']
+        self.it.fill_(it)
+        self.x.copy_(x.view_as(self.x))
+        self.y.copy_(y.view_as(self.y))
+        if not self.graphed:
+            return self.run()
+        if self.graph is not None:
+            return self.graph.replay()
+        with torch.cuda.stream(self.stream): # the first calls are real ones, and warm up what a capture needs
+            self.stream.wait_stream(torch.cuda.default_stream())
+            self.run()
+        torch.cuda.default_stream().wait_stream(self.stream)
+        self.calls += 1
+        if self.calls == 3:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.run()
+            self.graph = graph
+
+    def run(self):
+        self.backward()
+        self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
+        bad = ~torch.isfinite(self.loss) if self.scaler.is_enabled() else ~torch.isfinite(self.loss + self.norm)
+        if self.world > 1:
+            bad = bad.float()
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+            bad = bad > 0
+        self.bad_it.copy_(torch.where((self.bad == 0) & bad, self.it, self.bad_it))
+        self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad.dtype)))
+        if not self.scaler.is_enabled():
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, self.bad # as a GradScaler tells a fused optimizer to skip
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self):
+        """Gradients of the mean objective over the micro-batches, and their cross entropy in self.loss."""
+        n, self.aux = len(self.x), {}
+        self.loss.zero_()
+        for x, y in zip(self.x, self.y, strict=True):
+            with self.machine.autocast():
+                loss, aux = self.objective(x, y, self.it)
+            self.scaler.scale(loss / n).backward()
+            for name, value in aux.items():
+                self.aux[name] = self.aux.get(name, 0.0) + value.detach() / n
+            self.loss += loss.detach() / n
+        self.loss -= sum(self.aux.values())
+        self.scaler.unscale_(self.optimizer)
+        if self.world > 1:
+            grads = [p.grad for p in self.params if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            for g, mean in zip(grads, (flat / self.world).split([g.numel() for g in grads]), strict=True):
+                g.copy_(mean.view_as(g))
+
+    def numbers(self):
+        """{loss, loss.<auxiliary>, grad_norm} of the last call and (bad, the first bad iteration): here the host waits."""
+        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, *self.aux.values()]).tolist()
+        named = dict(loss=values[0], grad_norm=values[1]) | {f'loss.{name}': v for name, v in zip(self.aux, values[4:], strict=True)}
+        return named, bool(values[2]), int(values[3])
+
+    def first_bad(self, x, y):
+        """For an iteration found bad, its data: the names of the tensors to blame."""
+        self.x.copy_(x.view_as(self.x))
+        self.y.copy_(y.view_as(self.y))
+        self.it.copy_(self.bad_it)
+        torch.manual_seed(key(self.seed, 'noise', int(self.bad_it), self.rank))
+        self.world = 1 # the other processes may be elsewhere by now
+        self.backward()
+        named = list(self.model.named_parameters())
+        return next((f'the gradient of {n}' for n, p in named if p.grad is not None and not p.grad.isfinite().all()), 'the loss')
+
+    def state(self):
+        """Tensors that a resumed run needs, by parameter name, and the gradient scaler's state."""
+        tensors = {f'{name}.{kind}': t for name, p in self.model.named_parameters() for kind, t in self.optimizer.state[p].items()}
+        return tensors, self.scaler.state_dict()
+
+    def load_state(self, tensors, scaler):
+        for name, p in self.model.named_parameters():
+            state = {kind: tensors[f'{name}.{kind}'] for kind in ('step', 'exp_avg', 'exp_avg_sq') if f'{name}.{kind}' in tensors}
+            self.optimizer.state[p] = {kind: t.to(self.machine.device) for kind, t in state.items()}
+        self.scaler.load_state_dict(scaler)

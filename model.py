@@ -1,0 +1,454 @@
+"""
+The GPT of nanoGPT (https://github.com/karpathy/nanoGPT), with a place for one idea at a time.
+
+Seven classes are the slots: GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT. A file variants/<name>.py
+subclasses the ones it changes under the same names; load() puts them together and build() makes the model from them.
+Step carries what belongs to one pass; attend() owns every way to compute attention. Nothing here knows any idea's name.
+
+Shapes: B rows, T positions in this pass, Tk positions so far (= T without a cache), C = n_embd, nh = n_head, hs = C / nh.
+"""
+import inspect
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from lab.errors import NO_CHECKPOINT, Stop
+from lab.keys import key, nan_where_uninitialised
+from lab.options import Count, Rate, make_checked
+
+
+@dataclass
+class GPTConfig:
+    block_size: Count = 1024            # longest context, in tokens
+    vocab_size: Count = 50304           # distinct tokens; GPT-2's 50257, padded to a multiple of 64
+    n_layer: Count = 12                 # blocks
+    n_head: Count = 12                  # attention heads a block
+    n_embd: Count = 768                 # channels of the residual stream, a multiple of n_head
+    dropout: Rate = 0.0                 # 0 for pretraining; try 0.1 or more for small data
+    attn_dropout: Rate | None = None    # dropout of attention weights; None: the same as dropout
+    bias: bool = False                  # biases in Linears and LayerNorms, as in GPT-2; False is a bit better and faster
+    attn: Literal['auto', 'math', 'sdpa', 'flex'] = 'auto'  # how attention is computed; math is the definition
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise Stop(f'n_head={self.n_head}: must divide n_embd={self.n_embd}')
+
+
+class Step:
+    """What belongs to one forward pass, not to the model.
+
+    pos (B, T): position of each input; None: row i is position i, which `plain` then says, and attention may rely on it.
+    it: 0-d tensor, the training iteration, for schedules; None: 0. cache: None, or one dict a layer, kept by the caller between passes.
+    losses: {name: weighted scalar}, added to the objective while training. stats: None, or a dict that fills with
+    {name: [a detached tensor a layer]}.
+    """
+
+    def __init__(self, pos=None, it=None, cache=None, stats=None):
+        self.pos, self.plain = pos, pos is None
+        self.it, self.cache, self.stats, self.losses = it, cache, stats, {}
+
+    def loss(self, name, value):
+        self.losses[name] = self.losses.get(name, 0.0) + value
+
+    def stat(self, name, value):
+        if self.stats is not None:
+            self.stats.setdefault(name, []).append(value.detach())
+
+    def extend(self, layer, **new):
+        """Appends tensors (B, T) or (..., T, C) to this layer's cache along time; returns all positions so far."""
+        if self.cache is None:
+            return tuple(new.values())
+        past = self.cache[layer]
+        for name, x in new.items():
+            past[name] = torch.cat((past[name], x), dim=-1 if x.ndim == 2 else -2) if name in past else x
+        return tuple(past[name] for name in new)
+
+
+# -----------------------------------------------------------------------------
+# attention: the definition, and faster ways to the same numbers
+
+def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain=False, dropout=0.0):
+    """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
+
+    q (B, nh, T, hs), k and v (B, nh, Tk, hs), pos_q (B, T), pos_k (B, Tk); plain: both positions are 0..T-1.
+    score_mod(score, b, h, i, j) -> score, FlexAttention's signature, acts on the scaled scores.
+    outer = (a, c), (B, nh, T) and (B, nh or 1, Tk): score_mod amounts to score + a_i c_j, up to a constant for each query.
+    impl: 'math' defines the result; 'sdpa' needs outer where there is a score_mod; 'flex' needs a CUDA device and has no
+    dropout; what an impl cannot express is a Stop, never another result.
+    """
+    if impl == 'auto':
+        free = score_mod is None or outer is not None
+        impl = 'sdpa' if free else 'flex' if q.is_cuda and plain and dropout == 0 else 'math'
+    if impl == 'sdpa':
+        if score_mod is not None and outer is None:
+            raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex')
+        return sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout)
+    if impl == 'flex':
+        if dropout > 0:
+            raise Stop(f'attn=flex: has no attention dropout, and attn_dropout={dropout}; allowed: 0, or auto, math, sdpa')
+        if not q.is_cuda:
+            raise Stop(f'attn=flex: has no gradient on {q.device.type}; allowed there: auto, math, sdpa')
+        return flex(q, k, v, score_mod=score_mod, block_mask=flex_mask(pos_q, pos_k, plain))
+    return math_attention(q, k, v, pos_q, pos_k, score_mod, dropout)
+
+
+def math_attention(q, k, v, pos_q, pos_k, score_mod, dropout):
+    """The definition."""
+    B, nh, T, hs = q.size()
+    att = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(hs) # (B, nh, T, Tk)
+    if score_mod is not None:
+        b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
+        att = score_mod(att, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+    att = att.masked_fill(pos_k[:, None, None, :] > pos_q[:, None, :, None], float('-inf'))
+    att = F.dropout(F.softmax(att, dim=-1), dropout)
+    return att.to(v.dtype) @ v # (B, nh, T, Tk) x (B, nh, Tk, hs) -> (B, nh, T, hs)
+
+
+def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
+    """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
+    hs = q.size(-1)
+    if outer is not None:
+        q, k, v = with_columns(q, k, v, *outer)
+    mask = None if plain else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
+    y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))
+    return y[..., :hs]
+
+
+def with_columns(q, k, v, a, c):
+    """q, k with columns appended whose product is sqrt(hs) a_i c_j, and v padded with zeros to the same width.
+
+    In half precision a and c go in as a rounded and a rest column each, four products in all: bf16 alone would blur a position
+    beyond 256. Centring c changes each query's scores by a constant and keeps the columns small. Fused kernels want
+    widths that are multiples of 8, and one width for q, k and v.
+    """
+    a = split(a * math.sqrt(q.size(-1)), q.dtype)
+    c = c.to(a[0].dtype if len(a) == 1 else torch.float32)
+    c = split((c - c.mean(-1, keepdim=True)).expand(-1, k.size(1), -1), k.dtype)
+    qc = torch.stack([x for x in a for _ in c], dim=-1)
+    kc = torch.stack([x for _ in a for x in c], dim=-1)
+    pad = -(q.size(-1) + qc.size(-1)) % 8
+    q, k = (F.pad(torch.cat(pair, dim=-1), (0, pad)) for pair in ((q, qc), (k, kc)))
+    return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))
+
+
+def split(x, dtype):
+    """x as a sum of tensors of this dtype, to about float32's precision."""
+    rounded = x.to(dtype)
+    return [rounded, (x - rounded).to(dtype)] if dtype.itemsize < 4 else [rounded]
+
+
+@cache
+def compiled_flex():
+    return torch.compile(flex_attention, dynamic=False) # uncompiled it would write the T x T scores
+
+
+def flex(*args, **kwargs):
+    f = flex_attention if torch.compiler.is_compiling() else compiled_flex()
+    return f(*args, **kwargs)
+
+
+def flex_mask(pos_q, pos_k, plain):
+    """The causal BlockMask, one for all rows where positions are plain."""
+    size = dict(H=None, Q_LEN=pos_q.size(1), KV_LEN=pos_k.size(1), device=pos_q.device)
+    if plain:
+        return create_block_mask(lambda b, h, i, j: j <= i, B=None, **size)
+    return create_block_mask(lambda b, h, i, j: pos_k[b, j] <= pos_q[b, i], B=pos_q.size(0), **size)
+
+
+# -----------------------------------------------------------------------------
+# the model
+
+class LayerNorm(nn.Module):
+    """LayerNorm with an optional bias."""
+
+    def __init__(self, config, ndim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(ndim))
+        self.bias = nn.Parameter(torch.zeros(ndim)) if config.bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class Linear(nn.Linear):
+
+    def __init__(self, config, n_in, n_out):
+        super().__init__(n_in, n_out, bias=config.bias)
+
+
+class CausalSelfAttention(nn.Module):
+
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.n_head, self.n_embd = config.n_head, config.n_embd
+        self.attn_dropout = config.dropout if config.attn_dropout is None else config.attn_dropout
+        self.c_attn = parts.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
+        self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def score_mod(self, x, pos_k, step):
+        """(f, outer) for attend(); queries are at step.pos, keys at pos_k. None: scores as they are."""
+        return None, None
+
+    def attend(self, q, k, v, x, pos_k, step): # every head, once a layer
+        score_mod, outer = self.score_mod(x, pos_k, step)
+        return attend(q, k, v, step.pos, pos_k, score_mod, outer, self.config.attn, step.plain,
+                      self.attn_dropout if self.training else 0.0)
+
+    def forward(self, x, step):
+        B, T, C = x.size()
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(self.n_embd, dim=2)) # (B, nh, T, hs)
+        k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos) # (B, nh, Tk, hs) twice, (B, Tk)
+        y = self.attend(q, k, v, x, pos_k, step) # (B, nh, T, hs)
+        y = y.transpose(1, 2).contiguous().view(B, T, C) # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.c_fc = parts.Linear(config, config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.c_proj = parts.Linear(config, 4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def hidden(self, x, step):
+        return self.c_fc(x)
+
+    def forward(self, x, step):
+        return self.dropout(self.c_proj(self.gelu(self.hidden(x, step))))
+
+
+class Block(nn.Module):
+
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.ln_1 = parts.LayerNorm(config, config.n_embd)
+        self.attn = parts.CausalSelfAttention(config, parts, layer)
+        self.ln_2 = parts.LayerNorm(config, config.n_embd)
+        self.mlp = parts.MLP(config, parts, layer)
+
+    def attn_out(self, y, step): # attention's update, before it is added
+        return y
+
+    def add(self, x, y): # the residual stream
+        return x + y
+
+    def mix(self, x, step): # the half that looks at other positions
+        return self.add(x, self.attn_out(self.attn(self.ln_1(x), step), step))
+
+    def think(self, x, step): # the half that does not
+        return self.add(x, self.mlp(self.ln_2(x), step))
+
+    def forward(self, x, step):
+        return self.think(self.mix(x, step), step)
+
+
+class GPT(nn.Module):
+
+    def __init__(self, config, parts):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte = nn.Embedding(config.vocab_size, config.n_embd),
+            wpe = nn.Embedding(config.block_size, config.n_embd),
+            drop = nn.Dropout(config.dropout),
+            h = nn.ModuleList([parts.Block(config, parts, layer) for layer in range(config.n_layer)]),
+            ln_f = parts.LayerNorm(config, config.n_embd),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.transformer.wte.weight = self.lm_head.weight # weight tying, https://paperswithcode.com/method/weight-tying
+
+    @torch.no_grad()
+    def init_weights(self, seed):
+        """Initial value = f(seed, parameter name), so parameters that two models share start equal, whatever else they have.
+
+        A tag p.init(p) on a parameter wins; else Linear and Embedding get nanoGPT's values; else the constructor's stay.
+        """
+        kinds = {id(p): m for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding)) for p in m.parameters(recurse=False)}
+        with torch.random.fork_rng(devices=[]):
+            for name, p in self.named_parameters(): # a tied weight comes once, under its first name
+                torch.manual_seed(key(seed, 'init', name))
+                if hasattr(p, 'init'):
+                    p.init(p)
+                elif id(p) in kinds:
+                    scale = math.sqrt(2 * self.config.n_layer) if name.endswith('c_proj.weight') else 1.0 # per GPT-2 paper
+                    nn.init.zeros_(p) if p.ndim == 1 else nn.init.normal_(p, mean=0.0, std=0.02 / scale)
+                if not p.isfinite().all():
+                    raise Stop(f'{name}: starts with NaN or infinity; give it a value or a tag: p.init = nn.init.zeros_')
+
+    def num_params(self, non_embedding=True):
+        """The number of parameters; without the position embeddings by default, with the token embeddings, which are the head's too."""
+        return sum(p.numel() for p in self.parameters()) - non_embedding * self.transformer.wpe.weight.numel()
+
+    def embed(self, idx, step):
+        wpe = self.transformer.wpe
+        pos_emb = wpe.weight[:idx.size(1)] if step.plain else wpe(step.pos) # (T, C) or (B, T, C)
+        return self.transformer.drop(self.transformer.wte(idx) + pos_emb)
+
+    def forward(self, idx, targets=None, step=None):
+        """idx (B, T), targets (B, T) or None, -1 to ignore -> (logits, loss): logits of every position (B, T, vocab_size) with targets,
+        of the last one (B, 1, vocab_size) without. The loss is the mean cross entropy in nats; in train() plus step.losses."""
+        B, T = idx.size()
+        if T > self.config.block_size:
+            raise Stop(f'{T} tokens: longer than block_size={self.config.block_size}')
+        step = Step() if step is None else step
+        if step.plain:
+            step.pos = torch.arange(T, device=idx.device).expand(B, T)
+        if step.it is None:
+            step.it = torch.zeros((), device=idx.device)
+        x = self.embed(idx, step) # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x, step)
+        x = self.transformer.ln_f(x)
+        if targets is None:
+            return self.lm_head(x[:, [-1], :]), None
+        logits = self.lm_head(x)
+        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+        if self.training:
+            loss = loss + sum(step.losses.values())
+        return logits, loss
+
+    def crop_block_size(self, block_size):
+        """Shortens the context, e.g. to fine-tune GPT-2 (1024) with less memory."""
+        if block_size > self.config.block_size:
+            raise Stop(f'block_size={block_size}: this model has at most {self.config.block_size}')
+        self.config.block_size = block_size
+        self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        """AdamW with nanoGPT's groups: tensors of two or more dimensions decay, vectors and scalars do not.
+        Tags: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] is what the schedule's learning rate is multiplied by."""
+        groups = defaultdict(list)
+        for p in self.parameters():
+            groups[p.ndim >= 2 and not getattr(p, 'no_decay', False), getattr(p, 'lr_scale', 1.0)].append(p)
+        groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale, lr=learning_rate * lr_scale)
+                  for (decay, lr_scale), params in groups.items()]
+        cuda = device_type == 'cuda'
+        if cuda: # the learning rate as a tensor, so that a captured CUDA graph sees it change
+            for group in groups:
+                group['lr'] = torch.tensor(group['lr'], device='cuda')
+        return torch.optim.AdamW(groups, betas=betas, fused=True, capturable=cuda)
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None, it=None):
+        """Yields the next token of every row (B, 1), max_new_tokens times, after the context idx (B, T). it: as in Step."""
+        seen, cache = 0, [{} for _ in self.transformer.h]
+        for _ in range(max_new_tokens):
+            T = idx.size(1)
+            if T <= self.config.block_size:
+                pos = None if seen == 0 else torch.arange(seen, T, device=idx.device).expand(idx.size(0), -1)
+                logits, _ = self(idx[:, seen:], step=Step(pos, it, cache))
+                seen = T
+            else: # every position has moved, so the last block_size tokens are read again, as in nanoGPT
+                logits, _ = self(idx[:, -self.config.block_size:], step=Step(it=it))
+            new = pick(logits[:, -1, :], temperature, top_k, top_p, min_p, generator)
+            idx = torch.cat((idx, new), dim=1)
+            yield new
+
+    def generate(self, idx, *args, **kwargs):
+        """idx (B, T) with max_new_tokens more (B, T + max_new_tokens); arguments as for stream()."""
+        return torch.cat((idx, *self.stream(idx, *args, **kwargs)), dim=1)
+
+
+def pick(logits, temperature, top_k, top_p, min_p, generator):
+    """One token a row (B, 1) from logits (B, V). temperature 0: the likeliest. top_k 0, top_p 1, min_p 0: off."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
+        logits = logits.masked_fill(logits < kth, float('-inf'))
+    probs = F.softmax(logits, dim=-1)
+    if top_p < 1: # the smallest set of likeliest tokens that holds top_p of the probability
+        p, order = probs.sort(dim=-1, descending=True)
+        probs = torch.zeros_like(probs).scatter(-1, order, p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0))
+    if min_p: # tokens at least min_p times as likely as the likeliest
+        probs = probs.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
+    return torch.multinomial(probs, num_samples=1, generator=generator)
+
+
+# -----------------------------------------------------------------------------
+# variants
+
+SLOTS = (GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT)
+
+
+def variants():
+    """The names of the files in variants/, without the kernels and helpers beside them."""
+    return sorted(p.stem for p in (Path(__file__).parent / 'variants').glob('*.py') if not p.stem.startswith('_'))
+
+
+def load(variant='base'):
+    """'soft_window+surprise' -> a namespace of the seven classes to build from, and `files`, the variants' modules."""
+    names = [name for name in variant.split('+') if name != 'base']
+    for name in names:
+        if name not in variants():
+            near = get_close_matches(name, ['base', *variants()], n=1)
+            raise Stop(f"variant={variant}: no file variants/{name}.py; {f'did you mean {near[0]}? ' if near else ''}"
+                       f"there are: base, {', '.join(variants())}")
+        if names.count(name) > 1:
+            raise Stop(f'variant={variant}: {name} is named twice')
+    files = [import_module('variants.' + name) for name in names]
+    for f, g in combinations(files, 2):
+        for one, two in ((f, g), (g, f)):
+            if why := getattr(one, 'CLASHES', {}).get(two.__name__.removeprefix('variants.')):
+                raise Stop(f'variant={variant}: these two do not go together: {why}')
+    parts = dict(files=files)
+    for slot in SLOTS:
+        mine = [c for f in files if (c := vars(f).get(slot.__name__)) and c.__module__ == f.__name__]
+        for c in mine:
+            if not issubclass(c, slot):
+                raise Stop(f"{c.__module__.replace('.', '/')}.py: class {slot.__name__} must subclass model.{slot.__name__}")
+        for one, two in combinations(mine, 2): # constructors cooperate through super(); nothing else may be shared
+            if both := sorted(own(one) & own(two)):
+                raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; a third file can say how they combine')
+        if slot is GPTConfig:
+            mine = [dataclass(c) for c in mine]
+        part = type(slot.__name__, (*mine, slot), {'__doc__': slot.__doc__}) if mine else slot
+        parts[slot.__name__] = dataclass(part) if slot is GPTConfig else part
+    for f in files:
+        if not any(inspect.isclass(c) and c.__module__ == f.__name__ and issubclass(c, SLOTS) for c in vars(f).values()):
+            raise Stop(f"{f.__name__.replace('.', '/')}.py: defines none of {', '.join(s.__name__ for s in SLOTS)}")
+    return SimpleNamespace(**parts)
+
+
+def own(c):
+    """The names a class defines itself, constructors and what Python adds apart."""
+    return {name for name in vars(c) if not name.startswith('__')}
+
+
+def build(variant='base', seed=1337, **model_args):
+    """The model of a variant, its options being the fields of load(variant).GPTConfig, initialised by (seed, parameter name)."""
+    parts = load(variant)
+    config = make_checked(parts.GPTConfig, model_args)
+    with torch.random.fork_rng(devices=[]), nan_where_uninitialised(): # what a constructor forgets to initialise shows
+        torch.manual_seed(key(seed, 'build'))
+        model = parts.GPT(config, parts)
+    model.init_weights(seed)
+    return model
+
+
+def load_weights(model, tensors):
+    """A checkpoint's tensors, tied ones once, into the model; a Stop where they do not fit."""
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
+    mine = {name: t for name, t in model.state_dict().items() if name not in tied}
+    wrong = sorted(set(mine) ^ set(tensors)) or [name for name, t in mine.items() if t.shape != tensors[name].shape]
+    if wrong:
+        raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {wrong[0]}', NO_CHECKPOINT)
+    model.load_state_dict(tensors, strict=False)

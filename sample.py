@@ -1,0 +1,91 @@
+"""Samples from a trained model: python sample.py --out_dir=out-surprise --start="ROMEO:" """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import model as core
+from configurator import configure
+from lab.data import Tokenizer
+from lab.device import machine
+from lab.errors import NO_CHECKPOINT, Stop, run as run_main
+from lab.keys import key
+from lab.options import Count, NonNegative, Share, Whole
+from lab.run import Run
+from typing import Literal
+
+
+@dataclass
+class Options:
+    out_dir: str = 'out'                # run folder
+    ckpt: str = 'auto'                  # best, latest, or a step; auto: as always_save_checkpoint says, False means best
+    init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
+    num_samples: Count = 10             # samples to draw, all in one batch
+    max_new_tokens: Count = 500         # tokens of each
+    temperature: NonNegative = 0.8      # below 1 less random, above 1 more; 0: always the likeliest token
+    top_k: Whole = 200                  # only the top_k likeliest tokens; 0: all
+    top_p: Share = 1.0                  # only the likeliest tokens that together hold this probability; 1: all
+    min_p: Share = 0.0                  # only tokens at least min_p times as likely as the likeliest; 0: all
+    seed: Whole = 1337                  # the same seed, the same samples
+    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products
+    compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
+
+
+def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
+    """(model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
+    run = Run(out_dir)
+    if not run.checkpoints():
+        raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
+    if ckpt == 'auto':
+        newest, _, _ = run.load('latest', optim=False)
+        ckpt = 'latest' if newest['options']['always_save_checkpoint'] else 'best'
+    state, tensors, _ = run.load(ckpt, optim=False)
+    m = machine(device, dtype)
+    model = core.build(state['options']['variant'], **state['model_args'])
+    core.load_weights(model, tensors)
+    return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
+
+
+def main():
+    o = configure(Options).options
+    if o.init_from == 'resume':
+        model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
+    else:
+        from lab.gpt2 import pretrained
+        m, state = machine(o.device, o.dtype), dict(step=0)
+        model = pretrained(o.init_from, 'base', o.seed, {}).to(m.device).eval()
+        tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
+    ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
+    idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
+    generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
+    it = torch.tensor(float(state['step']), device=m.device)
+
+    live = sys.stdout.isatty() # the first sample appears as it is drawn
+    if live:
+        print(tokenizer.decode(ids), end='', flush=True)
+    new = []
+    with m.autocast():
+        for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p, generator, it):
+            new.append(token)
+            if live:
+                print(tokenizer.decode(token[0].tolist()), end='', flush=True)
+    rows = torch.cat((idx, *new), dim=1).tolist()
+    for n, row in enumerate(rows):
+        print('' if live and n == 0 else tokenizer.decode(row), end='\n---------------\n')
+
+
+def read_start(start):
+    if not start.startswith('FILE:'):
+        return start
+    path = Path(start.removeprefix('FILE:'))
+    try:
+        return path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(f'start={start}: {error.strerror if isinstance(error, OSError) else "is not UTF-8 text"}') from None
+
+
+if __name__ == '__main__':
+    run_main(main)

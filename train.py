@@ -1,0 +1,317 @@
+"""Trains a GPT, or one of its variants, and keeps everything about the run in out_dir.
+
+    python train.py config/train_shakespeare_char.py --variant=surprise
+    python train.py --init_from=resume --out_dir=out-surprise
+    torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
+"""
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+import model as core
+from configurator import configure
+from lab.data import Dataset
+from lab.device import machine
+from lab.environment import describe
+from lab.errors import BAD_INPUT, DIVERGED, NO_CHECKPOINT, Stop, run as run_main
+from lab.flops import flops_per_token
+from lab.options import Count, NonNegative, Rate, Whole
+from lab.progress import Progress, wandb_logger
+from lab.run import Run
+from lab.update import Update
+
+
+@dataclass
+class Options:
+    # the defaults train GPT-2 (124M) on OpenWebText
+    # I/O
+    out_dir: str = 'out'                # run folder; out-<variant> when --variant is given without it
+    eval_interval: Count = 2000         # iterations between evaluations
+    log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
+    eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
+    eval_only: bool = False             # evaluate once and stop
+    always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, and the newest now and then
+    checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
+    init_from: str = 'scratch'          # scratch, resume (out_dir's newest checkpoint), or gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    # wandb
+    wandb_log: bool = False             # log to Weights & Biases as well
+    wandb_project: str = 'owt'          # its project
+    wandb_run_name: str = 'gpt2'        # its run name
+    # data
+    dataset: str = 'openwebtext'        # a folder in data/, or the path of one
+    gradient_accumulation_steps: Count = 5 * 8 # micro-batches an iteration, over all processes
+    batch_size: Count = 12              # rows a micro-batch
+    # model
+    variant: str = 'base'               # a file in variants/, or several: a+b
+    # AdamW
+    learning_rate: NonNegative = 6e-4   # the largest of the schedule
+    max_iters: Whole = 600000           # iterations in all
+    weight_decay: NonNegative = 1e-1    # on matrices and embeddings
+    beta1: Rate = 0.9                   # decay of the mean gradient
+    beta2: Rate = 0.95                  # decay of the mean squared gradient
+    grad_clip: NonNegative = 1.0        # largest gradient norm; 0: no clipping
+    decay_lr: bool = True               # warm up, then follow a cosine down to min_lr; False: constant
+    warmup_iters: Whole = 2000          # iterations of linear warm-up
+    lr_decay_iters: Whole = 600000      # the iteration at which the cosine ends, about max_iters (Chinchilla)
+    min_lr: NonNegative = 6e-5          # the smallest, about learning_rate / 10 (Chinchilla)
+    # system
+    backend: Literal['auto', 'nccl', 'gloo'] = 'auto' # how processes under torchrun talk; auto: nccl on CUDA, else gloo
+    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
+    compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
+    seed: Whole = 1337                  # of the initial weights, the batches and the dropout
+
+
+RANK, LOCAL_RANK, WORLD = (int(os.environ.get(name, default)) for name, default in
+                           (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+
+
+def say(text):
+    if RANK == 0:
+        print(text, flush=True)
+
+
+def out_dir_of(options, origin):
+    """--out_dir; else out-<variant> when a variant is named, unless one config file names both; else the file's; else out."""
+    by_hand = origin['out_dir'] == 'command line'
+    same_file = origin['variant'].split(':')[0] == origin['out_dir'].split(':')[0]
+    if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':
+        return options.out_dir
+    return f'out-{options.variant}'
+
+
+def resumed(config, saved):
+    """The saved run's options under those given now, differences listed. Another model is refused."""
+    free = ('dropout', 'attn_dropout', 'attn')
+    for name, value in config.model_args.items() | {('variant', config.options.variant)}:
+        old = saved['model_args'].get(name, value) if name != 'variant' else saved['options']['variant']
+        if config.origin[name] != 'default' and value != old:
+            if name not in free:
+                raise Stop(f'{name}={value}: the run to resume has {name}={old}; start another with --init_from=scratch')
+            say(f'{name}: {old} before, {value} from here')
+    options = {}
+    for name, value in dataclasses.asdict(config.options).items():
+        old = saved['options'].get(name, value)
+        given = config.origin[name] != 'default'
+        options[name] = value if given else old
+        if given and value != old and name not in ('init_from', 'out_dir'):
+            say(f'{name}: {old} before, {value} from here')
+    options['init_from'] = 'resume'
+    return Options(**options), saved['model_args'] | {n: v for n, v in config.model_args.items() if n in free}
+
+
+def learning_rate(it, o):
+    if not o.decay_lr:
+        return o.learning_rate
+    if it < o.warmup_iters:
+        return o.learning_rate * (it + 1) / (o.warmup_iters + 1)
+    if it > o.lr_decay_iters:
+        return o.min_lr
+    done = (it - o.warmup_iters) / max(o.lr_decay_iters - o.warmup_iters, 1)
+    return o.min_lr + 0.5 * (1.0 + math.cos(math.pi * done)) * (o.learning_rate - o.min_lr)
+
+
+@torch.no_grad()
+def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
+    """Mean cross entropy in nats over the split's fixed windows (limit of them, 0: all), and the means of step.stats a layer."""
+    model.eval()
+    losses, counts, stats = [], [], {}
+    step_it = torch.tensor(float(it), device=machine.device)
+    for x, y, n in data.windows(split, batch_size, limit):
+        step = core.Step(it=step_it, stats={})
+        with machine.autocast():
+            losses.append(model(x, y, step)[1].float())
+        counts.append(n)
+        for name, layers in step.stats.items():
+            stats.setdefault(name, []).append(torch.stack([t.float().mean() for t in layers]))
+    model.train()
+    counts = torch.tensor(counts, dtype=torch.float64)
+    loss = (torch.stack(losses).cpu().double() @ counts / counts.sum()).item()
+    return loss, {f'stats.{name}': torch.stack(rows).mean(0).tolist() for name, rows in stats.items()}
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGUSR1 (SLURM) ask for a stop at the next iteration; the second one stops at once."""
+
+    def __init__(self):
+        self.got = None
+        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self.handle)
+
+    def handle(self, number, frame):
+        if self.got:
+            os._exit(128 + number)
+        self.got = signal.Signals(number)
+
+
+def start(config):
+    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
+    o, saved, tensors, optim = config.options, None, None, None
+    run = Run(out_dir_of(o, config.origin))
+    if RANK == 0:
+        run.lock()
+    model_args = dict(config.model_args)
+    if o.init_from == 'resume':
+        if run.checkpoints():
+            saved, tensors, optim = run.load('latest')
+        elif (run.out_dir / 'config.json').exists():
+            saved = json.loads((run.out_dir / 'config.json').read_text())
+            say(f'{run.out_dir} has no checkpoint yet: its run starts over')
+        else:
+            raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
+        o, model_args = resumed(config, saved)
+    o = dataclasses.replace(o, out_dir=str(run.out_dir))
+    m = machine(f'cuda:{LOCAL_RANK}' if WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available() else o.device,
+                o.dtype, o.compile)
+    if o.gradient_accumulation_steps % WORLD:
+        raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
+    if WORLD > 1:
+        dist.init_process_group(backend=('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend)
+    say(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}{f', {WORLD} processes' if WORLD > 1 else ''}")
+
+    if o.init_from.startswith('gpt2'):
+        from lab.gpt2 import pretrained
+        model = pretrained(o.init_from, o.variant, o.seed, model_args)
+        model_args |= {name: getattr(model.config, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'bias')}
+    elif o.init_from not in ('scratch', 'resume'):
+        raise Stop(f'init_from={o.init_from}: allowed: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl')
+    block_size = model_args.get('block_size', core.GPTConfig.block_size)
+    data = Dataset(o.dataset, block_size, m.device)
+    model_args.setdefault('vocab_size', data.vocab_size)
+    if data.vocab_size > model_args['vocab_size']:
+        raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
+    if not o.init_from.startswith('gpt2'):
+        model = core.build(o.variant, o.seed, **model_args)
+    if tensors is not None:
+        core.load_weights(model, tensors)
+    model.to(m.device).train()
+    optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
+    shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
+    update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
+    if tensors is not None:
+        update.load_state(optim, saved['scaler'])
+    state = saved if tensors is not None else dict(step=0, best_val_loss=None, val_loss=None, seconds=0.0)
+    state = dict(state, options=dataclasses.asdict(o), model_args=model_args, tokenizer=data.tokenizer.meta, data=data.hash)
+    return o, run, m, data, model, update, state
+
+
+def train(config):
+    o, run, m, data, model, update, state = start(config)
+    main, signals = RANK == 0, Signals()
+    began, first, rows = time.time() - state['seconds'], state['step'], o.batch_size * o.gradient_accumulation_steps
+    config_now, parts = model.config, core.load(o.variant)
+    forward_flops, train_flops = flops_per_token(config_now, parts)
+    say(f"variant {o.variant}, {model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, "
+        f"{rows * config_now.block_size:,} tokens an iteration, run folder {run.out_dir}")
+    track = lambda record: None
+    if main:
+        if first == 0 and o.init_from != 'resume' and run.fresh():
+            say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
+        run.write_json('config.json', describe(config.origin, state, m, parts))
+        run.log_open(first)
+        if o.wandb_log:
+            track = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
+    show, last_save, best = Progress(o.max_iters, first), time.time(), state['best_val_loss']
+    batch = lambda it: data.batch('train', it, rows, o.seed, RANK, WORLD)
+
+    def save(it):
+        nonlocal last_save
+        tensors, scaler = update.state()
+        names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+        weights = {name: t for name, t in model.state_dict().items() if name in names}
+        run.save(it, weights, tensors, dict(state, best_val_loss=best, scaler=scaler, seconds=time.time() - began))
+        run.prune()
+        last_save = time.time()
+
+    def look(it):
+        """The numbers of the iterations up to it; ends the run if one of them was not finite."""
+        numbers, bad, bad_it = update.numbers()
+        if bad:
+            blame = update.first_bad(*batch(bad_it))
+            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the weights were '
+                       f'left as before it, checkpoints in {run.out_dir} are untouched; a lower --learning_rate may help', DIVERGED)
+        return numbers
+
+    mark, marked = time.time(), first
+    for it in range(first, o.max_iters + 1):
+        if it > first and (it % o.eval_interval == 0 or it == o.max_iters or signals.got):
+            look(it - 1)
+        if main and (it % o.eval_interval == 0 or it == o.max_iters or o.eval_only):
+            limit = o.eval_iters * o.batch_size or data.count_windows('val')
+            train_loss, _ = evaluate(model, data, m, 'train', o.batch_size, limit, it)
+            val_loss, stats = evaluate(model, data, m, 'val', o.batch_size, o.eval_iters * o.batch_size, it)
+            show.line(f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
+            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - began, **stats)
+            better = best is None or val_loss < best
+            best = val_loss if better else best
+            state['val_loss'] = val_loss
+            if o.eval_only:
+                return
+            run.log(record)
+            track(record)
+            if (better or o.always_save_checkpoint or it == o.max_iters) and not (it == first > 0):
+                save(it)
+            mark, marked = time.time(), it
+        if it == o.max_iters or o.eval_only:
+            break
+        if stop_asked(signals, it, o):
+            if main:
+                state['val_loss'] = state['val_loss'] if it % o.eval_interval == 0 else None
+                save(it)
+            raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}: go on with --init_from=resume '
+                       f'--out_dir={run.out_dir}', 128 + signals.got)
+        if main and time.time() - last_save > 60 * o.checkpoint_minutes:
+            look(it - 1) if it > first else None
+            state['val_loss'] = None
+            save(it)
+        update(it, *batch(it), learning_rate(it, o))
+        if it % o.log_interval == 0:
+            numbers = look(it)
+            ms = 1000 * (time.time() - mark) / (it + 1 - marked)
+            mark, marked = time.time(), it + 1
+            record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
+            mfu = m.peak_flops() and train_flops * rows * config_now.block_size / (ms / 1000) / m.peak_flops() / WORLD
+            if main:
+                run.log(record)
+                track(record)
+                show.update(it, f"loss {numbers['loss']:.4f}, {ms:.2f} ms{f', mfu {mfu:.1%}' if mfu else ''}")
+    if main:
+        run.write_json('result.json', dict(
+            val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=time.time() - began,
+            params=model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
+            peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
+        say(f'best val loss {best:.4f}, {time.time() - began:.1f} s in all; python sample.py --out_dir={run.out_dir}')
+
+
+def stop_asked(signals, it, o):
+    """Whether a signal came, here or, at log lines, in any process."""
+    if WORLD == 1:
+        return signals.got is not None
+    if it % o.log_interval:
+        return False
+    got = torch.tensor(int(signals.got or 0), device=f'cuda:{LOCAL_RANK}' if dist.get_backend() == 'nccl' else 'cpu')
+    dist.all_reduce(got, dist.ReduceOp.MAX)
+    signals.got = signals.got or (signal.Signals(int(got)) if got else None)
+    return signals.got is not None
+
+
+def main():
+    try:
+        train(configure(Options, core.load, say=say))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    run_main(main)

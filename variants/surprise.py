@@ -1,0 +1,85 @@
+"""Surprise decides, token by token, whether a block's update is taken or the token passes unchanged.
+
+Source: github.com/fredericowieser/Dynamic-Transformers, notebooks/v1_5 (git 381bbae); arXiv 2511.21408.
+
+    m = x after attention, post = the block's output, prior = W2 gelu(W1 LN(m of the position before))
+    d_st = mean((post - x)^2), d_ch = mean((post - prior)^2)    over channels: static and change surprise
+    expected   d_st > d_ch + beta       the change was foreseen better than no change
+    unexpected d_st > k * mean d_st     the change is large
+    y = x + gate * (post - x), gate = expected or unexpected;   loss += prior_loss * mean((prior - sg post)^2)
+
+The source opens one gate for a whole row, from means over its later tokens and over the batch: that sees the future (gate='row';
+evaluation and sampling use the token rule all the same). Here the default gate is per token and its means run over the row's
+own past. Expect no gain in loss at equal steps: the block is computed either way, and the gate says where it was needed.
+Control: random gating at the same open rate. Logged: `gate`, the open rate; `surprise` and `change`, d_st and d_ch.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+import model
+from lab.options import Count, NonNegative, Positive, Whole
+
+NEUTRAL = dict(k=0.0, prior_loss=0.0)
+LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and over the other rows")]
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    k: NonNegative = 0.9                # unexpected change: static surprise above k times its mean; 0 keeps every gate open
+    prior_width: Positive = 0.25        # hidden units of the prior network over n_embd; the source has 4
+    prior_loss: NonNegative = 0.1       # weight of the prior's loss
+    gate: Literal['token', 'row', 'soft'] = 'token' # hard per token; the source's, per row; noisy OR of two sigmoids
+    gate_warmup: Whole = 0              # iterations over which beta falls from mean d_ch to 0; the source has 2500
+    gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, of mean gate after it
+    sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup,
+    sharp_max: Positive = 100.0         # rising linearly to this
+    sharp_warmup: Whole = 100           # from this iteration
+    sharp_iters: Count = 2000           # over so many iterations
+
+
+class Block(model.Block):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        hidden = max(1, round(config.prior_width * config.n_embd))
+        self.ln_3 = parts.LayerNorm(config, config.n_embd)
+        self.prior_fc = parts.Linear(config, config.n_embd, hidden)
+        self.prior_proj = parts.Linear(config, hidden, config.n_embd)
+
+    def forward(self, x, step):
+        m = self.mix(x, step)
+        post = self.think(m, step) # (B, T, C)
+        past, = step.extend(self.layer, m=m) # (B, Tk, C)
+        before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1] # m of the position before, zeros before the first
+        prior = self.prior_proj(self.mlp.gelu(self.prior_fc(self.ln_3(before))))
+        gate = self.open(((post - x) ** 2).mean(-1), ((post - prior) ** 2).mean(-1), step) # (B, T) or (B, 1)
+        step.stat('gate', gate)
+        step.loss('prior', self.config.prior_loss / self.config.n_layer * F.mse_loss(prior, post.detach()))
+        if self.config.gate_loss:
+            balance = torch.where(step.it < self.config.gate_warmup, 1 - gate.mean(), gate.mean())
+            step.loss('gate', self.config.gate_loss / self.config.n_layer * balance)
+        return gate[..., None] * post + (1 - gate[..., None]) * x
+
+    def open(self, d_st, d_ch, step):
+        """The gate from both surprises (B, T) of each token, 0 to 1: (B, T), or (B, 1) where a row has one gate."""
+        c = self.config
+        step.stat('surprise', d_st)
+        step.stat('change', d_ch)
+        if c.gate == 'row' and self.training:
+            d_st, d_ch = d_st.mean(1, keepdim=True), d_ch.mean(1, keepdim=True) # (B, 1)
+            mean_st, mean_ch = d_st.mean(), d_ch.mean()
+        else: # means over the row so far
+            T = d_st.size(1)
+            all_st, all_ch = step.extend(self.layer, d_st=d_st, d_ch=d_ch) # (B, Tk)
+            count = torch.arange(1, all_st.size(1) + 1, device=d_st.device)
+            mean_st, mean_ch = ((d.cumsum(1) / count)[:, -T:] for d in (all_st, all_ch))
+        beta = (1 - step.it / max(c.gate_warmup, 1)).clamp(0, 1) * mean_ch.detach() if c.gate_warmup else 0.0
+        expected, unexpected = d_st - d_ch - beta, d_st - c.k * mean_st
+        if c.gate == 'soft':
+            rise = ((step.it - c.sharp_warmup) / c.sharp_iters).clamp(0, 1)
+            sharp = c.sharp_min + (c.sharp_max - c.sharp_min) * rise
+            return 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
+        return ((expected > 0) | (unexpected > 0)).to(d_st.dtype)
