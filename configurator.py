@@ -13,6 +13,7 @@ import runpy
 import sys
 import textwrap
 import traceback
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def settle(known, given):
 def arguments(argv):
     """Everything the user set, in the order in which later beats earlier: files as they come, then --key=value."""
     from_files, from_line = [], []
-    for arg, following in zip(argv, [*argv[1:], ''], strict=True):
+    for arg, following in zip_longest(argv, argv[1:], fillvalue=''):
         name, equals, value = arg.removeprefix('--').partition('=')
         if arg in ('-h', '--help'):
             continue

@@ -129,15 +129,16 @@ def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
 def with_columns(q, k, v, a, c):
     """q, k with columns appended whose product is sqrt(hs) a_i c_j, and v padded with zeros to the same width.
 
-    In half precision a and c go in as a rounded and a rest column each, four products in all: bf16 alone would blur a position
-    beyond 256. Centring c changes each query's scores by a constant and keeps the columns small. Fused kernels want
-    widths that are multiples of 8, and one width for q, k and v.
+    In half precision a and c go in as a rounded and a rest column each, four products in all: bfloat16 alone would blur a
+    position beyond 256. The fused backward rounds each score's gradient, and a rounding error times a large c_j would drown
+    a's gradient; so one more column, 0 in q and 1 in k, collects the sum of those errors (without rounding it is 0, for softmax
+    does not see a constant) and takes it off at c_j = c_i, where the query is. Fused kernels want widths that are multiples of 8.
     """
-    a = split(a * math.sqrt(q.size(-1)), q.dtype)
-    c = c.to(a[0].dtype if len(a) == 1 else torch.float32)
-    c = split((c - c.mean(-1, keepdim=True)).expand(-1, k.size(1), -1), k.dtype)
-    qc = torch.stack([x for x in a for _ in c], dim=-1)
-    kc = torch.stack([x for _ in a for x in c], dim=-1)
+    a, c = a * math.sqrt(q.size(-1)), c.to(torch.promote_types(a.dtype, torch.float32)).expand(-1, k.size(1), -1)
+    parts_a, parts_c = split(a, q.dtype), split(c, k.dtype)
+    zero = ((a.detach() - a) * c[..., -a.size(-1):]).to(q.dtype)
+    qc = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1)
+    kc = torch.stack([x for _ in parts_a for x in parts_c] + [torch.ones_like(parts_c[0])], dim=-1)
     pad = -(q.size(-1) + qc.size(-1)) % 8
     q, k = (F.pad(torch.cat(pair, dim=-1), (0, pad)) for pair in ((q, qc), (k, kc)))
     return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))

@@ -5,7 +5,6 @@
 """
 import ast
 import difflib
-import difflib
 import inspect
 import io
 import textwrap
@@ -54,21 +53,21 @@ def read(option, value, origin=COMMAND_LINE):
     raise Stop(f'{spelled(option.name, value, origin)}: {option.name} takes {option.allowed}')
 
 
-def check(cls, values):
-    """The values as the fields of cls want them, for a caller in Python: no origin to name."""
-    known = options(cls)
-    for name, value in values.items():
-        if name not in known:
-            raise Stop(f"{spelled(name, value, '')}: no such option{nearest(name, known)}")
-    return {name: read(known[name], value, '') for name, value in values.items()}
-
-
 def make(cls, values):
     """cls(**values), where a rule between fields (n_embd % n_head, in __post_init__) ends in one line."""
     try:
         return cls(**values)
     except ValueError as error:
         raise Stop(' '.join(str(error).split())) from None
+
+
+def make_checked(cls, values):
+    """The same from Python values that no configure() has seen: every name and value is checked first."""
+    known = options(cls)
+    for name, value in values.items():
+        if name not in known:
+            raise Stop(f"{spelled(name, value, '')}: no such option{nearest(name, known)}")
+    return make(cls, {name: read(known[name], value, '') for name, value in values.items()})
 
 
 def readings(text):
@@ -161,12 +160,3 @@ def show(value):
     except ValueError:                  # Python does not print an int of more than 4300 digits
         text = f'a huge {type(value).__name__}'
     return text if len(text) <= 100 else text[:97] + '...'
-
-
-def make_checked(cls, values):
-    """cls from Python values, every name and value checked; a Stop names what is wrong."""
-    known = options(cls)
-    if unknown := set(values) - set(known):
-        near = difflib.get_close_matches(min(unknown), known, 1)
-        raise Stop(f'{min(unknown)}: no such model option{f"; did you mean {near[0]}?" if near else ""}')
-    return make(cls, {name: read(known[name], value, 'model') for name, value in values.items()})

@@ -67,9 +67,7 @@ class Run:
         self._lock.flush()
         for stale in self.ckpt.glob('.tmp-*'):          # whoever wrote these is dead
             shutil.rmtree(stale, ignore_errors=True)
-        for old in self.ckpt.glob('step_*.old'):        # killed between the two renames of save(), or just after
-            new = old.with_suffix('')
-            discard(old) if new.exists() else old.rename(new)
+        self._settle()
 
     # -- checkpoints
 
@@ -91,18 +89,23 @@ class Run:
                     files = dict(zip(FILES, pool.map(lambda name: write(tmp / name, tensors[name]), FILES), strict=True))
                 put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))
                 fsync(tmp)
-                old = final.with_name(final.name + '.old')
-                if final.exists():                      # checkpoints() lists .old too: one is valid at every moment
-                    final.rename(old)
+                if final.exists():                      # checkpoints() lists .old too: one is there at every moment
+                    final.rename(final.with_suffix('.old'))
                 tmp.rename(final)
                 fsync(self.ckpt)
                 fsync(self.out_dir)
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
-        if old.exists():
-            discard(old)
+        finally:
+            self._settle()
         return final
+
+    def _settle(self):
+        """What save() replaced goes when the new one is in place, and comes back when that was not to be."""
+        for old in self.ckpt.glob('step_*.old'):
+            new = old.with_suffix('')
+            discard(old) if new.exists() else old.rename(new)
 
     def checkpoints(self):
         """Step folders, newest first; whether they are intact is seen by reading them."""
