@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from lab.errors import NO_CHECKPOINT, Stop
-from lab.keys import key, nan_where_uninitialised
+from lab.keys import NanWhereUninitialised, key
 from lab.options import Count, Rate, make_checked
 
 
@@ -438,17 +438,22 @@ def build(variant='base', seed=1337, **model_args):
     """The model of a variant, its options being the fields of load(variant).GPTConfig, initialised by (seed, parameter name)."""
     parts = load(variant)
     config = make_checked(parts.GPTConfig, model_args)
-    with torch.random.fork_rng(devices=[]), nan_where_uninitialised(): # what a constructor forgets to initialise shows
+    with torch.random.fork_rng(devices=[]), NanWhereUninitialised(): # what a constructor forgets to initialise shows
         torch.manual_seed(key(seed, 'build'))
         model = parts.GPT(config, parts)
     model.init_weights(seed)
     return model
 
 
-def load_weights(model, tensors):
-    """A checkpoint's tensors, tied ones once, into the model; a Stop where they do not fit."""
+def weights(model):
+    """What a checkpoint keeps: parameters and persistent buffers by name, tied ones once, under their first name."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
-    mine = {name: t for name, t in model.state_dict().items() if name not in tied}
+    return {name: t for name, t in model.state_dict().items() if name not in tied}
+
+
+def load_weights(model, tensors):
+    """A checkpoint's tensors into the model; a Stop where they do not fit."""
+    mine = weights(model)
     wrong = sorted(set(mine) ^ set(tensors)) or [name for name, t in mine.items() if t.shape != tensors[name].shape]
     if wrong:
         raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {wrong[0]}', NO_CHECKPOINT)

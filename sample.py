@@ -2,6 +2,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -9,11 +10,11 @@ import model as core
 from configurator import configure
 from lab.data import Tokenizer
 from lab.device import machine
-from lab.errors import NO_CHECKPOINT, Stop, run as run_main
+from lab.errors import NO_CHECKPOINT, Stop
+from lab.errors import run as run_main
 from lab.keys import key
 from lab.options import Count, NonNegative, Share, Whole
 from lab.run import Run
-from typing import Literal
 
 
 @dataclass

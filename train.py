@@ -9,7 +9,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +21,8 @@ from configurator import configure
 from lab.data import Dataset
 from lab.device import machine
 from lab.environment import describe
-from lab.errors import BAD_INPUT, DIVERGED, NO_CHECKPOINT, Stop, run as run_main
+from lab.errors import DIVERGED, NO_CHECKPOINT, Stop
+from lab.errors import run as run_main
 from lab.flops import flops_per_token
 from lab.options import Count, NonNegative, Rate, Whole
 from lab.progress import Progress, wandb_logger
@@ -158,7 +158,7 @@ def start(config):
     """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
     o, saved, tensors, optim = config.options, None, None, None
     run = Run(out_dir_of(o, config.origin))
-    if RANK == 0:
+    if RANK == 0 and not o.eval_only:
         run.lock()
     model_args = dict(config.model_args)
     if o.init_from == 'resume':
@@ -200,97 +200,104 @@ def start(config):
     update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:
         update.load_state(optim, saved['scaler'])
-    state = saved if tensors is not None else dict(step=0, best_val_loss=None, val_loss=None, seconds=0.0)
+    state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
     state = dict(state, options=dataclasses.asdict(o), model_args=model_args, tokenizer=data.tokenizer.meta, data=data.hash)
     return o, run, m, data, model, update, state
 
 
 def train(config):
     o, run, m, data, model, update, state = start(config)
-    main, signals = RANK == 0, Signals()
-    began, first, rows = time.time() - state['seconds'], state['step'], o.batch_size * o.gradient_accumulation_steps
-    config_now, parts = model.config, core.load(o.variant)
-    forward_flops, train_flops = flops_per_token(config_now, parts)
-    say(f"variant {o.variant}, {model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, "
-        f"{rows * config_now.block_size:,} tokens an iteration, run folder {run.out_dir}")
+    main, signals, first = RANK == 0, Signals(), state['step']
+    if first > o.max_iters:
+        raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
+    rows, block_size = o.batch_size * o.gradient_accumulation_steps, model.config.block_size
+    parts = core.load(o.variant)
+    forward_flops, train_flops = flops_per_token(model.config, parts)
+    peak_flops = m.peak_flops()
+    say(f'variant {o.variant}, {model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, '
+        f'{rows * block_size:,} tokens an iteration, run folder {run.out_dir}')
+    if o.eval_only:
+        return report_losses(*losses_at(first, o, m, data, model)[:2]) if main else None
     track = lambda record: None
     if main:
-        if first == 0 and o.init_from != 'resume' and run.fresh():
+        if o.init_from != 'resume' and run.fresh():
             say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
         run.write_json('config.json', describe(config.origin, state, m, parts))
         run.log_open(first)
         if o.wandb_log:
             track = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
-    show, last_save, best = Progress(o.max_iters, first), time.time(), state['best_val_loss']
-    batch = lambda it: data.batch('train', it, rows, o.seed, RANK, WORLD)
+    show, saved_at, began = Progress(o.max_iters, first), time.time(), time.time() - state['seconds']
+    batch = lambda it: data.batch('train', it, rows, o.seed, RANK, WORLD) # (rows of this process, T) twice
 
-    def save(it):
-        nonlocal last_save
+    def save(it, val_loss=None):
+        nonlocal saved_at
         tensors, scaler = update.state()
-        names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        weights = {name: t for name, t in model.state_dict().items() if name in names}
-        run.save(it, weights, tensors, dict(state, best_val_loss=best, scaler=scaler, seconds=time.time() - began))
+        run.save(it, core.weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
         run.prune()
-        last_save = time.time()
+        saved_at = time.time()
 
     def look(it):
-        """The numbers of the iterations up to it; ends the run if one of them was not finite."""
+        """The numbers of iteration `it`; ends the run if a loss or gradient up to it was not finite."""
         numbers, bad, bad_it = update.numbers()
         if bad:
             blame = update.first_bad(*batch(bad_it))
-            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the weights were '
-                       f'left as before it, checkpoints in {run.out_dir} are untouched; a lower --learning_rate may help', DIVERGED)
+            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the checkpoints '
+                       f'in {run.out_dir} are untouched; a lower --learning_rate or --grad_clip may help', DIVERGED)
         return numbers
 
     mark, marked = time.time(), first
     for it in range(first, o.max_iters + 1):
-        if it > first and (it % o.eval_interval == 0 or it == o.max_iters or signals.got):
+        evaluating, last = it % o.eval_interval == 0 or it == o.max_iters, it == o.max_iters
+        stopping = stop_asked(signals, it, o)
+        due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
+        if it > first and (evaluating or due):
             look(it - 1)
-        if main and (it % o.eval_interval == 0 or it == o.max_iters or o.eval_only):
-            limit = o.eval_iters * o.batch_size or data.count_windows('val')
-            train_loss, _ = evaluate(model, data, m, 'train', o.batch_size, limit, it)
-            val_loss, stats = evaluate(model, data, m, 'val', o.batch_size, o.eval_iters * o.batch_size, it)
-            show.line(f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
+        if main and evaluating:
+            train_loss, val_loss, stats = losses_at(it, o, m, data, model)
+            report_losses(train_loss, val_loss, it, show)
             record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - began, **stats)
-            better = best is None or val_loss < best
-            best = val_loss if better else best
-            state['val_loss'] = val_loss
-            if o.eval_only:
-                return
             run.log(record)
             track(record)
-            if (better or o.always_save_checkpoint or it == o.max_iters) and not (it == first > 0):
-                save(it)
+            better = state['best_val_loss'] is None or val_loss < state['best_val_loss']
+            state['best_val_loss'] = val_loss if better else state['best_val_loss']
+            if (better or last or due or o.always_save_checkpoint) and (it > first or first == 0):
+                save(it, val_loss)
             mark, marked = time.time(), it
-        if it == o.max_iters or o.eval_only:
-            break
-        if stop_asked(signals, it, o):
-            if main:
-                state['val_loss'] = state['val_loss'] if it % o.eval_interval == 0 else None
-                save(it)
-            raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}: go on with --init_from=resume '
-                       f'--out_dir={run.out_dir}', 128 + signals.got)
-        if main and time.time() - last_save > 60 * o.checkpoint_minutes:
-            look(it - 1) if it > first else None
-            state['val_loss'] = None
+        elif main and due:
             save(it)
+        if stopping:
+            raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
+                       f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.got)
+        if last:
+            break
         update(it, *batch(it), learning_rate(it, o))
         if it % o.log_interval == 0:
             numbers = look(it)
-            ms = 1000 * (time.time() - mark) / (it + 1 - marked)
-            mark, marked = time.time(), it + 1
-            record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
-            mfu = m.peak_flops() and train_flops * rows * config_now.block_size / (ms / 1000) / m.peak_flops() / WORLD
+            ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1
             if main:
+                record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
                 run.log(record)
                 track(record)
+                mfu = peak_flops and train_flops * rows * block_size / (ms / 1000) / (peak_flops * WORLD)
                 show.update(it, f"loss {numbers['loss']:.4f}, {ms:.2f} ms{f', mfu {mfu:.1%}' if mfu else ''}")
     if main:
+        seconds, best = time.time() - began, state['best_val_loss']
         run.write_json('result.json', dict(
-            val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=time.time() - began,
+            val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=seconds,
             params=model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
             peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
-        say(f'best val loss {best:.4f}, {time.time() - began:.1f} s in all; python sample.py --out_dir={run.out_dir}')
+        say(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
+
+
+def losses_at(it, o, m, data, model):
+    """(train loss, val loss, the variant's statistics). The train split is read in as many windows as the validation split."""
+    limit = o.eval_iters * o.batch_size
+    train_loss, _ = evaluate(model, data, m, 'train', o.batch_size, limit or data.count_windows('val'), it)
+    return train_loss, *evaluate(model, data, m, 'val', o.batch_size, limit, it)
+
+
+def report_losses(train_loss, val_loss, it=0, show=None):
+    (show.line if show else say)(f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
 
 
 def stop_asked(signals, it, o):

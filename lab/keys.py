@@ -1,8 +1,9 @@
 """Randomness is keyed, never consumed: what is drawn depends on what it is for, not on what was drawn before."""
 import hashlib
-from contextlib import contextmanager
+import math
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def key(*parts):
@@ -16,12 +17,9 @@ def generator(*parts):
     return torch.Generator().manual_seed(key(*parts))
 
 
-@contextmanager
-def nan_where_uninitialised():
+class NanWhereUninitialised(TorchFunctionMode):
     """Inside, torch.empty gives NaN, so that a parameter nobody initialised is found by its value."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        return out.fill_(math.nan) if function is torch.empty and out.is_floating_point() else out

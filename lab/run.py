@@ -43,7 +43,7 @@ class Run:
     # -- one writer
 
     def lock(self):
-        """Makes the folder and holds it for the life of this process; the kernel lets go, even after kill -9."""
+        """Makes the folder and holds it while this object lives; the kernel lets go for the dead, even after kill -9."""
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             for name in 'ckpt', 'aside', 'previous', '.moving':     # a folder from somebody else must not lead outside
@@ -130,7 +130,7 @@ class Run:
                 return state, read(folder, MODEL, state), read(folder, OPTIM, state) if optim else None
             except Broken as broken:
                 warn(f'skipped {broken}')
-        there = ', '.join(f.name for f in self.checkpoints()) or 'no checkpoint'
+        there = ', '.join(f.name for f in self.checkpoints()) or 'none'
         raise Stop(f'--out_dir={self.out_dir}: no usable checkpoint for {which!r} (found: {there})', NO_CHECKPOINT)
 
     def prune(self, keep=2):

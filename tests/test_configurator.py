@@ -1,4 +1,7 @@
-"""What a user may type, what it turns into, and what he is told when it is wrong."""
+"""What a user may type, what it turns into, and what he is told when it is wrong.
+
+Each message is compared as a whole: the one line is what the user has.
+"""
 import random
 import sys
 from dataclasses import dataclass
@@ -60,7 +63,7 @@ class GPTConfig:
     n_layer: Count = 12                 # blocks
     n_head: Count = 12
     n_embd: Count = 768
-    dropout: Rate = 0.0
+    dropout: Rate = 0.0                 # of activations
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -178,7 +181,7 @@ anything = (st.none() | st.booleans() | st.integers(-2 ** 64, 2 ** 64) | st.inte
             | st.lists(st.integers(), max_size=2))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(KINDS)), anything, st.booleans())
 @example('scale', 10 ** 400, True)
 @example('offset', 10 ** 5000, True)
@@ -198,7 +201,7 @@ def test_any_value_is_accepted_in_its_type_and_range_or_refused_in_one_line(tmp_
     else:
         got = config.model_args[name] if name == 'n_layer' else getattr(config.options, name)
         assert KINDS[name](got)
-        assert not in_a_file or got == value
+        assert not in_a_file or got == (float(value) if type(got) is float else value)
         assert config.origin[name] == (f'{file}:1' if in_a_file else 'command line')
 
 
@@ -427,7 +430,8 @@ def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeyp
     monkeypatch.setattr(sys, 'argv', ['/somewhere/train.py'])
     text = shown('--help')
     lines = [' '.join(line.split()) for line in text.splitlines()]
-    assert lines[0] == 'What a user may type, what it turns into, and what he is told when it is wrong.'
+    assert lines[:2] == ['What a user may type, what it turns into, and what he is told when it is wrong.', '']
+    assert 'Each message' not in text
     assert 'usage: python train.py [config/x.py ...] [--key=value ...]' in lines
     assert '--eval_iters=0 int in [0, inf) batches an evaluation; 0: the whole split' in lines
     assert '--compile=auto auto | True | False' in lines and r"--start='\n' text" in lines

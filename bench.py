@@ -1,0 +1,175 @@
+"""What a variant costs beside the baseline: time, memory, parameters, FLOPs and decoding speed.
+
+    python bench.py --variants=surprise,soft_window
+    python bench.py --variants=soft_window --block_size=1024 --n_embd=768 --n_head=12 --n_layer=12 --batch_size=16
+
+All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds.
+"""
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+
+import model as core
+from configurator import configure
+from lab.device import machine
+from lab.environment import versions
+from lab.errors import Stop
+from lab.errors import run as run_main
+from lab.flops import flops_per_token
+from lab.keys import generator
+from lab.options import Count, Positive, Whole
+from lab.update import Update
+
+
+@dataclass
+class Options:
+    variants: str = ''                  # what to time beside the baseline: a,b,a+b
+    batch_size: Count = 64              # rows a step
+    rounds: Count = 10                  # timings of each arm, in turn
+    seconds: Positive = 0.1             # about how long one timing takes
+    decode_tokens: Count = 200          # tokens to decode, one row, with the cache
+    peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: from the table in lab/device.py
+    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
+    compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
+    seed: Whole = 1337                  # of the weights and the tokens
+
+
+@dataclass
+class GPTConfig(core.GPTConfig):
+    block_size: Count = 256             # the model of config/train_shakespeare_char.py
+    vocab_size: Count = 65
+    n_layer: Count = 6
+    n_head: Count = 6
+    n_embd: Count = 384
+
+
+class Arm:
+    """One variant, ready to be timed: forward(), backward() (forward too), step() and decode()."""
+
+    def __init__(self, variant, o, m, model_args):
+        parts = core.load(variant)
+        known = {f.name for f in fields(parts.GPTConfig)}
+        self.variant, self.o, self.m = variant, o, m
+        self.model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
+        self.config = self.model.config
+        self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
+        before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
+        optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type)
+        self.update = Update(self.model, optimizer, m, (1, o.batch_size, self.config.block_size), 1.0, o.seed)
+        tokens = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size), generator=generator(o.seed, 'bench'))
+        self.x, self.y = tokens.to(m.device)
+        if m.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+        self.compile_seconds = self.timed(self.step, 1) / 1000
+        self.peak_bytes = torch.cuda.max_memory_allocated() - before if m.type == 'cuda' else None
+        self.forward, self.backward = self.replayed(self.run_forward), self.replayed(self.run_backward)
+        self.samples = {'forward': [], 'backward': [], 'step': [], 'decode': []}
+
+    @torch.no_grad()
+    def run_forward(self):
+        with self.m.autocast():
+            self.update.objective(self.x, self.y, self.update.it)
+
+    def run_backward(self):
+        self.update.backward()
+        self.update.optimizer.zero_grad(set_to_none=True)
+
+    def step(self):
+        self.update(1, self.x, self.y, 1e-3)
+
+    def decode(self):
+        self.model.eval()
+        idx = torch.zeros(1, 1, dtype=torch.long, device=self.m.device)
+        with self.m.autocast():
+            for _ in self.model.stream(idx, self.o.decode_tokens, temperature=0):
+                pass
+        self.model.train()
+
+    def replayed(self, call):
+        """The call as the training loop would run it: on CUDA with compile as a replayed graph."""
+        if not self.update.graphed:
+            return call
+        with torch.cuda.stream(self.update.stream):
+            for _ in range(3):
+                call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.update.stream):
+            call()
+        return graph.replay
+
+    def timed(self, call, n):
+        """Milliseconds a call, over n calls."""
+        self.m.synchronize()
+        began = time.perf_counter()
+        for _ in range(n):
+            call()
+        self.m.synchronize()
+        return 1000 * (time.perf_counter() - began) / n
+
+    def result(self, peak_flops):
+        median = {what: statistics.median(ms) for what, ms in self.samples.items()}
+        tokens = self.o.batch_size * self.config.block_size
+        return dict(variant=self.variant, params=self.model.num_params(), forward_flops_per_token=self.forward_flops,
+                    flops_per_token=self.train_flops, forward_ms=median['forward'], forward_backward_ms=median['backward'],
+                    step_ms=median['step'], tokens_per_s=1000 * tokens / median['step'], peak_bytes=self.peak_bytes,
+                    mfu=self.train_flops * tokens / (median['step'] / 1000) / peak_flops if peak_flops else None,
+                    decode_tokens_per_s=1000 * self.o.decode_tokens / median['decode'],
+                    first_step_seconds=self.compile_seconds, samples_ms=self.samples)
+
+
+def union_config(variants):
+    """A loader for the configurator: the options of all the arms."""
+    configs = tuple(dict.fromkeys(core.load(v).GPTConfig for v in variants if v != 'base')) # base's are ours
+    union = dataclass(type('GPTConfig', (GPTConfig, *configs), {'__doc__': core.GPTConfig.__doc__})) if configs else GPTConfig
+    return lambda variant: SimpleNamespace(GPTConfig=union)
+
+
+def table(results):
+    """The results as aligned text; times and memory beside the baseline's."""
+    base = results[0]
+    ratio = lambda r, what: f'{r[what]:.2f}' + (f' ({r[what] / base[what]:.2f}x)' if r is not base else '')
+    head = ('variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB', 'MFU', 'decode tok/s')
+    rows = [head] + [(
+        r['variant'], f"{r['params'] / 1e6:.2f}M", f"{r['flops_per_token'] / 1e6:.1f}", ratio(r, 'forward_ms'),
+        ratio(r, 'forward_backward_ms'), ratio(r, 'step_ms'), f"{r['tokens_per_s']:,.0f}",
+        f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-', f"{r['mfu']:.1%}" if r['mfu'] else '-',
+        f"{r['decode_tokens_per_s']:,.0f}") for r in results]
+    width = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return '\n'.join('  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in enumerate(zip(row, width, strict=True)))
+                     for row in rows)
+
+
+def main():
+    o = configure(Options, say=lambda text: None, argv=[a for a in sys.argv[1:] if a.startswith('--variants=')]).options
+    variants = ['base', *(v for v in o.variants.split(',') if v)]
+    if len(set(variants)) < len(variants):
+        raise Stop(f'variants={o.variants}: base is always there, and each variant is named once')
+    config = configure(Options, union_config(variants))
+    o, m = config.options, machine(config.options.device, config.options.dtype, config.options.compile)
+    if m.compile:
+        torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
+    model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
+    arms = [Arm(v, o, m, model_args | config.model_args) for v in variants]
+    peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
+    calls = {what: max(1, round(1000 * o.seconds / arms[0].timed(getattr(arms[0], what), 2))) for what in arms[0].samples}
+    for _ in range(o.rounds):
+        for what, n in calls.items():
+            for arm in arms:
+                arm.samples[what].append(arm.timed(getattr(arm, what), n))
+    results = [arm.result(peak) for arm in arms]
+    print(f"\n{m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}, batch {o.batch_size} x {arms[0].config.block_size}"
+          + ('' if peak else '; no MFU: give --peak_tflops'))
+    print(table(results))
+    print(json.dumps(dict(device=m.name, dtype=m.dtype, compile=m.compile, versions=versions(), results=results)))
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,374 @@
+"""What must hold for every variant, as functions: each raises Failed, by its own name, where it does not.
+
+They take a model or a variant's name and options, know no variant, and want nothing but torch and the model code, so that other
+programs can use them. All models are small and on the CPU, without dropout, in float64 where it matters.
+"""
+import contextlib
+import math
+from typing import get_args, get_origin
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import model as core
+from lab import options as lab_options
+from lab.errors import Stop
+from lab.keys import generator
+
+SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
+ITS = 0, 1000 # iterations at which schedules are looked at
+
+
+class Failed(AssertionError):
+    pass
+
+
+def require(ok, text):
+    if not ok:
+        raise Failed(text)
+
+
+# -- models and inputs
+
+def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
+    model = core.build(variant, seed, **SMALL | options).to(dtype)
+    shake_weights(model, shake)
+    return model
+
+
+@torch.no_grad()
+def shake_weights(model, scale, seed=0, only=None):
+    """Adds noise, a function of the parameter's name: what two models share stays shared. Initial weights hide a lot, zeros most."""
+    for name, p in model.named_parameters():
+        if scale and (only is None or name in only):
+            p += scale * torch.randn(p.shape, generator=generator(seed, 'shake', name), dtype=torch.float64).to(p.dtype)
+
+
+def tokens(model, B=3, T=None, seed=0):
+    c = model.config
+    return torch.randint(c.vocab_size, (B, T or c.block_size), generator=generator(seed, 'tokens'))
+
+
+def others(idx, vocab_size, seed):
+    """Tokens that all differ from idx."""
+    return (idx + torch.randint(1, vocab_size, idx.shape, generator=generator(seed, 'others'))) % vocab_size
+
+
+def at(it):
+    return torch.tensor(float(it))
+
+
+def logits_of(model, idx, it=0):
+    """Logits of every position (B, T, V); noise by a fixed seed, and buffers as before the call, for training may update them."""
+    before = [(b, b.clone()) for b in model.buffers()]
+    torch.manual_seed(0)
+    logits, _ = model(idx, idx, core.Step(it=at(it)))
+    with torch.no_grad():
+        for b, old in before:
+            b.copy_(old)
+    return logits
+
+
+def settings(variant):
+    """Options of the variant, one off its default at a time: every choice of a word, a switch turned, a number doubled and 0."""
+    mine = lab_options.options(core.load(variant).GPTConfig)
+    for name in set(mine) - set(lab_options.options(core.GPTConfig)):
+        option = mine[name]
+        if isinstance(option.default, (int, float)) and not isinstance(option.default, bool) and option.default:
+            values = [2 * option.default, option.default / 2, 0]
+        else:
+            words = [choice for kind in (option.kind, *get_args(option.kind)) if get_origin(kind) is Literal for choice in get_args(kind)]
+            values = words or [1, 0.5, True, False]
+        tried = [option.default]
+        for value in values:
+            with contextlib.suppress(Stop): # not allowed
+                value = lab_options.read(option, value, '')
+                if value not in tried and not (len(tried) > 1 and value in (0.5, option.default and option.default / 2)):
+                    tried.append(value)
+                    yield {name: value}
+
+
+def neutral(variant):
+    for file in core.load(variant).files:
+        require(isinstance(getattr(file, 'NEUTRAL', None), dict),
+                f'neutral: {file.__name__} has no NEUTRAL = dict(option=value), the options that make it the baseline')
+    return {name: value for file in core.load(variant).files for name, value in file.NEUTRAL.items()}
+
+
+def leak_reason(variant, options):
+    """Why the variant says that it sees the future in training with these options; None: it says it does not."""
+    parts = core.load(variant)
+    values = {name: o.default for name, o in lab_options.options(parts.GPTConfig).items()} | options
+    for file in parts.files:
+        for setting, why in getattr(file, 'LEAKS', []):
+            if all(values[name] == value for name, value in setting.items()):
+                return why
+    return None
+
+
+# -- no position sees a later one, no row another
+
+@torch.no_grad()
+def suffix_swap(model, times=None, trials=4, seed=0, it=0):
+    """Logits before t are the same bits whatever the tokens from t on. Sees discrete choices, to which gradients are blind."""
+    T, vocab = model.config.block_size, model.config.vocab_size
+    random = torch.randint(2, T - 1, (2,), generator=generator(seed, 'times')).tolist()
+    for t in sorted({1, T // 2, T - 1, *random} if times is None else times):
+        for trial in range(trials):
+            idx = tokens(model, seed=(seed, t, trial))
+            swapped = torch.cat((idx[:, :t], others(idx[:, t:], vocab, (seed, t, trial))), dim=1)
+            one, two = logits_of(model, idx, it), logits_of(model, swapped, it)
+            moved = (one != two).any(-1).any(0).tolist()
+            require(not any(moved[:t]), f'suffix swap: logits at {moved.index(True)} change with the tokens from {t} on')
+            require(all(moved[t:]), f'suffix swap: logits at {t + (moved[t:] + [False]).index(False)} ignore their own token')
+
+
+@torch.no_grad()
+def row_swap(model, trials=8, seed=0, it=0):
+    """A row's logits are the same bits whatever the other rows."""
+    for trial in range(trials):
+        idx, keep = tokens(model, 4, seed=(seed, trial)), trial % 4
+        swapped = others(idx, model.config.vocab_size, (seed, trial))
+        swapped[keep] = idx[keep]
+        moved = (logits_of(model, idx, it) != logits_of(model, swapped, it)).any(-1).any(-1)
+        require(not moved[keep], f'row swap: the logits of row {keep} change with the other rows')
+        require(moved.sum() == 3, 'row swap: logits do not depend on their own row')
+
+
+def jacobian(model, seed=0, it=0):
+    """The gradient of logits at t is exactly 0 for later inputs and other rows, and lives for those up to t."""
+    T, past = model.config.block_size, 0
+    idx, held = tokens(model, seed=seed), []
+
+    def as_input(module, args, out):
+        held.append(out.detach().requires_grad_())
+        return held[-1]
+    hook = model.transformer.wte.register_forward_hook(as_input)
+    logits = logits_of(model, idx, it)
+    hook.remove()
+    for t in (0, 1, T // 2, T - 1):
+        row = t % len(idx)
+        probe = torch.randn(model.config.vocab_size, generator=generator(seed, t), dtype=logits.dtype)
+        grad, = torch.autograd.grad((logits[row, t] * probe).sum(), held, retain_graph=True)
+        live = (grad != 0).any(-1) # (B, T)
+        require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs')
+        require(live.any(-1).sum() <= 1, f'Jacobian: logits of row {row} depend on other rows')
+        require(live[row, t], f'Jacobian: logits at {t} do not depend on their own input')
+        past += live[row, :t].sum().item()
+    require(past > 0, 'Jacobian: no position looks at an earlier one')
+
+
+def causal(model, its=ITS):
+    """All three, for the model as it is, in its present mode."""
+    for it in its:
+        suffix_swap(model, it=it)
+        row_swap(model, it=it)
+        jacobian(model, it=it)
+
+
+def leaks(make, seeds=range(5)):
+    """Whether any of several models is seen to look where it must not."""
+    for seed in seeds:
+        for it in ITS:
+            model = make(seed)
+            for check in suffix_swap, row_swap:
+                try:
+                    check(model, seed=seed, it=it)
+                except Failed:
+                    return True
+    return False
+
+
+# -- what is evaluated is what is decoded
+
+@torch.no_grad()
+def stateless(model):
+    """A pass leaves nothing behind that the next one sees. In training a buffer may."""
+    was = model.training
+    for training in [False] + [True] * (not list(model.buffers())):
+        model.train(training)
+        a, b = tokens(model, seed=1), tokens(model, seed=2)
+        results = []
+        for idx in a, b, a:
+            torch.manual_seed(0)
+            results.append(model(idx, idx)[0])
+        require(torch.equal(results[0], results[2]), 'stateless: the same tokens give other logits after another batch')
+    model.train(was)
+
+
+@torch.no_grad()
+def decoding(model, it=0, atol=1e-9):
+    """Token by token, or in chunks, with the cache: the logits of one full pass."""
+    model.eval()
+    idx = tokens(model, 2)
+    T = idx.size(1)
+    full = logits_of(model, idx, it)
+    last, _ = model(idx, step=core.Step(it=at(it)))
+    require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol), 'decoding: without targets the last position has other logits')
+    for sizes in [1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1]:
+        cache, done = [{} for _ in model.transformer.h], 0
+        for size in sizes:
+            new = idx[:, done:done + size]
+            pos = None if done == 0 else torch.arange(done, done + size).expand(2, -1)
+            logits, _ = model(new, new, core.Step(pos, at(it), cache))
+            off = (logits - full[:, done:done + size]).abs().max().item()
+            require(off <= atol * (1 + full.abs().max().item()),
+                    f'decoding: {size} tokens after {done} in the cache: logits off by {off:.1e} from one full pass')
+            done += size
+
+
+@torch.no_grad()
+def generating(model):
+    """Greedy generate(), cache and all, past block_size too, is the plain loop over the last block_size tokens."""
+    model.eval()
+    idx, size = tokens(model, 2, 5), model.config.block_size
+    got = model.generate(idx, size + 3, temperature=0)
+    for _ in range(size + 3):
+        idx = torch.cat((idx, model(idx[:, -size:])[0][:, -1].argmax(-1, keepdim=True)), dim=1)
+    require(torch.equal(got, idx), 'generating: greedy tokens differ from those without a cache')
+
+
+# -- the same numbers
+
+def near(what, got, want, tol, floor=0.0):
+    """Relative RMS; floor: below what scale want counts as zero."""
+    off, scale = (got - want).double().square().mean().sqrt().item(), want.double().square().mean().sqrt().item()
+    require(math.isfinite(off) and off <= tol * max(scale, floor), f'{what}: off by {off:.1e} where its size is {scale:.1e}')
+
+
+def near_grads(what, got, want, tol):
+    """Each of a dict of gradients. One that is zero but for rounding is measured against the others, at a thousandth."""
+    floor = 1e-3 * torch.stack([g.double().square().mean() for g in want.values()]).mean().sqrt().item()
+    for name in want:
+        near(f'{what}: the gradient of {name}', got[name], want[name], tol, floor)
+
+
+def outputs_and_grads(model, idx, it=0, seed=0):
+    """Logits, loss, and the gradients of logits under a random cotangent plus the loss, to every parameter and the embedded tokens."""
+    held = []
+    hook = model.transformer.wte.register_forward_hook(lambda m, a, out: held.append(out.detach().requires_grad_()) or held[-1])
+    torch.manual_seed(0)
+    model.zero_grad()
+    logits, loss = model(idx, idx, core.Step(it=at(it)))
+    hook.remove()
+    cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64).to(logits.dtype)
+    ((logits * cotangent).sum() / len(idx) + loss).backward()
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    return logits.detach(), loss.detach(), grads | dict(input=held[0].grad)
+
+
+def fast_path(model, impl, T, tol):
+    """attn=impl gives what attn=math gives, outputs and all gradients."""
+    idx = tokens(model, 2, T)
+    results = {}
+    for attn in 'math', impl:
+        model.config.attn = attn
+        results[attn] = outputs_and_grads(model, idx)
+    (want, _, grads), (got, _, got_grads) = results['math'], results[impl]
+    near(f'fast path: logits by {impl} at T={T}', got, want, tol)
+    near_grads(f'fast path: {impl} at T={T}', got_grads, grads, tol)
+
+
+def neutral_is_base(variant, tol=1e-6, than='base', **options):
+    """With NEUTRAL, the baseline's logits, loss and gradients, whatever the weights; with an empty NEUTRAL, its own at their initial values.
+
+    than: another variant that the neutral one joins, 'a' where variant is 'a+b' and options are the NEUTRAL of b.
+    """
+    base, model = small(than, shake=0.3), small(variant, **options)
+    shared = {name: p for name, p in model.named_parameters() if name in dict(base.named_parameters())}
+    require(len(shared) == len(list(base.parameters())), f'neutral: {than} has parameters that {variant} lacks')
+    shake_weights(model, 0.3, only=None if options else shared)
+    with torch.no_grad():
+        for name, p in base.named_parameters():
+            shared[name].copy_(p)
+    idx = tokens(model)
+    for training in False, True:
+        for it in ITS:
+            (want, loss, grads), (got, own_loss, own) = (outputs_and_grads(m.train(training), idx, it) for m in (base, model))
+            near('neutral: logits', got, want, tol)
+            near('neutral: loss', own_loss, loss, tol)
+            near_grads('neutral', own, grads, tol)
+
+
+def shared_start(variant):
+    """What the variant shares with the baseline starts with the same bits, by seed."""
+    base, model, other = (dict(small(v, seed=seed, dtype=None).named_parameters()) for v, seed in (('base', 7), (variant, 7), (variant, 8)))
+    for name, p in base.items():
+        require(name in model and torch.equal(model[name], p), f'shared start: {name} differs from the baseline')
+    require(any(not torch.equal(other[name], p) for name, p in model.items()), 'shared start: the seed changes nothing')
+
+
+def trains(variant, **options):
+    """20 AdamW steps lower the loss on their batch; every parameter is in one optimizer group and learns."""
+    model = small(variant, dtype=torch.float32, **options)
+    idx = tokens(model, 4)
+    x, y = idx[:, :-1], idx[:, 1:]
+    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
+    grouped = [id(p) for group in optimizer.param_groups for p in group['params']]
+    for name, p in model.named_parameters():
+        require(grouped.count(id(p)) == 1, f'trains: {name} is in {grouped.count(id(p))} optimizer groups')
+    before = model.eval()(x, y)[1].item()
+    model.train()
+    for it in range(20):
+        optimizer.zero_grad(set_to_none=True)
+        model(x, y, core.Step(it=at(it)))[1].backward()
+        for name, p in model.named_parameters():
+            require(p.grad is not None, f'trains: {name} has no gradient')
+            require(p.grad.isfinite().all(), f'trains: the gradient of {name} is not finite')
+        optimizer.step()
+    after = model.eval()(x, y)[1].item()
+    require(after < before - 0.5, f'trains: loss {before:.3f} before, {after:.3f} after 20 steps')
+    model, dead = small(variant, shake=0.3, dtype=torch.float32, **options).train(), None
+    for it in range(3): # a gate may be shut once
+        model.zero_grad()
+        model(x, y, core.Step(it=at(it)))[1].backward()
+        now = {name for name, p in model.named_parameters() if not p.grad.any()}
+        dead = now if dead is None else dead & now
+        shake_weights(model, 0.1, seed=it + 1)
+    require(not dead, f'trains: the gradient is 0 for {", ".join(sorted(dead))}')
+
+
+def one_graph(model, its=(0, 1, 2, 500), tol=1e-9):
+    """torch.compile makes one graph of the pass, over changing iterations, with eager's losses and gradients."""
+    idx = tokens(model, 2)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')
+
+    def objective(x, y, it):
+        step = core.Step(it=it)
+        _, loss = model(x, y, step)
+        return loss, step.losses
+
+    def run(f, it):
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss, losses = f(idx, idx, at(it))
+        loss.backward()
+        return loss.detach(), losses, {name: p.grad.clone() for name, p in model.named_parameters()}
+    try:
+        compiled = torch.compile(objective, backend=counter, fullgraph=True, dynamic=False)
+        for it in its:
+            (want, losses, grads), (got, got_losses, got_grads) = run(objective, it), run(compiled, it)
+            near('one graph: the loss', got, want, tol)
+            require(list(losses) == list(got_losses), 'one graph: other losses than in eager mode')
+            near_grads('one graph', got_grads, grads, tol)
+            require(counter.frame_count == 1, f'one graph: compiled again at iteration {it}')
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.BackendCompilerFailed) as error:
+        raise Failed(f'one graph: {str(error).strip().splitlines()[0]}') from error
+    finally:
+        torch._dynamo.reset()
+
+
+@torch.no_grad()
+def round_trip(variant, **options):
+    """A checkpoint's bytes into a fresh model: the same logits."""
+    model, fresh = (small(variant, shake, seed, torch.float32, **options).eval() for shake, seed in ((0.3, 1), (0.0, 2)))
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    data = save_tensors({name: t for name, t in model.state_dict().items() if name in names})
+    idx = tokens(model)
+    want = logits_of(model, idx)
+    require(not torch.equal(logits_of(fresh, idx), want), 'round trip: another seed and weights give the same logits')
+    core.load_weights(fresh, load_tensors(data))
+    require(torch.equal(logits_of(fresh, idx), want), 'round trip: other logits after loading')

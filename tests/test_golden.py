@@ -1,0 +1,357 @@
+"""The sources' own numbers: what the code of each idea computed, forward and backward, is what ours computes.
+
+golden/FORMAT.md says what the files hold. GOLDEN_DIR names another folder of the same format; nothing here knows the files in
+it: sizes, options and seeds come from each file's meta, what to compare from its arrays.
+"""
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import model as core  # noqa: E402
+from lab.errors import Stop  # noqa: E402
+
+FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent / 'golden'))
+FILES = sorted(FOLDER.glob('*.npz'))
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5} # of max|d| / (1 + max|golden|), see FORMAT.md
+FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation' # which the source takes in float32, see FORMAT.md
+
+# Files of these sources wait for their variant; a test sees to it that an entry leaves when the variant comes.
+NOT_COVERED = {
+    'hard': 'variants/hard_window.py is not written yet',
+    'headscale': 'variants/head_scale.py is not written yet',
+    'autoreg': 'variants/rel_location.py is not written yet',
+    'embgate': 'variants/embed_gate.py is not written yet',
+    'fha': 'variants/fractal_heads.py is not written yet',
+    'noise_gaussian': 'variants/gaussian_noise.py is not written yet',
+    'noise_mixup': 'variants/mixup.py is not written yet',
+    'noise_noisy_residual': 'variants/noisy_residual.py is not written yet',
+    'noise_dropconnect': 'variants/dropconnect.py is not written yet',
+    'stt': 'variants/stt.py is not written yet',
+    'sdt': 'variants/sdt.py is not written yet',
+    'mod': 'variants/mod.py is not written yet',
+    'surprise_router': 'a part of stt and sdt: variants/stt.py is not written yet',
+    'causal_router': 'a part of stt, sdt and mod: variants/mod.py is not written yet',
+    'mod_router': 'a part of mod: variants/mod.py is not written yet',
+    'surprise_tok_v1_2': 'its token gate takes a mean over the whole row; variants/surprise.py takes one over the past',
+    'surprise_tok_v1_4': 'its token gate takes a mean over the whole row; variants/surprise.py takes one over the past',
+}
+
+
+class Golden:
+    """One file: meta, and arrays by prefix ('in', 'param', 'out', 'grad') and name."""
+
+    def __init__(self, path, dtype):
+        self.dtype = dtype
+        with np.load(path) as file:
+            self.meta = json.loads(str(file['meta']))
+            self.arrays = {name: torch.from_numpy(np.array(file[name])) for name in file.files if name != 'meta'}
+        self.arrays = {name: a.to(dtype) if a.is_floating_point() else a for name, a in self.arrays.items()}
+
+    def __call__(self, prefix):
+        return {name.removeprefix(prefix + '.'): a for name, a in self.arrays.items() if name.startswith(prefix + '.')}
+
+
+def close(name, got, want, dtype):
+    got, want = torch.as_tensor(got).detach().double(), want.double()
+    assert got.shape == want.shape, f'{name}: {tuple(got.shape)}, not {tuple(want.shape)}'
+    off = ((got - want).abs().max() / (1 + want.abs().max())).item()
+    most = max(TOLERANCE[dtype], 1e-6 if name.split('.')[-1] in FLOAT32_MEANS else 0)
+    assert off <= most, f'{name}: off by {off:.1e}, {most:.0e} is allowed'
+
+
+# -- how each source's modules, names and options become ours
+
+def same_options(config):
+    return config
+
+
+def same_name(name, config):
+    return name, slice(None)
+
+
+def tanh_gelu(model):
+    for block in model.transformer.h:
+        block.mlp.gelu = nn.GELU(approximate='tanh')
+
+
+def soft_options(config):
+    return dict(config, window_init=config['block_size'] / 2)
+
+
+def soft_name(name, config):
+    return name.replace('c_mem', 'window'), slice(None)
+
+
+def surprise_options(config):
+    c = dict(config, bias=True, gate='row', prior_width=4.0)
+    return c | dict(k=c.pop('dynamic_k'), gate_warmup=c.pop('gate_warmup_iters'), gate_loss=c.pop('gate_loss_weight'),
+                    prior_loss=c.pop('prior_loss_weight'))
+
+
+def surprise_model(model):
+    """ReLU, query, key and value without biases, a head of its own with biases."""
+    for block in model.transformer.h:
+        block.mlp.gelu = nn.ReLU()
+        nn.init.zeros_(block.attn.c_attn.bias)
+    model.lm_head = nn.Linear(model.config.n_embd, model.config.vocab_size)
+
+
+def surprise_name(name, config):
+    for theirs, ours in {
+        r'^blocks\.': 'transformer.h.', r'^ln_f\.': 'transformer.ln_f.', r'^token_embedding_table\.': 'transformer.wte.',
+        r'^position_embedding_table\.': 'transformer.wpe.', r'\bsa\.proj\.': 'attn.c_proj.', r'\bffwd\.net\.0\.': 'mlp.c_fc.',
+        r'\bffwd\.net\.2\.': 'mlp.c_proj.', r'\bprior_ffn\.net\.0\.': 'prior_fc.', r'\bprior_ffn\.net\.2\.': 'prior_proj.',
+        r'\bln([123])\.': r'ln_\1.',
+    }.items():
+        name = re.sub(theirs, ours, name)
+    if head := re.search(r'\bsa\.heads\.(\d+)\.(query|key|value)\.weight$', name): # rows of c_attn: all queries, all keys, all values
+        size = config['n_embd'] // config['n_head']
+        start = ('query', 'key', 'value').index(head[2]) * config['n_embd'] + int(head[1]) * size
+        return name[:head.start()] + 'attn.c_attn.weight', slice(start, start + size)
+    return name, slice(None)
+
+
+@dataclass
+class Source:
+    variant: str = 'base'
+    options: callable = same_options            # meta.config -> ours
+    prepare: callable = lambda model: None      # what options do not say
+    name: callable = same_name                  # the source's parameter -> (ours, rows of it)
+    not_ours: tuple = ()                        # parameters that the source does not have
+    not_shown: tuple = ()                       # outputs that our modules keep to themselves; others depend on them
+    levels: dict = field(default_factory=dict)
+
+    def module(self, golden, attn):
+        """The module of the file's level with the file's parameters, and the model that it is a part of."""
+        config = golden.meta['config']
+        model = core.build(self.variant, attn=attn, **self.options(config))
+        self.prepare(model)
+        model.to(golden.dtype).train()
+        block = model.transformer.h[0]
+        module = {'attn': block.attn, 'block': block}.get(golden.meta['level'], model)
+        mine, filled = dict(module.named_parameters(remove_duplicate=False)), set()
+        with torch.no_grad():
+            for name, value in golden('param').items():
+                ours, rows = self.name(name, config)
+                mine[ours][rows].copy_(value)
+                filled.add(ours)
+        assert {n for n in mine if n not in filled and not n.endswith(self.not_ours)} == set(), 'the file lacks these parameters'
+        return module, model
+
+    def compare(self, golden, module, outs, x=None):
+        """Every output and gradient in the file."""
+        wanted = {name: value for name, value in golden('out').items() if name.split('.')[-1] not in self.not_shown}
+        assert set(wanted) <= set(outs), f'not compared: {set(wanted) - set(outs)}'
+        for name, want in wanted.items():
+            close(f'out.{name}', outs[name], want, golden.dtype)
+        mine, config = dict(module.named_parameters(remove_duplicate=False)), golden.meta['config']
+        for name, want in golden('grad').items():
+            ours, rows = self.name(name, config)
+            close(f'grad.{name}', x.grad if name == 'in.x' else mine[ours].grad[rows], want, golden.dtype)
+        for name in golden.meta.get('grad_none', ()):
+            ours, rows = self.name(name, config)
+            assert mine[ours].grad is None or not mine[ours].grad[rows].any(), f'{name}: has a gradient, the source gives it none'
+
+
+# -- levels: (golden, source, attn) -> everything that can be seen, compared
+
+def new_step(golden, x):
+    B, T = x.shape[:2]
+    step = core.Step(stats={}, it=golden('in').get('current_iter', torch.tensor(0)).to(golden.dtype))
+    step.pos = torch.arange(T).expand(B, T) # as GPT.forward does
+    return step
+
+
+def spy(module, method, calls):
+    """Notes the arguments and results of a method of this one object."""
+    f = getattr(module, method)
+
+    def noted(*args):
+        result = f(*args)
+        calls.append((args, result))
+        return result
+    setattr(module, method, noted)
+
+
+def attn_level(golden, source, attn):
+    module, _ = source.module(golden, attn)
+    x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
+    spy(module, 'attend', calls)
+    y = module(x, step)
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    (q, k, v, _, pos_k, _), _ = calls[0]
+    T, outs = x.size(1), dict(y=y, objective=objective)
+    score_mod, _ = module.score_mod(x, pos_k, step)
+    outs['att'] = core.math_attention(q, k, torch.eye(T, dtype=v.dtype).expand(*v.shape[:2], T, T), step.pos, pos_k, score_mod, 0.0)
+    if 'window' in step.stats:
+        w = outs['window'] = step.stats['window'][0]
+        b, h, i, j = (torch.arange(n) for n in outs['att'].shape)
+        added = score_mod(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j) # 1 - 1 / w lower: softmax does not see it
+        outs['att_logit_scaling'] = torch.where(j <= i.view(-1, 1), added + 1 - 1 / w[..., None], 1.0)
+    source.compare(golden, module, outs, x)
+
+
+def block_level(golden, source, attn):
+    module, model = source.module(golden, attn)
+    x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
+    spy(module, 'think', calls)
+    seen = watch_surprise(module) if source.variant == 'surprise' else None
+    model.config.prior_loss = model.config.n_layer # so that one block's loss comes unweighted
+    y = module(x, step)
+    (x_mid, _), posterior = calls[0]
+    outs = dict(y=y, x_mid=x_mid)
+    objective = (y * golden('in')['gy']).sum()
+    if seen:
+        outs |= dict(surprise_outs(module, step, *seen), mha_out=x_mid, posterior=posterior)
+        objective = objective + step.losses['prior']
+    objective.backward()
+    source.compare(golden, module, outs | dict(objective=objective), x)
+
+
+def model_level(golden, source, attn):
+    _, model = source.module(golden, attn)
+    idx, targets = golden('in')['idx'], golden('in')['targets']
+    outs, step = {}, new_step(golden, idx)
+    step.plain = True
+    seen = [watch_surprise(block) for block in model.transformer.h] if source.variant == 'surprise' else None
+    hooks = [block.register_forward_hook(lambda m, args, y, i=i: outs.__setitem__(f'h{i}.block', y))
+             for i, block in enumerate(model.transformer.h)]
+    logits, loss = model(idx, targets, step)
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    outs |= dict(logits=logits, loss=loss, logits_last=model(idx)[0])
+    outs |= {f'h{i}.window': w for i, w in enumerate(step.stats.get('window', ()))}
+    if seen:
+        c, gates = model.config, torch.stack([gate.mean() for gate in step.stats['gate']])
+        for i, block in enumerate(model.transformer.h):
+            outs |= {f'h{i}.{name}': value for name, value in surprise_outs(block, step, *seen[i]).items()}
+        outs |= dict(lm_loss=loss - sum(step.losses.values()),
+                     pred_loss_total=torch.stack([change.mean() for change in step.stats['change']]).mean(), gate_means=gates, mean_gate_activation=gates.mean())
+        c.gate_loss, step = 1.0, new_step(golden, idx)
+        model(idx, targets, step)
+        outs['aux_gate'] = step.losses['gate']
+    source.compare(golden, model, outs)
+    if 'num_params' in golden.meta:
+        assert model.num_params() == golden.meta['num_params'] and model.num_params(False) == golden.meta['num_params_all']
+
+
+def watch_surprise(block):
+    opened, priors = [], []
+    spy(block, 'open', opened)
+    block.prior_proj.register_forward_hook(lambda m, args, y: priors.append(y))
+    return opened, priors
+
+
+def surprise_outs(block, step, opened, priors):
+    """The source's names for what the gate saw and did; either reason alone by ruling the other one out."""
+    (d_st, d_ch, _), gate = opened[0]
+    k, step = block.config.k, core.Step(it=step.it)
+    block.config.k = 1e30
+    expected = block.open(d_st, d_ch, step)
+    block.config.k = k
+    unexpected = block.open(d_st, d_ch + 1e30, step)
+    return dict(d_st_tok=d_st, d_ch_tok=d_ch, D_st=d_st.mean(1), D_ch=d_ch.mean(1), CE=expected[:, 0], CU=unexpected[:, 0],
+                gate_vec=gate[:, 0], prior_ch=priors[0], pred_loss=d_ch.mean())
+
+
+def ln_mlp_level(golden, source, attn):
+    model = core.build(source.variant, attn=attn, **source.options(golden.meta['config']))
+    source.prepare(model)
+    outs = {}
+    for name in golden('out'):
+        weights = {n.removeprefix(name + '.'): w for n, w in golden('param').items() if n.startswith(name + '.')}
+        if name == 'mlp':
+            module = model.transformer.h[0].mlp.to(golden.dtype)
+            args = golden('in')['x'], None
+        else:
+            module = core.LayerNorm(core.GPTConfig(bias='bias' in weights), len(weights['weight'])).to(golden.dtype)
+            args = golden('in')['x'],
+        module.load_state_dict(weights)
+        outs[name] = module(*args)
+    source.compare(golden, nn.Module(), outs)
+
+
+def generate_level(golden, source, attn, monkeypatch):
+    _, model = source.module(golden, attn)
+    model.eval()
+    meta, want, idx = golden.meta, golden('out'), golden('in')['idx']
+    new, probs = meta['max_new_tokens'], {}
+    for name in want:
+        if form := re.fullmatch(r'probs_t([\d.]+)_k(\d+)', name):
+            probs[name] = float(form[1]), int(form[2])
+    outs = dict(logits_last=model(idx)[0], greedy=model.generate(idx, new, temperature=0))
+    assert torch.equal(outs['greedy'], model.generate(idx, new, top_k=1))
+    for name, (temperature, top_k) in probs.items():
+        drawn = []
+        with monkeypatch.context() as patch:
+            multinomial = torch.multinomial
+            patch.setattr(torch, 'multinomial', lambda p, *args, **kwargs: drawn.append(p) or multinomial(p, *args, **kwargs))
+            torch.manual_seed(meta['seed'])
+            outs['sampled'] = model.generate(idx, new, temperature=temperature, top_k=top_k)
+        outs[name] = drawn[0]
+    if golden.dtype != torch.float64: # which tokens multinomial draws is tied to float64; the probabilities are compared
+        outs['sampled'] = want['sampled']
+    with pytest.raises(Stop, match='block_size'):
+        model(torch.zeros(1, model.config.block_size + 1, dtype=torch.long))
+    if 'crop.block_size' in want:
+        size = outs['crop.block_size'] = want['crop.block_size'].item()
+        model.crop_block_size(size)
+        head = idx[:, :size]
+        outs['crop.logits'] = model(head, head)[0]
+    source.compare(golden, model, outs)
+
+
+nano = dict(attn=attn_level, block=block_level, model=model_level, ln_mlp=ln_mlp_level, generate=generate_level)
+SOURCES = {
+    'baseline': Source(levels=nano),
+    'base_tanh': Source(prepare=tanh_gelu, levels=nano),
+    'soft': Source('soft_window', soft_options, tanh_gelu, soft_name, levels=dict(attn=attn_level, block=block_level, model=model_level)),
+    'surprise': Source('surprise', surprise_options, surprise_model, surprise_name, not_ours=('c_attn.bias',),
+                       not_shown=('beta', 'bias_scale', 'D_ch_biased'), levels=dict(block=block_level, model=model_level)),
+}
+
+
+# -- the tests
+
+def kind(path):
+    variant, level, _ = path.stem.split('__')
+    return variant, level
+
+
+def covered(path):
+    variant, level = kind(path)
+    return variant in SOURCES and level in SOURCES[variant].levels
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=['float64', 'float32'])
+@pytest.mark.parametrize('attn', ['math', 'sdpa'])
+@pytest.mark.parametrize('path', [p for p in FILES if covered(p)], ids=lambda p: p.stem)
+def test_golden(path, attn, dtype, monkeypatch):
+    variant, level = kind(path)
+    golden, source = Golden(path, dtype), SOURCES[variant]
+    assert (golden.meta['variant'], golden.meta['level']) == (variant, level)
+    extra = (monkeypatch,) if level == 'generate' else ()
+    source.levels[level](golden, source, attn, *extra)
+
+
+def test_every_file_is_covered_or_waits_by_name():
+    assert FILES, f'{FOLDER} holds no .npz file'
+    assert [p.name for p in FILES if not covered(p) and kind(p)[0] not in NOT_COVERED] == []
+    assert not set(SOURCES) & set(NOT_COVERED)
+
+
+@pytest.mark.parametrize('name', NOT_COVERED)
+def test_nothing_waits_for_a_variant_that_is_there(name):
+    awaited = {name, *re.findall(r'variants/(\w+)\.py is not written yet', NOT_COVERED[name])}
+    assert not awaited & set(core.variants()), f'golden files of {name} can be compared now'
