@@ -39,7 +39,8 @@ def configure(Options, load=None, argv=None, say=print):
     variant = getattr(ready, 'variant', 'base')     # it decides which model options there are
     GPTConfig = load(variant).GPTConfig if load else None
     model = options(GPTConfig) if load else {}
-    assert not script.keys() & model.keys(), f'options of the script and of the model: {script.keys() & model.keys()}'
+    if both := script.keys() & model.keys():
+        raise Stop(f'variant={variant}: {min(both)} is an option of the script already, the model needs another name')
     if {'-h', '--help'} & set(argv):
         say(help_text(Options, script, model, variant, load))
         raise SystemExit(0)
@@ -123,8 +124,7 @@ def help_text(Options, script, model, variant, load):
     left, middle = (max(len(row[column]) for section in rows.values() for row in section) for column in (0, 1))
     intro = (sys.modules[Options.__module__].__doc__ or '').strip().split('\n\n')[0]
     lines = [intro, '', f'usage: python {program} [config/x.py ...] [--key=value ...]',
-             'Of two config files the later wins; --key=value beats every file, wherever it stands. '
-             'A config file runs as code.']
+             'A later file beats an earlier one; --key=value beats both, in any place. A config file is code that runs.']
     for title, section in rows.items():
         lines += ['', title] if section else []
         for option, allowed, meaning in section:

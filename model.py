@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from lab.attention import flex_attention, sdpa_attention
 from lab.errors import NO_CHECKPOINT, Stop
 from lab.keys import NanWhereUninitialised, key
 from lab.options import Count, Rate, make_checked
@@ -77,7 +76,7 @@ class Step:
 
 
 # -----------------------------------------------------------------------------
-# attention: the definition, and faster ways to the same numbers
+# attention: the definition, and the choice of a faster way to the same numbers (lab/attention.py)
 
 def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain=False, dropout=0.0):
     """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
@@ -100,7 +99,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain
             raise Stop(f'attn=flex: has no attention dropout, and attn_dropout={dropout}; allowed: 0, or auto, math, sdpa')
         if not q.is_cuda:
             raise Stop(f'attn=flex: has no gradient on {q.device.type}; allowed there: auto, math, sdpa')
-        return flex(q, k, v, score_mod=score_mod, block_mask=flex_mask(pos_q, pos_k, plain))
+        return flex_attention(q, k, v, pos_q, pos_k, score_mod, plain)
     return math_attention(q, k, v, pos_q, pos_k, score_mod, dropout)
 
 
@@ -114,58 +113,6 @@ def math_attention(q, k, v, pos_q, pos_k, score_mod, dropout):
     att = att.masked_fill(pos_k[:, None, None, :] > pos_q[:, None, :, None], float('-inf'))
     att = F.dropout(F.softmax(att, dim=-1), dropout)
     return att.to(v.dtype) @ v # (B, nh, T, Tk) x (B, nh, Tk, hs) -> (B, nh, T, hs)
-
-
-def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
-    """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
-    hs = q.size(-1)
-    if outer is not None:
-        q, k, v = with_columns(q, k, v, *outer)
-    mask = None if plain else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
-    y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))
-    return y[..., :hs]
-
-
-def with_columns(q, k, v, a, c):
-    """q, k with columns appended whose product is sqrt(hs) a_i c_j, and v padded with zeros to the same width.
-
-    In half precision a and c go in as a rounded and a rest column each, four products in all: bfloat16 alone would blur a
-    position beyond 256. The fused backward rounds each score's gradient, and a rounding error times a large c_j would drown
-    a's gradient; so one more column, 0 in q and 1 in k, collects the sum of those errors (without rounding it is 0, for softmax
-    does not see a constant) and takes it off at c_j = c_i, where the query is. Fused kernels want widths that are multiples of 8.
-    """
-    a, c = a * math.sqrt(q.size(-1)), c.to(torch.promote_types(a.dtype, torch.float32)).expand(-1, k.size(1), -1)
-    parts_a, parts_c = split(a, q.dtype), split(c, k.dtype)
-    zero = ((a.detach() - a) * c[..., -a.size(-1):]).to(q.dtype)
-    qc = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1)
-    kc = torch.stack([x for _ in parts_a for x in parts_c] + [torch.ones_like(parts_c[0])], dim=-1)
-    pad = -(q.size(-1) + qc.size(-1)) % 8
-    q, k = (F.pad(torch.cat(pair, dim=-1), (0, pad)) for pair in ((q, qc), (k, kc)))
-    return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))
-
-
-def split(x, dtype):
-    """x as a sum of tensors of this dtype, to about float32's precision."""
-    rounded = x.to(dtype)
-    return [rounded, (x - rounded).to(dtype)] if dtype.itemsize < 4 else [rounded]
-
-
-@cache
-def compiled_flex():
-    return torch.compile(flex_attention, dynamic=False) # uncompiled it would write the T x T scores
-
-
-def flex(*args, **kwargs):
-    f = flex_attention if torch.compiler.is_compiling() else compiled_flex()
-    return f(*args, **kwargs)
-
-
-def flex_mask(pos_q, pos_k, plain):
-    """The causal BlockMask, one for all rows where positions are plain."""
-    size = dict(H=None, Q_LEN=pos_q.size(1), KV_LEN=pos_k.size(1), device=pos_q.device)
-    if plain:
-        return create_block_mask(lambda b, h, i, j: j <= i, B=None, **size)
-    return create_block_mask(lambda b, h, i, j: pos_k[b, j] <= pos_q[b, i], B=pos_q.size(0), **size)
 
 
 # -----------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import configurator
 from configurator import configure
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @dataclass
-class Options:                          # a stand-in with the names in config/; the integration test runs train.py itself
+class Options:      # a stand-in with the names in config/; the integration test runs train.py itself
     out_dir: str = 'out'                # where the run is kept
     variant: str = 'base'               # a file of variants/, or two: a+b
     init_from: str = 'scratch'
@@ -107,11 +106,14 @@ def write(tmp_path, monkeypatch):
 @pytest.mark.parametrize('arg, value', [
     ('max_iters=1000', 1000), ('max_iters=1e3', 1000), ('max_iters=8.0', 8), ('offset=-3', -3), ('eval_iters=0', 0),
     ('offset=9007199254740993', 2 ** 53 + 1),       # a float would lose the last digit
-    ('learning_rate=1', 1.0), ('learning_rate=6e-4', 6e-4), ('beta2=0', 0.0), ('share=1', 1.0), ('scale=inf', float('inf')),
+    ('learning_rate=1', 1.0), ('learning_rate=6e-4', 6e-4), ('beta2=0', 0.0), ('share=1', 1.0),
+    ('scale=inf', float('inf')),
     ('wandb_log=True', True), ('wandb_log=true', True), ('wandb_log=False', False), ('wandb_log=false', False),
     ('compile=auto', 'auto'), ('compile=True', True), ('compile=false', False),
-    ('top_k=None', None), ('top_k=5', 5), ('grad_clip=None', None), ('grad_clip=0', 0.0), ('note=None', None), ('note=5', '5'),
-    ('start=a=b', 'a=b'), ('start=12', '12'), ('start=True', 'True'), ('start=None', 'None'), ('start=', ''), ('start=é\n', 'é\n'),
+    ('top_k=None', None), ('top_k=5', 5), ('grad_clip=None', None), ('grad_clip=0', 0.0), ('note=None', None),
+    ('note=5', '5'),
+    ('start=a=b', 'a=b'), ('start=12', '12'), ('start=True', 'True'), ('start=None', 'None'), ('start=', ''),
+    ('start=é\n', 'é\n'),
 ])
 def test_text_becomes_the_type_of_the_option(arg, value):
     got = getattr(read('--' + arg).options, arg.partition('=')[0])
@@ -125,7 +127,8 @@ def test_text_becomes_the_type_of_the_option(arg, value):
     ('learning_rate=0', 'float in (0, inf)'), ('learning_rate=nan', 'float in (0, inf)'),
     ('learning_rate=inf', 'float in (0, inf)'), ('min_lr=-1e-9', 'float in [0, inf)'), ('beta2=1', 'float in [0, 1)'),
     ('share=1.01', 'float in [0, 1]'), ('wandb_log=1', 'True | False'), ('wandb_log=yes', 'True | False'),
-    ('compile=1', 'auto | True | False'), ('compile=Auto', 'auto | True | False'), ('top_k=0', 'int in [1, inf) | None'),
+    ('compile=1', 'auto | True | False'), ('compile=Auto', 'auto | True | False'),
+    ('top_k=0', 'int in [1, inf) | None'),
     ('top_k=none', 'int in [1, inf) | None'), ('grad_clip=nan', 'float in [0, inf) | None'),
 ])
 def test_text_out_of_type_or_range_is_refused_with_what_is_allowed(arg, takes):
@@ -134,7 +137,8 @@ def test_text_out_of_type_or_range_is_refused_with_what_is_allowed(arg, takes):
 
 @pytest.mark.parametrize('line, value', [
     ('max_iters = 1e3', 1000), ('max_iters = 5 * 8', 40), ('learning_rate = 1', 1.0), ('wandb_log = True', True),
-    ('compile = False', False), ("compile = 'auto'", 'auto'), ('top_k = None', None), ('top_k = 5', 5), ("start = '12'", '12'),
+    ('compile = False', False), ("compile = 'auto'", 'auto'), ('top_k = None', None), ('top_k = 5', 5),
+    ("start = '12'", '12'),
 ])
 def test_value_in_a_file_becomes_the_type_of_the_option(write, line, value):
     got = getattr(read(write(line)).options, line.split()[0])
@@ -143,7 +147,8 @@ def test_value_in_a_file_becomes_the_type_of_the_option(write, line, value):
 
 @pytest.mark.parametrize('line, takes', [
     ('compile = 1', 'auto | True | False'), ('wandb_log = 0', 'True | False'), ('max_iters = True', 'int in [1, inf)'),
-    ('learning_rate = True', 'float in (0, inf)'), ("max_iters = '2'", 'int in [1, inf)'), ('max_iters = 8.5', 'int in [1, inf)'),
+    ('learning_rate = True', 'float in (0, inf)'), ("max_iters = '2'", 'int in [1, inf)'),
+    ('max_iters = 8.5', 'int in [1, inf)'),
     ("learning_rate = float('nan')", 'float in (0, inf)'), ('start = 12', 'text'), ('start = None', 'text'),
     ('wandb_log = None', 'True | False'), ('dataset = len', 'text'), ('batch_size = [8]', 'int in [1, inf)'),
 ])
@@ -177,7 +182,8 @@ KINDS = {   # what may come out, written down a second time
     'n_layer': lambda v: type(v) is int and v >= 1,
 }
 anything = (st.none() | st.booleans() | st.integers(-2 ** 64, 2 ** 64) | st.integers(-2, 3) | st.floats() | st.text()
-            | st.sampled_from(['1e3', '8.0', '1e400', 'nan', '-inf', 'None', 'true', 'auto', '0x10', '1_0', ' 7 ', '٣', '9' * 5000])
+            | st.sampled_from(['1e3', '8.0', '1e400', 'nan', '-inf', 'None', 'true', 'auto', '0x10', '1_0', ' 7 ',
+                               '٣', '9' * 5000])
             | st.lists(st.integers(), max_size=2))
 
 
@@ -188,8 +194,8 @@ anything = (st.none() | st.booleans() | st.integers(-2 ** 64, 2 ** 64) | st.inte
 def test_any_value_is_accepted_in_its_type_and_range_or_refused_in_one_line(tmp_path_factory, name, value, in_a_file):
     if in_a_file:
         file = tmp_path_factory.getbasetemp() / 'any.py'
-        number = f'float({str(value)!r})' if isinstance(value, float) else '10 ** 5000' if value == 10 ** 5000 else repr(value)
-        file.write_text(f'{name} = {number}', encoding='utf-8')
+        code = '10 ** 5000' if value == 10 ** 5000 else f'float({str(value)!r})' if type(value) is float else repr(value)
+        file.write_text(f'{name} = {code}', encoding='utf-8')
         arg = str(file)
     else:
         arg = f'--{name}={value}'
@@ -206,7 +212,8 @@ def test_any_value_is_accepted_in_its_type_and_range_or_refused_in_one_line(tmp_
 
 
 def test_later_files_beat_earlier_ones_and_the_command_line_beats_both_wherever_it_stands(write):
-    one, two = write('batch_size = 1\nmax_iters = 1\nn_layer = 1', 'one.py'), write('\nbatch_size = 2\nn_layer = 2', 'two.py')
+    one = write('batch_size = 1\nmax_iters = 1\nn_layer = 1', 'one.py')
+    two = write('\nbatch_size = 2\nn_layer = 2', 'two.py')
     config = read('--n_layer=3', one, two)
     assert (config.options.batch_size, config.options.max_iters, config.model_args) == (2, 1, {'n_layer': 3})
     assert [config.origin[name] for name in ('batch_size', 'max_iters', 'n_layer', 'dropout', 'out_dir')] == \
@@ -223,8 +230,8 @@ def test_every_override_is_said_once_with_its_origin(write):
 
 
 def test_the_line_is_that_of_the_last_assignment_at_the_top_level(write):
-    file = write('batch_size = 1\nif True:\n    batch_size = 2\ndef f():\n    batch_size = 3\nfor n_layer in (1, 2): pass\n')
-    config = read(file)
+    config = read(write('batch_size = 1\nif True:\n    batch_size = 2\n'
+                        'def f():\n    batch_size = 3\nfor n_layer in (1, 2): pass\n'))
     assert config.origin['batch_size'] == 'mine.py:3' and config.origin['n_layer'] == 'mine.py:6'
 
 
@@ -283,19 +290,20 @@ def test_a_missing_config_file_suggests_one_that_is_there(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert refused('config/train_shakespear_char.py') == \
         'config/train_shakespear_char.py: no such config file; did you mean config/train_shakespeare_char.py?'
-    assert refused('config') .startswith('config: no such config file')         # a folder is no file
+    assert refused('config').startswith('config: no such config file')         # a folder is no file
 
 
 def test_an_unknown_option_is_refused_with_a_suggestion(write):
     assert refused('--n_layr=4') == '--n_layr=4: no such option; did you mean n_layer?'
     assert refused('--batch-size=4') == '--batch-size=4: no such option; did you mean batch_size?'
     assert refused(write('\nn_layr = 4')) == 'mine.py:2: n_layr = 4: no such option; did you mean n_layer?'
-    assert refused(write('from math import pi')) == f'mine.py:1: pi = {3.141592653589793}: no such option; --help lists them'
+    assert refused(write('from string import digits')) == \
+        "mine.py:1: digits = '0123456789': no such option; --help lists them"
     assert refused('--zzz=4') == '--zzz=4: no such option; --help lists them'
 
 
 def test_thirty_misspelt_names_are_caught_in_files_and_on_the_command_line(write):
-    draw, suggested = random.Random(1), 0       # noqa: S311
+    draw, suggested = random.Random(1), 0
     names = [name for name in read('--n_layer=1').origin if name != 'note']     # `not` is no name
     for _ in range(30):
         name = draw.choice(names)
@@ -310,7 +318,8 @@ def test_thirty_misspelt_names_are_caught_in_files_and_on_the_command_line(write
 
 @pytest.mark.parametrize('argv, message', [
     (['--n_layer', '4'], '--n_layer 4: type --n_layer=4'),
-    (['--wandb_log'], '--wandb_log has no value: type --wandb_log=VALUE; for a switch that is --wandb_log=True or --wandb_log=False'),
+    (['--wandb_log'], '--wandb_log has no value: type --wandb_log=VALUE; '
+                      'for a switch that is --wandb_log=True or --wandb_log=False'),
     (['--wandb_log', '--n_layer=2'], '--wandb_log has no value: type --wandb_log=VALUE; '
                                      'for a switch that is --wandb_log=True or --wandb_log=False'),
     (['-x'], '-x: options have two dashes, a name and a value: --name=value; --help lists them'),
@@ -376,7 +385,7 @@ def test_one_name_cannot_be_an_option_of_both_script_and_model():
     class Both:
         n_layer: Count = 1
 
-    with pytest.raises(AssertionError, match='n_layer'):
+    with pytest.raises(Stop, match='^variant=base: n_layer is an option of the script already'):
         configure(Both, load, [])
 
 
@@ -394,7 +403,8 @@ def test_rules_between_fields_end_in_one_line():
 
 def test_values_from_python_are_checked_too():
     built = lab_options.make_checked(Windowed, {'window_init': 3, 'n_layer': 2.0})
-    assert built == Windowed(window_init=3.0, n_layer=2) and type(built.window_init) is float and type(built.n_layer) is int
+    assert built == Windowed(window_init=3.0, n_layer=2)
+    assert type(built.window_init) is float and type(built.n_layer) is int
     for values, message in [({'n_layer': 0}, 'n_layer = 0: n_layer takes int in [1, inf)'),
                             ({'n_layer': '2'}, "n_layer = '2': n_layer takes int in [1, inf)"),
                             ({'n_layr': 2}, 'n_layr = 2: no such option; did you mean n_layer?'),
@@ -406,8 +416,9 @@ def test_values_from_python_are_checked_too():
 
 def test_meanings_are_trailing_comments_the_nearest_class_first():
     together = type('GPTConfig', (Windowed,), {})       # as model.load puts parts together: without source of its own
-    assert lab_options.meanings(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks', 'dropout': 'of windows too',
-                                  'window_init': 'attention span at initialization, in tokens'}
+    assert lab_options.meanings(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks',
+                                              'dropout': 'of windows too',
+                                              'window_init': 'attention span at initialization, in tokens'}
 
 
 def test_a_type_that_is_no_option_type_is_the_authors_error():
@@ -439,15 +450,15 @@ def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeyp
         < lines.index('options of the model') < lines.index('--n_layer=12 int in [1, inf) blocks')
     assert 'window_init' not in text and 'the variant' not in text
     columns = {line.index('int in') for line in text.splitlines() if 'int in' in line}
-    assert len(columns) == 1 and max(map(len, text.splitlines())) <= 115
+    assert len(columns) == 1 and max(map(len, text.splitlines())) <= 110
     assert all(f'--{name}=' in text for name in read().origin)
 
     text = shown('-h', '--variant=windowed')
-    assert text.index('options of the model') < text.index('--dropout=0.1') < text.index('options of the variant windowed') \
-        < text.index('--window_init=32.0')
+    assert text.index('options of the model') < text.index('--dropout=0.1') \
+        < text.index('options of the variant windowed') < text.index('--window_init=32.0')
 
 
-@pytest.mark.parametrize('file', sorted(file.name for file in ROOT.glob('config/*.py') if not file.name.startswith('ab_')))
+@pytest.mark.parametrize('file', sorted(f.name for f in ROOT.glob('config/*.py') if not f.name.startswith('ab_')))
 def test_every_config_file_sets_known_options_to_allowed_values(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = read(f'config/{file}')

@@ -377,8 +377,9 @@ def test_unusable_splits_are_refused(tmp_path):
                                          'set block_size to at most 9')
     assert Dataset(ten, 9).batch('train', 0, 3, 0)[1].tolist() == [list(range(1, 10))] * 3
     assert 'val.bin has 5 tokens' in refused(Dataset, make(tmp_path / 'five', range(10), range(5)), 64)
-    assert 'train.bin has 0 tokens' in refused(Dataset, make(tmp_path / 'none', []), 64)
-    assert 'val.bin has 1 tokens' in refused(Dataset, make(tmp_path / 'one', range(9), [1]), 64)
+    assert 'train.bin has 10 tokens, block_size 10 needs at least 11' in refused(Dataset, ten, 10)
+    assert 'train.bin has 0 tokens: there is nothing' in refused(Dataset, make(tmp_path / 'none', []), 64)
+    assert 'val.bin has 1 tokens: there is nothing' in refused(Dataset, make(tmp_path / 'one', range(9), [1]), 64)
     with open(tmp_path / 'ten/val.bin', 'ab') as f:
         f.write(b'x')
     assert 'val.bin has 201 bytes, an odd number' in refused(Dataset, ten, 4)

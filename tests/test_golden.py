@@ -1,12 +1,11 @@
 """The sources' own numbers: what the code of each idea computed, forward and backward, is what ours computes.
 
-golden/FORMAT.md says what the files hold. GOLDEN_DIR names another folder of the same format; nothing here knows the files in
-it: sizes, options and seeds come from each file's meta, what to compare from its arrays.
+golden/FORMAT.md says what the files hold. GOLDEN_DIR names another folder of the same format; nothing here knows the
+files in it: sizes, options and seeds come from each file's meta, what to compare from its arrays.
 """
 import json
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import model as core  # noqa: E402
-from lab.errors import Stop  # noqa: E402
+import model as core
+from lab.errors import Stop
 
 FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent / 'golden'))
 FILES = sorted(FOLDER.glob('*.npz'))
@@ -107,13 +105,13 @@ def surprise_model(model):
 
 def surprise_name(name, config):
     for theirs, ours in {
-        r'^blocks\.': 'transformer.h.', r'^ln_f\.': 'transformer.ln_f.', r'^token_embedding_table\.': 'transformer.wte.',
-        r'^position_embedding_table\.': 'transformer.wpe.', r'\bsa\.proj\.': 'attn.c_proj.', r'\bffwd\.net\.0\.': 'mlp.c_fc.',
-        r'\bffwd\.net\.2\.': 'mlp.c_proj.', r'\bprior_ffn\.net\.0\.': 'prior_fc.', r'\bprior_ffn\.net\.2\.': 'prior_proj.',
-        r'\bln([123])\.': r'ln_\1.',
+        r'^token_embedding_table\.': 'transformer.wte.', r'^position_embedding_table\.': 'transformer.wpe.',
+        r'^blocks\.': 'transformer.h.', r'^ln_f\.': 'transformer.ln_f.', r'\bln([123])\.': r'ln_\1.',
+        r'\bsa\.proj\.': 'attn.c_proj.', r'\bffwd\.net\.0\.': 'mlp.c_fc.', r'\bffwd\.net\.2\.': 'mlp.c_proj.',
+        r'\bprior_ffn\.net\.0\.': 'prior_fc.', r'\bprior_ffn\.net\.2\.': 'prior_proj.',
     }.items():
         name = re.sub(theirs, ours, name)
-    if head := re.search(r'\bsa\.heads\.(\d+)\.(query|key|value)\.weight$', name): # rows of c_attn: all queries, all keys, all values
+    if head := re.search(r'\bsa\.heads\.(\d+)\.(query|key|value)\.weight$', name): # c_attn has all queries first
         size = config['n_embd'] // config['n_head']
         start = ('query', 'key', 'value').index(head[2]) * config['n_embd'] + int(head[1]) * size
         return name[:head.start()] + 'attn.c_attn.weight', slice(start, start + size)
@@ -144,12 +142,15 @@ class Source:
                 ours, rows = self.name(name, config)
                 mine[ours][rows].copy_(value)
                 filled.add(ours)
-        assert {n for n in mine if n not in filled and not n.endswith(self.not_ours)} == set(), 'the file lacks these parameters'
+        assert [n for n in mine if n not in filled and not n.endswith(self.not_ours)] == []
         return module, model
 
     def compare(self, golden, module, outs, x=None):
         """Every output and gradient in the file."""
-        wanted = {name: value for name, value in golden('out').items() if name.split('.')[-1] not in self.not_shown}
+        not_shown = self.not_shown
+        if golden.dtype != torch.float64:
+            not_shown += ('sampled',) # multinomial draws other tokens in float32; its probabilities are compared
+        wanted = {name: value for name, value in golden('out').items() if name.split('.')[-1] not in not_shown}
         assert set(wanted) <= set(outs), f'not compared: {set(wanted) - set(outs)}'
         for name, want in wanted.items():
             close(f'out.{name}', outs[name], want, golden.dtype)
@@ -159,7 +160,7 @@ class Source:
             close(f'grad.{name}', x.grad if name == 'in.x' else mine[ours].grad[rows], want, golden.dtype)
         for name in golden.meta.get('grad_none', ()):
             ours, rows = self.name(name, config)
-            assert mine[ours].grad is None or not mine[ours].grad[rows].any(), f'{name}: has a gradient, the source gives it none'
+            assert mine[ours].grad is None or not mine[ours].grad[rows].any(), f'{name}: has a gradient'
 
 
 # -- levels: (golden, source, attn) -> everything that can be seen, compared
@@ -190,14 +191,15 @@ def attn_level(golden, source, attn):
     objective = (y * golden('in')['gy']).sum()
     objective.backward()
     (q, k, v, _, pos_k, _), _ = calls[0]
-    T, outs = x.size(1), dict(y=y, objective=objective)
     score_mod, _ = module.score_mod(x, pos_k, step)
-    outs['att'] = core.math_attention(q, k, torch.eye(T, dtype=v.dtype).expand(*v.shape[:2], T, T), step.pos, pos_k, score_mod, 0.0)
+    one_hot = torch.eye(x.size(1), dtype=v.dtype).expand(*v.shape[:2], -1, -1) # as values, they show the weights
+    outs = dict(y=y, objective=objective, att=core.math_attention(q, k, one_hot, step.pos, pos_k, score_mod, 0.0))
     if 'window' in step.stats:
         w = outs['window'] = step.stats['window'][0]
         b, h, i, j = (torch.arange(n) for n in outs['att'].shape)
-        added = score_mod(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j) # 1 - 1 / w lower: softmax does not see it
-        outs['att_logit_scaling'] = torch.where(j <= i.view(-1, 1), added + 1 - 1 / w[..., None], 1.0)
+        added = score_mod(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+        scaling = added + 1 - 1 / w[..., None] # a constant for each query, which softmax does not see
+        outs['att_logit_scaling'] = torch.where(j <= i.view(-1, 1), scaling, 1.0)
     source.compare(golden, module, outs, x)
 
 
@@ -237,13 +239,15 @@ def model_level(golden, source, attn):
         for i, block in enumerate(model.transformer.h):
             outs |= {f'h{i}.{name}': value for name, value in surprise_outs(block, step, *seen[i]).items()}
         outs |= dict(lm_loss=loss - sum(step.losses.values()),
-                     pred_loss_total=torch.stack([change.mean() for change in step.stats['change']]).mean(), gate_means=gates, mean_gate_activation=gates.mean())
+                     pred_loss_total=torch.stack([change.mean() for change in step.stats['change']]).mean(),
+                     gate_means=gates, mean_gate_activation=gates.mean())
         c.gate_loss, step = 1.0, new_step(golden, idx)
         model(idx, targets, step)
         outs['aux_gate'] = step.losses['gate']
     source.compare(golden, model, outs)
     if 'num_params' in golden.meta:
-        assert model.num_params() == golden.meta['num_params'] and model.num_params(False) == golden.meta['num_params_all']
+        assert model.num_params() == golden.meta['num_params']
+        assert model.num_params(non_embedding=False) == golden.meta['num_params_all']
 
 
 def watch_surprise(block):
@@ -261,8 +265,8 @@ def surprise_outs(block, step, opened, priors):
     expected = block.open(d_st, d_ch, step)
     block.config.k = k
     unexpected = block.open(d_st, d_ch + 1e30, step)
-    return dict(d_st_tok=d_st, d_ch_tok=d_ch, D_st=d_st.mean(1), D_ch=d_ch.mean(1), CE=expected[:, 0], CU=unexpected[:, 0],
-                gate_vec=gate[:, 0], prior_ch=priors[0], pred_loss=d_ch.mean())
+    return dict(d_st_tok=d_st, d_ch_tok=d_ch, D_st=d_st.mean(1), D_ch=d_ch.mean(1), pred_loss=d_ch.mean(),
+                CE=expected[:, 0], CU=unexpected[:, 0], gate_vec=gate[:, 0], prior_ch=priors[0])
 
 
 def ln_mlp_level(golden, source, attn):
@@ -293,15 +297,13 @@ def generate_level(golden, source, attn, monkeypatch):
     outs = dict(logits_last=model(idx)[0], greedy=model.generate(idx, new, temperature=0))
     assert torch.equal(outs['greedy'], model.generate(idx, new, top_k=1))
     for name, (temperature, top_k) in probs.items():
-        drawn = []
-        with monkeypatch.context() as patch:
-            multinomial = torch.multinomial
-            patch.setattr(torch, 'multinomial', lambda p, *args, **kwargs: drawn.append(p) or multinomial(p, *args, **kwargs))
-            torch.manual_seed(meta['seed'])
-            outs['sampled'] = model.generate(idx, new, temperature=temperature, top_k=top_k)
+        drawn, multinomial = [], torch.multinomial
+        monkeypatch.setattr(torch, 'multinomial', lambda p, *args, drawn=drawn, f=multinomial, **kwargs:
+                            drawn.append(p) or f(p, *args, **kwargs))
+        torch.manual_seed(meta['seed'])
+        outs['sampled'] = model.generate(idx, new, temperature=temperature, top_k=top_k)
+        monkeypatch.undo()
         outs[name] = drawn[0]
-    if golden.dtype != torch.float64: # which tokens multinomial draws is tied to float64; the probabilities are compared
-        outs['sampled'] = want['sampled']
     with pytest.raises(Stop, match='block_size'):
         model(torch.zeros(1, model.config.block_size + 1, dtype=torch.long))
     if 'crop.block_size' in want:
@@ -316,9 +318,10 @@ nano = dict(attn=attn_level, block=block_level, model=model_level, ln_mlp=ln_mlp
 SOURCES = {
     'baseline': Source(levels=nano),
     'base_tanh': Source(prepare=tanh_gelu, levels=nano),
-    'soft': Source('soft_window', soft_options, tanh_gelu, soft_name, levels=dict(attn=attn_level, block=block_level, model=model_level)),
+    'soft': Source('soft_window', soft_options, tanh_gelu, soft_name, levels=nano),
     'surprise': Source('surprise', surprise_options, surprise_model, surprise_name, not_ours=('c_attn.bias',),
-                       not_shown=('beta', 'bias_scale', 'D_ch_biased'), levels=dict(block=block_level, model=model_level)),
+                       not_shown=('beta', 'bias_scale', 'D_ch_biased'),
+                       levels=dict(block=block_level, model=model_level)),
 }
 
 

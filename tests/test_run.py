@@ -16,10 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))      # from a checkout, and in the children too
-import lab.run  # noqa: E402
-from lab.errors import BAD_INPUT, BUSY, DISK_FULL, NO_CHECKPOINT, Stop  # noqa: E402
-from lab.run import MODEL, OPTIM, Run, seal, sha256  # noqa: E402
+import lab.run
+from lab.errors import BAD_INPUT, BUSY, DISK_FULL, NO_CHECKPOINT, Stop
+from lab.run import MODEL, OPTIM, Run, seal, sha256
 
 STATE = 'state.json'
 BIG = 40_000                                # rows: 3 x 3.2 MB, twice, make a save long enough to be killed in

@@ -1,8 +1,9 @@
-"""The battery: every file in variants/ is here as soon as it is there. `pytest tests/test_variants.py -k mine` runs one's own.
+"""The battery, for every file in variants/ as soon as it is there. `pytest tests/test_variants.py -k mine` runs one.
 
-What each check sees is in checks.py; the last part of this file breaks variants on purpose and asks for the check that catches each.
+What each check sees is said in checks.py. The last part of this file breaks variants on purpose: a check must see each.
 """
 from itertools import combinations
+from textwrap import indent
 
 import checks
 import pytest
@@ -24,14 +25,14 @@ def spelled(setting):
     return ','.join(f'{name}={value}' for name, value in setting.items())
 
 
-def each_setting(names):
-    pairs = [(name, setting) for name in names for setting in sorted(checks.settings(name), key=str)]
-    return pytest.mark.parametrize('name, setting', pairs, ids=[f'{name}-{spelled(setting)}' for name, setting in pairs])
+def each(pairs):
+    ids = [f'{name}-{spelled(setting)}' for name, setting in pairs]
+    return pytest.mark.parametrize('name, setting', pairs, ids=ids)
 
 
-def each_leak():
-    found = [(name, setting) for name in VARIANTS for file in core.load(name).files for setting, _ in getattr(file, 'LEAKS', [])]
-    return pytest.mark.parametrize('name, setting', found, ids=[f'{name}-{spelled(setting)}' for name, setting in found])
+each_setting = each([(name, setting) for name in VARIANTS for setting in checks.settings(name)])
+each_leak = each([(name, setting) for name in VARIANTS
+                  for setting, _ in getattr(core.load(name).files[0], 'LEAKS', [])])
 
 
 def safe(name, options, training):
@@ -44,7 +45,7 @@ def safe(name, options, training):
 @mine
 def test_docstring_names_its_source(name):
     text = core.load(name).files[0].__doc__ or ''
-    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'variants/{name}.py: the docstring names no source (arXiv or github)'
+    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'variants/{name}.py: names neither arXiv nor github'
 
 
 @mine
@@ -76,6 +77,11 @@ def test_trains_with_biases(name):
 
 
 @every
+def test_plain_loss(name):
+    checks.plain_loss(small(name, 0.3))
+
+
+@every
 def test_round_trip(name):
     checks.round_trip(name)
 
@@ -86,9 +92,9 @@ def test_shared_parameters_start_equal(name):
 
 
 @mine
-@pytest.mark.parametrize('bias', [False, True], ids=['', 'bias'])
+@pytest.mark.parametrize('bias', [False, True], ids=['plain', 'bias'])
 def test_neutral_is_the_baseline(name, bias):
-    checks.neutral_is_base(name, **checks.neutral(name) | dict(bias=bias) if bias else checks.neutral(name))
+    checks.neutral_is_base(name, checks.neutral(name), bias=bias)
 
 
 # -- causality
@@ -110,14 +116,14 @@ def test_causal_across_blocks_of_128(name, training):
         checks.suffix_swap(small(name, 0.3, block_size=160).train(training), times=(127, 128, 129), trials=2)
 
 
-@each_setting(VARIANTS)
+@each_setting
 def test_causal_with_each_option(name, setting):
     for training in False, True:
         if safe(name, setting, training):
             checks.causal(small(name, 0.3, **setting).train(training))
 
 
-@each_leak()
+@each_leak
 def test_declared_leak_is_real_and_only_in_training(name, setting):
     assert checks.leaks(lambda seed: small(name, 0.3, seed, **setting).train()), 'no check sees this leak: is it one?'
     for shake in 0.0, 0.3:
@@ -138,7 +144,7 @@ def test_decoding(name):
             checks.decoding(small(name, shake), it)
 
 
-@each_setting(VARIANTS)
+@each_setting
 def test_decoding_with_each_option(name, setting):
     for it in checks.ITS:
         checks.decoding(small(name, 0.3, **setting), it)
@@ -168,14 +174,14 @@ def test_one_graph(name):
     checks.one_graph(small(name, 0.3))
 
 
-@each_leak()
+@each_leak
 def test_one_graph_of_a_leaky_rule(name, setting):
     checks.one_graph(small(name, 0.3, **setting))
 
 
 # -- two ideas at once
 
-@pytest.mark.parametrize('one, two', combinations(VARIANTS, 2), ids='+'.join)
+@pytest.mark.parametrize('one, two', list(combinations(VARIANTS, 2)), ids='+'.join)
 def test_pair(one, two):
     both = f'{one}+{two}'
     try:
@@ -184,4 +190,216 @@ def test_pair(one, two):
         assert both in str(refused) and '\n' not in str(refused)
         return
     for off, left in (one, two), (two, one):
-        checks.neutral_is_base(both, than=left, **checks.neutral(off))
+        checks.neutral_is_base(both, checks.neutral(off), than=left)
+    checks.decoding(small(both, 0.3)) # one cache for both
+
+
+# -- the checks see what they are for: broken on purpose
+
+def broken(cls, body):
+    """The file of a variant whose class cls has this body."""
+    head = '"""A fault. Source: github"""\nimport torch\nimport torch.nn as nn\nimport model\nNEUTRAL = {}\n'
+    return f'{head}class {cls}(model.{cls}):\n{indent(body, "    ")}'
+
+
+FAULTY = dict(
+    mean_of_row=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True)
+'''),
+    top_k=broken('Block', '''
+def forward(self, x, step): # the half of the tokens that score highest pass through the block, all tokens compared
+    score = self.ln_1(x)[..., 0]
+    kept = score >= score.topk(x.size(1) // 2, dim=1).values[:, -1:]
+    return torch.where(kept[..., None], super().forward(x, step), x)
+'''),
+    mean_of_batch=broken('Block', '''
+def attn_out(self, y, step):
+    return y - 0.1 * y.mean(0)
+'''),
+    gate_by_batch=broken('Block', '''
+def forward(self, x, step):
+    score = self.ln_1(x)[..., 0]
+    return torch.where((score >= score.mean(0))[..., None], super().forward(x, step), x)
+'''),
+    only_in_training=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True) if self.training else y
+'''),
+    after_warmup=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True) * (step.it > 100)
+'''),
+    zero_at_first=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.strength = nn.Parameter(torch.zeros(()))
+def attn_out(self, y, step):
+    return y + self.strength * y.mean(1, keepdim=True)
+'''),
+    deaf=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    return super().forward(0 * idx, targets, step)
+'''),
+    no_attention=broken('Block', '''
+def attn_out(self, y, step):
+    return 0 * y
+'''),
+    remembers=broken('Block', '''
+seen = 0
+def attn_out(self, y, step):
+    self.seen = self.seen + 1
+    return y * self.seen
+'''),
+    counts_from_zero=broken('Block', '''
+def attn_out(self, y, step): # position within the pass, wrong once there is a cache
+    return y * (1 + torch.arange(y.size(1))[:, None])
+'''),
+    late_keys=broken('CausalSelfAttention', '''
+def attend(self, q, k, v, x, pos_k, step): # from position 13 on, a token alone does not see itself
+    return super().attend(q, k, v, x, pos_k + (step.pos[:, -1:] > 12) * (q.size(2) == 1), step)
+'''),
+    other_fast_path=broken('CausalSelfAttention', '''
+def score_mod(self, x, pos_k, step):
+    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope * 1.01, pos_k[:, None])
+'''),
+    no_gradient=broken('CausalSelfAttention', '''
+def score_mod(self, x, pos_k, step):
+    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope.detach(), pos_k[:, None])
+'''),
+    python_branch=broken('Block', '''
+def attn_out(self, y, step):
+    return y if step.it > 1 else 2 * y
+'''),
+    python_counter=broken('Block', '''
+calls = 0
+def attn_out(self, y, step):
+    self.calls += 1
+    return y * self.calls
+'''),
+    not_neutral=broken('Block', '''
+def attn_out(self, y, step):
+    return y * 1.00001
+'''),
+    neutral_forward=broken('Block', '''
+def attn_out(self, y, step):
+    return y.detach() + 0.5 * (y - y.detach())
+'''),
+    unused=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.extra = parts.Linear(config, 4, 4)
+'''),
+    zero_gradient=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.extra = nn.Parameter(torch.ones(()))
+def attn_out(self, y, step):
+    return y + 0 * self.extra
+'''),
+    forgets_one=broken('GPT', '''
+def configure_optimizers(self, *args):
+    optimizer = super().configure_optimizers(*args)
+    optimizer.param_groups[0]['params'].pop()
+    return optimizer
+'''),
+    learns_nothing=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits, None if loss is None else loss.detach() + 0 * loss
+'''),
+    own_loss=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits, None if loss is None else 0.9 * loss
+'''),
+    other_start=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.attn.c_proj.weight.init = nn.init.zeros_
+'''),
+    unsaved=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.own = torch.randn(config.n_embd)
+def attn_out(self, y, step):
+    return y + self.own
+'''),
+    last_alone=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits if loss is not None else 2 * logits, loss
+'''),
+)
+
+
+def on(check, shake=0.3, training=False, attn='auto', **args):
+    return lambda name: check(small(name, shake, attn=attn).train(training), **args)
+
+
+NEUTRAL_CHECK = lambda name: checks.neutral_is_base(name, {})
+FAST_PATH = on(checks.fast_path, 0.1, True, impl='sdpa', T=7, tol=1e-9)
+FAULTS = [ # variant, the check that sees it, how it says so; a check that does not: why there are several
+    ('mean_of_row', on(checks.suffix_swap), 'suffix swap: logits before', None),
+    ('mean_of_row', on(checks.jacobian), 'Jacobian: .* later inputs', on(checks.row_swap)),
+    ('top_k', on(checks.suffix_swap), 'suffix swap: logits before', on(checks.jacobian)),
+    ('mean_of_batch', on(checks.row_swap), 'row swap: the logits', None),
+    ('mean_of_batch', on(checks.jacobian), 'Jacobian: .* other rows', None),
+    ('gate_by_batch', on(checks.row_swap), 'row swap: the logits', on(checks.jacobian)),
+    ('only_in_training', on(checks.causal, training=True), 'suffix swap', on(checks.causal)),
+    ('after_warmup', on(checks.causal), 'suffix swap', on(checks.causal, its=[0])),
+    ('zero_at_first', on(checks.causal), 'suffix swap', on(checks.causal, shake=0)),
+    ('deaf', on(checks.suffix_swap), 'suffix swap: .* own token', None),
+    ('deaf', on(checks.row_swap), 'row swap: .* own row', None),
+    ('no_attention', on(checks.jacobian), 'Jacobian: no position looks', on(checks.suffix_swap)),
+    ('remembers', on(checks.stateless), 'stateless', None),
+    ('counts_from_zero', on(checks.decoding), 'decoding: 1 tokens after 1 ', on(checks.causal)),
+    ('counts_from_zero', on(checks.generating), 'generating', None),
+    ('late_keys', on(checks.decoding, attn='math'), 'decoding: 1 tokens after 13 ', None),
+    ('last_alone', on(checks.decoding), 'decoding: without targets', None),
+    ('other_fast_path', FAST_PATH, 'fast path: logits', None),
+    ('no_gradient', FAST_PATH, 'fast path: .* gradient', None),
+    ('python_branch', on(checks.one_graph), 'one graph', None),
+    ('python_counter', on(checks.one_graph), 'one graph', None),
+    ('not_neutral', NEUTRAL_CHECK, 'neutral: logits', None),
+    ('neutral_forward', NEUTRAL_CHECK, 'neutral: the gradient', None),
+    ('unused', checks.trains, 'trains: .*extra.weight has no gradient', None),
+    ('zero_gradient', checks.trains, 'trains: the gradient is 0 for .*extra', None),
+    ('forgets_one', checks.trains, 'trains: .* is in 0 optimizer groups', None),
+    ('learns_nothing', checks.trains, 'trains: loss', None),
+    ('own_loss', on(checks.plain_loss), 'plain loss', None),
+    ('other_start', checks.shared_start, 'shared start: .*c_proj', None),
+    ('unsaved', checks.round_trip, 'round trip: other logits', None),
+]
+
+
+@pytest.mark.parametrize('name, check, says, blind', FAULTS, ids=[f'{f[0]}-{f[2].split(":")[0]}' for f in FAULTS])
+def test_checks_see(name, check, says, blind, drop):
+    drop(name, FAULTY[name])
+    with pytest.raises(Failed, match=says):
+        check(name)
+    if blind:
+        blind(name)
+
+
+def test_neutral_must_be_declared(drop):
+    drop('silent', broken('Block', 'pass').replace('NEUTRAL', 'OTHER'))
+    with pytest.raises(Failed, match='silent has no NEUTRAL'):
+        checks.neutral('silent')
+
+
+def test_a_declared_leak_is_known_by_its_options(drop):
+    drop('leaky', '''
+        import dataclasses
+        from typing import Literal
+        import model
+        LEAKS = [(dict(gate='row'), 'averages the row')]
+        class GPTConfig(model.GPTConfig):
+            gate: Literal['token', 'row'] = 'token'     # what the gate averages over
+            size: int = 0                               # something else
+    ''')
+    assert checks.leak_reason('leaky', {}) is None and checks.leak_reason('leaky', dict(size=1)) is None
+    assert checks.leak_reason('leaky', dict(gate='row', size=1)) == 'averages the row'
+    assert list(checks.settings('leaky')) == [dict(gate='row'), dict(size=1)]

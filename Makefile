@@ -1,0 +1,26 @@
+# make demo   an environment, then a variant trained and sampled on Shakespeare: minutes on a laptop, about one on a GPU
+# make test   the environment, then the test suite
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+# a torch that is installed already is used, so that nobody downloads CUDA twice; SITE= makes an environment without it
+SITE   ?= $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
+BIN    := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	$(BIN)/python train.py $$($(BIN)/python -c "import torch; print('config/train_shakespeare_char' + '_cpu' * (not torch.cuda.is_available()) + '.py')") --variant=surprise
+	$(BIN)/python sample.py --out_dir=out-surprise --num_samples=2
+
+test: .venv/ready
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest tests -q -n auto
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv $(SITE) .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv *.egg-info

@@ -1,0 +1,159 @@
+"""What the tests of the scripts share: tiny data, a tiny model, and scripts that run here or in a process that can die."""
+import contextlib
+import gc
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lab.data import prepare_chars
+from lab.errors import run as run_main
+from lab.run import FILES, Run
+
+ROOT = Path(__file__).parents[1]
+TEXT = ROOT / 'data/shakespeare_char/input.txt'
+ENV = os.environ | dict(OMP_NUM_THREADS='1')
+TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1, device='cpu', compile=False,
+            learning_rate=1e-2, min_lr=1e-3, warmup_iters=2, lr_decay_iters=12, max_iters=12, eval_interval=4)
+CLOCK = 'ms', 'seconds'                 # what differs between two equal runs
+torch.set_num_threads(1)                # sums in one order, here and in the children
+
+
+def shakespeare(folder, characters=4000):
+    """A data set of the first characters of the text: 52 different ones, 400 tokens to validate on."""
+    prepare_chars(TEXT.read_text(encoding='utf-8')[:characters], folder)
+    return folder
+
+
+def flags(**options):
+    return [f'--{name}={value}' for name, value in options.items()]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def line(self, code):
+        """The one line that a script which ends like this has to say."""
+        assert self.code == code, self
+        assert len(self.err.splitlines()) == 1, self.err
+        return self.err.strip()
+
+
+def call(main, *args, **options):
+    """main() with these arguments, as a shell sees it: its exit code and what it wrote."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', 2))}
+    sys.argv, code = [f'{main.__module__}.py', *map(str, args), *flags(**options)], 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_main(main)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.collect()                    # what ended the run may still hold its folder, and with it the lock
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def shell(script, *args, cwd=ROOT, **options):
+    """python script.py args: the same in a process of its own."""
+    done = subprocess.run([sys.executable, str(script), *map(str, args), *flags(**options)], cwd=cwd, env=ENV,
+                          capture_output=True, text=True, timeout=120)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+# -- processes that can be killed: forked from one that has torch imported, so that each starts at once
+
+def start(said, hook, *args, **options):
+    """A process that trains, after hook(); what it says goes to a file."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
+    child = context.Process(target=play, args=(said, hook, [*args, *flags(**options)]), daemon=True)
+    child.start()
+    return child
+
+
+def play(said, hook, args):
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    import train
+    hook()
+    sys.argv = ['train.py', *args]
+    run_main(train.main)
+
+def nothing():
+    pass
+
+
+def slow_saves(seconds=0.03):
+    """Saves that take a while, as those of large models do, so that a kill can hit one."""
+    import lab.run
+    real = lab.run.save_file
+    lab.run.save_file = lambda *args: (time.sleep(seconds), real(*args))
+
+
+def stuck(at):
+    """An iteration that takes forever."""
+    from lab.update import Update
+    real = Update.__call__
+    Update.__call__ = lambda self, it, *args: time.sleep(1000) if it == at else real(self, it, *args)
+
+
+def wait_for(what, alive=lambda: True, seconds=60):
+    """Waits until what() is true; an AssertionError if alive() ends first."""
+    until = time.monotonic() + seconds
+    while not what():
+        assert alive() and time.monotonic() < until, 'waited in vain'
+        time.sleep(0.001)
+
+
+def last_iter(out):
+    """The iteration of the last whole line of a log that somebody is writing."""
+    with contextlib.suppress(FileNotFoundError, IndexError):
+        line = (Path(out) / 'log.jsonl').read_bytes().split(b'\n')[-2]
+        return int(line.split(b'"iter": ')[1].split(b',')[0])
+    return -1
+
+
+# -- what a run left
+
+def exact(x):
+    return [exact(y) for y in x] if isinstance(x, list) else x.hex() if isinstance(x, float) else x
+
+
+def log(out):
+    """Every record, floats to the last bit, without the clock's."""
+    return [{name: exact(x) for name, x in record.items() if name not in CLOCK} for record in Run(out).read_log()]
+
+
+def losses(out):
+    """{iteration: training loss}, as floats."""
+    return {record['iter']: record['loss'] for record in Run(out).read_log() if 'loss' in record}
+
+
+def hashes(out, step):
+    """SHA-256 of a checkpoint's weights and of its optimizer's state."""
+    return [hashlib.sha256((Path(out) / f'ckpt/step_{step:08d}' / name).read_bytes()).hexdigest() for name in FILES]
+
+
+def files(folder):
+    """{name: bytes} of all that is in a folder, but for the name of whoever locked it last."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob('*')) if f.is_file() and f.name != '.lock'}
+
+
+def same_run(a, b, step):
+    """Two runs are the same to the last bit: every loss of every iteration, once and in order, the weights, the optimizer."""
+    assert log(a) == log(b)
+    assert hashes(a, step) == hashes(b, step)

@@ -1,0 +1,100 @@
+"""What only a CUDA device can show; run by hand: python -m pytest tests/test_gpu.py -m gpu -q"""
+import pytest
+import torch
+
+import model as core
+from lab.device import machine
+from lab.update import Update
+
+pytestmark = pytest.mark.gpu
+SIZE = dict(block_size=256, vocab_size=65, n_layer=2, n_head=4, n_embd=256)
+
+
+def error(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize('impl', ['sdpa', 'flex'])
+@pytest.mark.parametrize('T', [63, 128, 256, 1000])
+@pytest.mark.parametrize('window', [2.0, 30.0, 3000.0])
+def test_distance_bias_equals_float64_math(impl, T, window):
+    torch.manual_seed(T)
+    q, k, v, g = torch.randn(4, 2, 3, T, 64, device='cuda', dtype=torch.bfloat16) # (B, nh, T, hs) each
+    w = 1 + window * torch.randn(2, 3, T, device='cuda').exp()
+    pos = torch.arange(T, device='cuda').expand(2, T)
+
+    def run(impl, dtype):
+        leaves = [t.to(dtype).detach().requires_grad_() for t in (q, k, v)] + [w.to(torch.promote_types(dtype, torch.float32)).requires_grad_()]
+
+        def f(q, k, v, w):
+            slope = 1 / w
+            mod = lambda s, b, h, i, j: s - slope[b, h, i] * (pos[b, i] - pos[b, j])
+            return core.attend(q, k, v, pos, pos, mod, (slope, pos[:, None]), impl, plain=True)
+
+        y = (torch.compile(f, dynamic=False) if impl == 'flex' else f)(*leaves)
+        return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
+
+    torch._dynamo.reset()
+    for name, fast, exact in zip(('y', 'q', 'k', 'v', 'window'), run(impl, torch.bfloat16), run('math', torch.float64), strict=True):
+        assert error(fast, exact) < (2e-2 if name == 'window' else 6e-3), name
+
+
+def updates(variant, compile, dropout=0.2, seed=1, **options):
+    torch._dynamo.reset()
+    m = machine('cuda', 'bfloat16', compile)
+    model = core.build(variant, 1, dropout=dropout, **SIZE, **options).cuda().train()
+    return model, Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, (2, 8, 256), 1.0, seed)
+
+
+def batch(it):
+    generator = torch.Generator().manual_seed(it)
+    return torch.randint(65, (2, 16, 256), generator=generator).cuda()
+
+
+@pytest.mark.parametrize('variant', ['base', *core.variants()])
+def test_graphs_train_as_eager_does(variant):
+    losses = {}
+    for compile in False, True:
+        model, update = updates(variant, compile, dropout=0.0)
+        losses[compile] = []
+        for it in range(8): # three plain calls, then replays
+            update(it, *batch(it % 2), 1e-3)
+            losses[compile].append(update.numbers()[0]['loss'])
+        assert (update.graph is not None) == compile
+    assert losses[True][-1] < losses[True][0]
+    torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0, atol=2e-2)
+
+
+def test_dropout_is_keyed_by_iteration_under_graphs():
+    model, update = updates('base', True)
+    loss = []
+    for it in (0, 1, 2, 3, 4, 3, 4): # the learning rate is 0: only dropout can change the loss
+        update(it, *batch(0), 0.0)
+        loss.append(update.numbers()[0]['loss'])
+    assert loss[3:5] == loss[5:7]
+    assert len(set(loss[:5])) == 5
+
+
+def test_not_finite_leaves_the_weights_under_graphs():
+    model, update = updates('base', True)
+    for it in range(5):
+        update(it, *batch(it), 1e-3)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    keep = model.transformer.h[0].ln_1.weight.clone()
+    model.transformer.h[0].ln_1.weight.data.fill_(float('inf'))
+    update(5, *batch(5), 1e-3)
+    update(6, *batch(6), 1e-3)
+    _, bad, bad_it = update.numbers()
+    assert bad and bad_it == 5
+    model.transformer.h[0].ln_1.weight.data.copy_(keep)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize('variant', ['base', *core.variants()])
+def test_one_graph_whatever_the_iteration(variant):
+    model, update = updates(variant, True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for it in (0, 1, 2, 50, 3000):
+            update(it, *batch(it), 1e-3)
+            assert not update.numbers()[1]
