@@ -19,8 +19,7 @@ import model as core
 from configurator import configure
 from lab.device import machine
 from lab.environment import versions
-from lab.errors import Stop
-from lab.errors import run as run_main
+from lab.errors import Stop, run as run_main
 from lab.flops import flops_per_token
 from lab.keys import generator
 from lab.options import Count, Positive, Whole
@@ -57,14 +56,15 @@ class Arm:
         parts = core.load(variant)
         known = {f.name for f in fields(parts.GPTConfig)}
         self.variant, self.o, self.m = variant, o, m
-        self.model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
+        self.model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known})
+        self.model.to(m.device).train()
         self.config = self.model.config
         self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
         optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type)
         self.update = Update(self.model, optimizer, m, (1, o.batch_size, self.config.block_size), 1.0, o.seed)
-        tokens = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size), generator=generator(o.seed, 'bench'))
-        self.x, self.y = tokens.to(m.device)
+        self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
+                                       generator=generator(o.seed, 'bench')).to(m.device)
         if m.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
         self.compile_seconds = self.timed(self.step, 1) / 1000
@@ -136,15 +136,15 @@ def table(results):
     """The results as aligned text; times and memory beside the baseline's."""
     base = results[0]
     ratio = lambda r, what: f'{r[what]:.2f}' + (f' ({r[what] / base[what]:.2f}x)' if r is not base else '')
-    head = ('variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB', 'MFU', 'decode tok/s')
+    head = ('variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB', 'MFU',
+            'decode tok/s')
     rows = [head] + [(
         r['variant'], f"{r['params'] / 1e6:.2f}M", f"{r['flops_per_token'] / 1e6:.1f}", ratio(r, 'forward_ms'),
         ratio(r, 'forward_backward_ms'), ratio(r, 'step_ms'), f"{r['tokens_per_s']:,.0f}",
         f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-', f"{r['mfu']:.1%}" if r['mfu'] else '-',
         f"{r['decode_tokens_per_s']:,.0f}") for r in results]
     width = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return '\n'.join('  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in enumerate(zip(row, width, strict=True)))
-                     for row in rows)
+    return '\n'.join('  '.join([f'{row[0]:<{width[0]}}', *(f'{cell:>{w}}' for cell, w in zip(row[1:], width[1:]))]) for row in rows)
 
 
 def main():

@@ -124,7 +124,7 @@ def help_text(Options, script, model, variant, load):
     left, middle = (max(len(row[column]) for section in rows.values() for row in section) for column in (0, 1))
     intro = (sys.modules[Options.__module__].__doc__ or '').strip().split('\n\n')[0]
     lines = [intro, '', f'usage: python {program} [config/x.py ...] [--key=value ...]',
-             'A later file beats an earlier one; --key=value beats both, in any place. A config file is code that runs.']
+             'A later file beats an earlier one; --key=value beats both in any place. A config file is code that runs.']
     for title, section in rows.items():
         lines += ['', title] if section else []
         for option, allowed, meaning in section:

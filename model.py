@@ -49,9 +49,10 @@ class Step:
     """What belongs to one forward pass, not to the model.
 
     pos (B, T): position of each input; None: row i is position i, which `plain` then says, and attention may rely on it.
-    it: 0-d tensor, the training iteration, for schedules; None: 0. cache: None, or one dict a layer, kept by the caller between passes.
-    losses: {name: weighted scalar}, added to the objective while training. stats: None, or a dict that fills with
-    {name: [a detached tensor a layer]}.
+    it: 0-d tensor, the training iteration, for schedules; None: 0.
+    cache: None, or one dict a layer, kept by the caller between passes.
+    losses: {name: weighted scalar}, added to the objective while training.
+    stats: None, or a dict that fills with {name: [a detached tensor a layer]}.
     """
 
     def __init__(self, pos=None, it=None, cache=None, stats=None):
@@ -228,20 +229,20 @@ class GPT(nn.Module):
 
         A tag p.init(p) on a parameter wins; else Linear and Embedding get nanoGPT's values; else the constructor's stay.
         """
-        kinds = {id(p): m for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding)) for p in m.parameters(recurse=False)}
+        usual = {id(p) for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding)) for p in m.parameters(recurse=False)}
         with torch.random.fork_rng(devices=[]):
             for name, p in self.named_parameters(): # a tied weight comes once, under its first name
                 torch.manual_seed(key(seed, 'init', name))
                 if hasattr(p, 'init'):
                     p.init(p)
-                elif id(p) in kinds:
+                elif id(p) in usual:
                     scale = math.sqrt(2 * self.config.n_layer) if name.endswith('c_proj.weight') else 1.0 # per GPT-2 paper
                     nn.init.zeros_(p) if p.ndim == 1 else nn.init.normal_(p, mean=0.0, std=0.02 / scale)
                 if not p.isfinite().all():
                     raise Stop(f'{name}: starts with NaN or infinity; give it a value or a tag: p.init = nn.init.zeros_')
 
     def num_params(self, non_embedding=True):
-        """The number of parameters; without the position embeddings by default, with the token embeddings, which are the head's too."""
+        """How many there are; by default without the position embeddings, but with the token embeddings, the head's weights."""
         return sum(p.numel() for p in self.parameters()) - non_embedding * self.transformer.wpe.weight.numel()
 
     def embed(self, idx, step):
@@ -250,8 +251,8 @@ class GPT(nn.Module):
         return self.transformer.drop(self.transformer.wte(idx) + pos_emb)
 
     def forward(self, idx, targets=None, step=None):
-        """idx (B, T), targets (B, T) or None, -1 to ignore -> (logits, loss): logits of every position (B, T, vocab_size) with targets,
-        of the last one (B, 1, vocab_size) without. The loss is the mean cross entropy in nats; in train() plus step.losses."""
+        """idx (B, T), targets (B, T), -1 to ignore -> logits (B, T, vocab_size) and the loss: mean cross entropy in nats,
+        in train() plus step.losses. Without targets: the last position's logits (B, 1, vocab_size) and None."""
         B, T = idx.size()
         if T > self.config.block_size:
             raise Stop(f'{T} tokens: longer than block_size={self.config.block_size}')

@@ -10,8 +10,7 @@ import model as core
 from configurator import configure
 from lab.data import Tokenizer
 from lab.device import machine
-from lab.errors import NO_CHECKPOINT, Stop
-from lab.errors import run as run_main
+from lab.errors import NO_CHECKPOINT, Stop, run as run_main
 from lab.keys import key
 from lab.options import Count, NonNegative, Share, Whole
 from lab.run import Run

@@ -21,8 +21,7 @@ from configurator import configure
 from lab.data import Dataset
 from lab.device import machine
 from lab.environment import describe
-from lab.errors import DIVERGED, NO_CHECKPOINT, Stop
-from lab.errors import run as run_main
+from lab.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
 from lab.flops import flops_per_token
 from lab.options import Count, NonNegative, Rate, Whole
 from lab.progress import Progress, wandb_logger
@@ -182,7 +181,8 @@ def start(config):
     if o.init_from.startswith('gpt2'):
         from lab.gpt2 import pretrained
         model = pretrained(o.init_from, o.variant, o.seed, model_args)
-        model_args |= {name: getattr(model.config, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'bias')}
+        model_args |= {name: getattr(model.config, name) for name in
+                       ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'bias')}
     elif o.init_from not in ('scratch', 'resume'):
         raise Stop(f'init_from={o.init_from}: allowed: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl')
     block_size = model_args.get('block_size', core.GPTConfig.block_size)
@@ -241,8 +241,8 @@ def train(config):
         numbers, bad, bad_it = update.numbers()
         if bad:
             blame = update.first_bad(*batch(bad_it))
-            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the checkpoints '
-                       f'in {run.out_dir} are untouched; a lower --learning_rate or --grad_clip may help', DIVERGED)
+            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the '
+                       f'checkpoints in {run.out_dir} are untouched; a lower --learning_rate or --grad_clip may help', DIVERGED)
         return numbers
 
     mark, marked = time.time(), first

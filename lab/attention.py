@@ -3,8 +3,8 @@ import math
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 import torch.nn.attention.flex_attention as flex
+import torch.nn.functional as F
 
 
 def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):

@@ -31,7 +31,8 @@ def versions():
 def git():
     """The commit, '+' if files differ from it; None outside a git checkout."""
     try:
-        call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), capture_output=True, text=True, check=True).stdout.strip() # noqa: S603, S607
+        call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), # noqa: S603, S607
+                                            capture_output=True, text=True, check=True).stdout.strip()
         return call('rev-parse', 'HEAD') + ('+' if call('status', '--porcelain', '--untracked-files=no') else '')
     except (OSError, subprocess.CalledProcessError):
         return None

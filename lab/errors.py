@@ -43,5 +43,5 @@ def run(main):
 
 def leave(message, code):
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    print(f'\r\x1b[K{message}' if sys.stderr.isatty() else message, file=sys.stderr, flush=True) # over a progress bar
     sys.exit(code)

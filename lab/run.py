@@ -87,8 +87,7 @@ class Run:
                 tmp.mkdir()
                 with ThreadPoolExecutor(len(FILES)) as pool:    # writing and hashing leave the interpreter free
                     files = dict(zip(FILES, pool.map(lambda name: write(tmp / name, tensors[name]), FILES), strict=True))
-                put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))
-                fsync(tmp)
+                put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))  # last: put() syncs the folder too
                 if final.exists():                      # checkpoints() lists .old too: one is there at every moment
                     final.rename(final.with_suffix('.old'))
                 tmp.rename(final)
@@ -197,7 +196,7 @@ class Run:
         if not names and not moving.exists():           # if it exists, a kill interrupted us below: finish
             return False
         moving.mkdir(exist_ok=True)
-        for name in names:
+        for name in names:                              # ckpt last: until then, a resume finds it
             (self.out_dir / name).replace(moving / name)
         keep = any(moving.glob('ckpt/step_*')) or not previous.exists()
         shutil.rmtree(previous if keep else moving, ignore_errors=True)

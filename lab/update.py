@@ -23,8 +23,6 @@ class Update:
         self.it, self.loss, self.norm, self.bad, self.bad_it = torch.zeros(5, device=machine.device)
         self.aux = {}
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
-        # gradients cross processes in one piece after the last micro-batch, without DDP's wrapper: nothing to unwrap in checkpoints,
-        # parameters that got no gradient are no special case; the overlap it gives up is small beside several micro-batches
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         self.stream = torch.cuda.Stream() if self.graphed else None
@@ -89,7 +87,7 @@ class Update:
             self.loss += loss.detach() / n
         self.loss -= sum(self.aux.values())
         self.scaler.unscale_(self.optimizer)
-        if self.world > 1:
+        if self.world > 1: # in one piece after the last micro-batch; DDP's overlap is worth little beside several of them
             grads = [p.grad for p in self.params if p.grad is not None]
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat)
@@ -99,8 +97,8 @@ class Update:
     def numbers(self):
         """{loss, loss.<auxiliary>, grad_norm} of the last call and (bad, the first bad iteration): here the host waits."""
         values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, *self.aux.values()]).tolist()
-        named = dict(loss=values[0], grad_norm=values[1]) | {f'loss.{name}': v for name, v in zip(self.aux, values[4:], strict=True)}
-        return named, bool(values[2]), int(values[3])
+        aux = {f'loss.{name}': value for name, value in zip(self.aux, values[4:], strict=True)}
+        return dict(loss=values[0], grad_norm=values[1], **aux), bool(values[2]), int(values[3])
 
     def first_bad(self, x, y):
         """For an iteration found bad, its data: the names of the tensors to blame."""

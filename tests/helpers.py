@@ -97,7 +97,7 @@ def nothing():
     pass
 
 
-def slow_saves(seconds=0.03):
+def slow_saves(seconds=0.02):
     """Saves that take a while, as those of large models do, so that a kill can hit one."""
     import lab.run
     real = lab.run.save_file
@@ -150,7 +150,8 @@ def hashes(out, step):
 
 def files(folder):
     """{name: bytes} of all that is in a folder, but for the name of whoever locked it last."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob('*')) if f.is_file() and f.name != '.lock'}
+    there = (f for f in sorted(Path(folder).rglob('*')) if f.is_file() and f.name != '.lock')
+    return {str(f.relative_to(folder)): f.read_bytes() for f in there}
 
 
 def same_run(a, b, step):

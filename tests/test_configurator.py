@@ -194,7 +194,7 @@ anything = (st.none() | st.booleans() | st.integers(-2 ** 64, 2 ** 64) | st.inte
 def test_any_value_is_accepted_in_its_type_and_range_or_refused_in_one_line(tmp_path_factory, name, value, in_a_file):
     if in_a_file:
         file = tmp_path_factory.getbasetemp() / 'any.py'
-        code = '10 ** 5000' if value == 10 ** 5000 else f'float({str(value)!r})' if type(value) is float else repr(value)
+        code = '10**5000' if value == 10**5000 else f'float({str(value)!r})' if type(value) is float else repr(value)
         file.write_text(f'{name} = {code}', encoding='utf-8')
         arg = str(file)
     else:

@@ -1,4 +1,4 @@
-"""lab/data.py and data/*/prepare.py: the right tokens, every target once, and no half-written set under a final name."""
+"""lab/data.py and data/*/prepare.py: the right tokens, every target once, no half-written set."""
 import hashlib
 import importlib.util
 import json
@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,7 +177,7 @@ def test_a_preparation_that_fails_cleans_up(tmp_path):
 
 def test_two_preparations_at_once_take_turns(tmp_path):
     code = 'import sys; from pathlib import Path; from lab.data import prepare_chars as p\n' \
-           'for n in range(20): p("ab" * (100000 + n % 2), Path(sys.argv[1]))'
+           'for n in range(12): p("ab" * (100000 + n % 2), Path(sys.argv[1]))'
     both = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path / 'set')], cwd=REPO, stdout=subprocess.DEVNULL)
             for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
@@ -282,9 +283,9 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
 
 def test_unknown_sets_are_named(repo):
     line = refused(find, 'nope')
-    assert line == ('--dataset=nope: neither a set in data (openwebtext, shakespeare, shakespeare_char, text) nor a folder')
+    assert line == '--dataset=nope: neither a set in data (openwebtext, shakespeare, shakespeare_char, text) nor a folder'
     assert refused(find, 'shakespear_char').endswith('did you mean shakespeare_char?')
-    assert refused(find, 'openwebtext') == ('data/openwebtext is not prepared: run python data/openwebtext/prepare.py')
+    assert refused(find, 'openwebtext') == 'data/openwebtext is not prepared: run python data/openwebtext/prepare.py'
     assert refused(find, 'text').endswith('run python data/text/prepare.py FILE... --out=data/text')
     (repo / 'data/mine').mkdir()
     assert refused(find, 'mine').endswith('run python data/text/prepare.py FILE... --out=data/mine')
@@ -352,11 +353,20 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path):
     b'', b'junk', pickle.dumps([1]), pickle.dumps({}), pickle.dumps(dict(vocab_size=2, itos={0: 'a'})),
     pickle.dumps(dict(vocab_size=2, itos={0: 'a', 1: 'a'})), pickle.dumps(dict(vocab_size=2, itos={0: 'a', 2: 'b'})),
     pickle.dumps(dict(vocab_size=1, itos={0: 7})), pickle.dumps(dict(vocab_size=2, itos='ab'))[:-9],
-    b'\x80\x04Nr\xff\xff\xff\xff.',             # asks C's unpickler for 64 GiB
     b'\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.', b'\x80\x04\x95\xff\xff\xff\xff\xff\x00\x00\x00.'])
 def test_nonsense_in_meta_pkl_is_refused(tmp_path, content):
     (tmp_path / 'meta.pkl').write_bytes(content)
     assert 'meta.pkl' in refused(read_meta, tmp_path)
+
+
+def test_a_small_pickle_cannot_ask_for_much_memory(tmp_path):
+    (tmp_path / 'meta.pkl').write_bytes(b'\x80\x04Nr\xff\xff\xff\x03.')     # C's unpickler would take 1 GiB
+    tracemalloc.start()
+    try:
+        refused(read_meta, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_meta_json_wins_over_meta_pkl_and_without_either_tokens_are_gpt2s(tmp_path, capsys):
@@ -406,19 +416,19 @@ def test_a_token_beyond_the_vocabulary_is_found_before_it_is_used(tmp_path, monk
 
 
 def test_the_hash_sees_any_change(tmp_path):
-    sets = [(range(50), range(50)), (range(50), range(49)), ([*range(49), 7], range(50)), (range(50), [7, *range(1, 50)])]
+    sets = [(range(50), range(50)), (range(50), range(49)), ([*range(49), 7], range(50)),
+            (range(50), [7, *range(1, 50)])]
     hashes = {Dataset(make(tmp_path / str(i), *s), 4).hash for i, s in enumerate(sets)}
     assert len(hashes) == 4
     again = make(tmp_path / 'again', *sets[0])
     assert Dataset(again, 4).hash in hashes
-    large = np.zeros(12 << 20, '<u2')           # 24 MiB: pieces of it, the first and one of the last among them
+    large = np.zeros((4, 12 << 20), '<u2')      # 24 MiB a row: only pieces of each are read
+    large[1, 0] = large[2, (12 << 20) * 15 // 16] = 1
     seen = set()
-    for spot in (None, 0, len(large) * 15 // 16):
-        if spot is not None:
-            large[spot] += 1
-        large.tofile(tmp_path / 'again/train.bin')
+    for ids in (*large[:3], large[3, 1:]):
+        ids.tofile(tmp_path / 'again/train.bin')
         seen.add(data.fingerprint(tmp_path / 'again'))
-    assert len(seen) == 3
+    assert len(seen) == 4
 
 
 def test_batches_are_slices_of_the_split(counting):

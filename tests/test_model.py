@@ -210,7 +210,7 @@ def test_sdpa_is_math(T, dtype, tol, plain):
 @pytest.mark.parametrize('T', [17, 256])
 @pytest.mark.parametrize('scale', [0.03, 0.3, 1.0])
 def test_sdpa_in_bfloat16(T, scale):
-    """As far as bfloat16 goes: its grid is coarser than positions from 256 on, and a slope's gradient sums over them."""
+    """As far as bfloat16 goes: its grid is coarser than positions from 256 on, and a slope's gradient sums over those."""
     slope = scale * torch.rand(2, 3, T, generator=generator('slope'), dtype=torch.float64).float()
     half, pos = qkv(T, dtype=torch.bfloat16), plain_positions(T)
     want = attention('math', [x.double() for x in half], slope.double(), pos, pos, True)
@@ -337,7 +337,8 @@ class Block(model.Block):
 
 def test_weights_that_do_not_fit_are_refused():
     model = small(dtype=torch.float32)
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = core.weights(model)
+    assert set(tensors) == {name for name, _ in model.named_parameters()} # the tied head once
     core.load_weights(model, tensors)
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},

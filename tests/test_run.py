@@ -263,6 +263,20 @@ def test_round_trip(run):
     assert names(run.ckpt) == [folder.name]
 
 
+@posix
+def test_on_the_disk_before_it_has_its_name(run, monkeypatch):
+    events, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, 'fsync', lambda fd: events.append(os.fstat(fd).st_ino) or fsync(fd))
+    monkeypatch.setattr(Path, 'rename', lambda self, target: events.append('rename') or rename(self, target))
+    run.log_open()
+    del events[:]
+    folder = save(run, 1)
+    before, after = events[:events.index('rename')], events[events.index('rename'):]
+    for path in folder / MODEL, folder / OPTIM, folder / STATE, folder, run.log_path:
+        assert path.stat().st_ino in before, path
+    assert run.ckpt.stat().st_ino in after and run.out_dir.stat().st_ino in after
+
+
 def test_which(run, capsys):
     line = stops(NO_CHECKPOINT, run.load)
     assert str(run.out_dir) in line and 'found: none' in line
@@ -276,6 +290,8 @@ def test_which(run, capsys):
     assert '150' in line and 'step_00000500' in line
     assert 'last' in stops(BAD_INPUT, run.load, 'last')
     (run.ckpt / 'step_00000200' / STATE).write_text('{}')
+    shutil.copytree(run.ckpt / 'step_00000500', run.ckpt / 'step_00000500.old')         # as a save leaves it for a moment
+    assert [f.name for f in run.checkpoints()][:2] == ['step_00000500', 'step_00000500.old']
     assert not capsys.readouterr().err
     check(run.load('best'), 400)                        # the next best, and it says which one it had to pass over
     assert f'step_00000200{os.sep}state.json' in capsys.readouterr().err
@@ -336,7 +352,7 @@ class Payload:
         return os.mkdir, (self.marker,)
 
 
-def test_nothing_is_unpickled(run, tmp_path):
+def test_nothing_is_unpickled(run, tmp_path, capsys):
     marker = tmp_path / 'marker'
     folder = save(run, 1)
     good = (folder / MODEL).read_bytes()
@@ -354,6 +370,7 @@ def test_nothing_is_unpickled(run, tmp_path):
     for raw in pickle.dumps(Payload(marker)), b'[' * 100_000, b'[]', b'1', b'{"sha256": 1}', b' ' * (17 << 20):
         (folder / STATE).write_bytes(raw)
         stops(NO_CHECKPOINT, run.load)
+    assert f'{STATE}: larger than' in capsys.readouterr().err.splitlines()[-1]          # and was not read
     assert not marker.exists()
 
 
@@ -382,11 +399,14 @@ def test_names_in_state_lead_nowhere(run, tmp_path, monkeypatch):
 
 @posix
 def test_a_pipe_is_not_waited_for(run):
-    for name in STATE, MODEL:
-        folder = save(run, 1)
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-        stops(NO_CHECKPOINT, run.load)
+    folder = save(run, 1)
+    (folder / MODEL).unlink()
+    os.mkfifo(folder / MODEL)
+    (folder / STATE).write_bytes(seal({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
+    stops(NO_CHECKPOINT, run.load)
+    (folder / STATE).unlink()
+    os.mkfifo(folder / STATE)
+    stops(NO_CHECKPOINT, run.load)
 
 
 # -- full disks
@@ -572,20 +592,23 @@ def test_fresh(run, monkeypatch):
     assert names(run.out_dir) == ['.lock', 'previous']
     check(previous.load(), 2)
 
-    replace = Path.replace
-    for n in range(1, 4):                               # interrupted at each move, it finishes the next time
+    replace, rename = Path.replace, Path.rename
+    for n in range(1, 5):                               # interrupted at each move, it finishes the next time
         train(3 + n)
         moves = 0
 
-        def interrupted(self, target, n=n):
+        def interrupted(self, target, move=replace, n=n):
             nonlocal moves
             moves += 1
-            if moves == n and self.parent == run.out_dir:
+            if moves == n:
                 raise KeyboardInterrupt
-            return replace(self, target)
+            return move(self, target)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, 'replace', interrupted)
+            patch.setattr(Path, 'rename', lambda self, target: interrupted(self, target, rename))
             run.fresh()
+        if n < 4:
+            check(run.load(), 3 + n)                    # the checkpoints go last: until then, who resumes finds them
         assert run.fresh() is True
         assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
         check(previous.load(), 3 + n)

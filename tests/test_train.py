@@ -61,7 +61,9 @@ def data(tmp_path_factory):
 @pytest.fixture
 def go(data, tmp_path):
     """go('run', n_layer=3): trains the tiny model in tmp_path/run; without options of its own it takes TINY's."""
-    return lambda out='run', *args, **options: call(train.main, *args, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options)
+    def train_here(out='run', **options):
+        return call(train.main, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options)
+    return train_here
 
 
 @pytest.fixture
@@ -93,9 +95,9 @@ def test_the_commands_of_the_readme(tmp_path, variant, out_dir, options):
     assert [f.name for f in tmp_path.iterdir() if f.name != 'config'] == [out_dir]
     done = shell(ROOT / 'sample.py', f'--out_dir={out_dir}', *options, cwd=tmp_path)
     assert (done.code, done.err) == (0, '')
-    samples = done.out.split('---------------\n')[:-1]
-    assert [len(text) for text in samples] == [1 + 500 + 1] * (1 if options else 10)      # the start, 500 tokens, a line's end
-    assert set(''.join(samples)) <= set(TEXT.read_text())
+    first, *others = done.out.split('\n---------------\n')[:-1]      # before the first the options are listed
+    assert [len(text) for text in (first[-501:], *others)] == [1 + 500] * (1 if options else 10)    # the start and 500 tokens
+    assert set(''.join((first[-501:], *others))) <= set(TEXT.read_text(encoding='utf-8'))
 
 
 FILE_BOTH, FILE_VARIANT = 'out_dir = "mine"\nvariant = "surprise"\n', 'variant = "surprise"\n'
@@ -127,14 +129,22 @@ def test_out_dir_rule(tmp_path, monkeypatch, file, args, out_dir):
 HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2)     # what a resume could get wrong
 
 
+@pytest.fixture(scope='session')
+def whole(data, tmp_path_factory):
+    """An uninterrupted run of HARD, 12 iterations."""
+    out = tmp_path_factory.mktemp('whole')
+    assert call(train.main, **TINY | dict(dataset=data, out_dir=out) | HARD).code == 0
+    return out
+
+
 @posix
 def test_killed_at_random_moments(data, go, tmp_path):
-    options = HARD | dict(max_iters=80, checkpoint_minutes=0)      # a checkpoint at every iteration
+    options = HARD | dict(max_iters=60, checkpoint_minutes=0)      # a checkpoint at every iteration
     out, dice, inside, kills = tmp_path / 'killed', random.Random(1), 0, 0
     args = TINY | dict(dataset=data, out_dir=out) | options
     while kills < 5 or inside < 2:
         child = start(tmp_path / 'said', slow_saves, *(['--init_from=resume'] if kills else []), **args)
-        target = last_iter(out) + dice.randint(2, 7)
+        target = last_iter(out) + dice.randint(2, 6)
         wait_for(lambda target=target: last_iter(out) >= target, child.is_alive)
         saving = out / f'ckpt/.tmp-{child.pid}'
         wait_for(saving.exists, child.is_alive) if kills % 2 else child.join(dice.uniform(0, 0.1))
@@ -146,15 +156,15 @@ def test_killed_at_random_moments(data, go, tmp_path):
     child.join()
     assert child.exitcode == 0, (tmp_path / 'said').read_text()
     assert go('whole', **options).code == 0
-    same_run(out, tmp_path / 'whole', 80)
-    assert sorted(losses(out)) == list(range(80))
+    same_run(out, tmp_path / 'whole', 60)
+    assert sorted(losses(out)) == list(range(60))
     assert not list((out / 'ckpt').glob('.tmp-*'))
 
 
 def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
-    whole = HARD | dict(max_iters=20)
-    go('a', **whole, eval_interval=20)
-    go('b', **whole, eval_interval=3, eval_iters=2, log_interval=5, always_save_checkpoint=False, checkpoint_minutes=0)
+    options = HARD | dict(max_iters=20)
+    go('a', **options, eval_interval=20)
+    go('b', **options, eval_interval=3, eval_iters=2, log_interval=5, always_save_checkpoint=False, checkpoint_minutes=0)
     few, all = losses(tmp_path / 'b'), losses(tmp_path / 'a')
     assert sorted(few) == [0, 5, 10, 15] and few == {it: all[it] for it in few}
     assert hashes(tmp_path / 'a', 20) == hashes(tmp_path / 'b', 20)
@@ -162,18 +172,22 @@ def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
 
 @pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize('it', [5, 8], ids=['between', 'at an evaluation'])
-def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, monkeypatch, number, it):
-    assert go('whole', **HARD).code == 0
+def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monkeypatch, number, it):
     real = Update.__call__
+
+    def update(self, i, *args):
+        if i == it - 1:
+            signal.raise_signal(number)
+        real(self, i, *args)
     with monkeypatch.context() as patch:
-        patch.setattr(Update, '__call__', lambda self, i, *args: (i == it - 1 and signal.raise_signal(number), real(self, i, *args)))
+        patch.setattr(Update, '__call__', update)
         done = go('run', **HARD)
     run = tmp_path / 'run'
     assert done.line(128 + number) == (f'stopped by {number.name} at iteration {it}, checkpoint in {run}; '
                                        f'go on with --init_from=resume --out_dir={run}')
     assert Run(run).load()[0]['step'] == it and max(losses(run)) == it - 1 and not (run / 'result.json').exists()
     assert resume().code == 0                               # with the options it had
-    same_run(run, tmp_path / 'whole', 12)
+    same_run(run, whole, 12)
 
 
 @posix
@@ -209,7 +223,7 @@ def test_the_second_signal_stops_at_once(data, tmp_path):
 def test_resume_refuses_another_model(go, resume, tmp_path):
     go(max_iters=4)
     before = files(tmp_path / 'run')
-    for name, value, old in ('n_layer', 3, 2), ('block_size', 8, 16), ('variant', 'surprise', 'base'):
+    for name, value, old in ('n_layer', 3, 2), ('block_size', 8, 16), ('bias', True, False), ('variant', 'surprise', 'base'):
         line = resume(**{name: value}).line(BAD_INPUT)
         assert line == f'{name}={value}: the run to resume has {name}={old}; start another with --init_from=scratch'
     assert files(tmp_path / 'run') == before
@@ -229,12 +243,11 @@ def test_resume_lists_what_changed(go, resume, tmp_path):
 OPTIONS = {name: value for name, value in TINY.items() if name not in ('n_layer', 'n_head', 'n_embd', 'block_size')}
 
 
-def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, tmp_path):
+def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, whole, tmp_path):
     go(**HARD, max_iters=8)
-    go('whole', **HARD)
     done = resume(max_iters=12)
     assert done.code == 0 and json.loads((tmp_path / 'run/result.json').read_text())['iters'] == 12
-    same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+    same_run(tmp_path / 'run', whole, 12)
     assert resume(max_iters=8).line(BAD_INPUT).startswith('max_iters=8: the run in')
 
 
@@ -263,13 +276,12 @@ def test_resume_with_every_checkpoint_damaged(go, resume, tmp_path):
     assert files(tmp_path / 'run') == before
 
 
-def test_resume_after_the_newest_checkpoint_was_damaged(go, resume, tmp_path):
-    go(**HARD)
-    go('whole', **HARD)
+def test_resume_after_the_newest_checkpoint_was_damaged(resume, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'run')
     (tmp_path / 'run/ckpt/step_00000012' / MODEL).write_bytes(b'')
     done = resume()
     assert done.code == 0 and 'step_00000012' in done.err
-    same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+    same_run(tmp_path / 'run', whole, 12)
 
 
 class Death(BaseException):
@@ -285,13 +297,12 @@ def dies_before_the_first_checkpoint(go, monkeypatch, **options):
             go(**options)
 
 
-def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp_path, monkeypatch):
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp_path, whole, monkeypatch):
     dies_before_the_first_checkpoint(go, monkeypatch, **HARD)
     assert (tmp_path / 'run/config.json').exists() and not (tmp_path / 'run/ckpt').exists()
     done = resume()
     assert done.code == 0 and f"{tmp_path / 'run'} has no checkpoint yet: its run starts over" in done.out
-    go('whole', **HARD)
-    same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+    same_run(tmp_path / 'run', whole, 12)
 
 
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
@@ -517,7 +528,7 @@ def test_an_update_is_plain_pytorch(data, variant):
     update = Update(ours.train(), optimizer, machine('cpu', 'float32', False), (2, 4, 16), 0.5, 1337)
     groups = [dict(params=[p for p in plain.parameters() if p.ndim >= 2], weight_decay=0.1),
               dict(params=[p for p in plain.parameters() if p.ndim < 2], weight_decay=0.0)]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     for it in range(5):
         x, y = set_.batch('train', it, 8, 1337)
         update(it, x, y, lr := 1e-2 / (it + 1))
@@ -536,7 +547,7 @@ def test_an_update_is_plain_pytorch(data, variant):
         numbers, bad, _ = update.numbers()
         assert not bad and norm > 0.5                       # clipping was at work
         assert numbers['loss'] == pytest.approx(mean, abs=1e-6) and numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
-        assert distance(core.weights(ours), core.weights(plain)) < 1e-7
+        assert distance(core.weights(ours), core.weights(plain)) == 0
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):
@@ -554,7 +565,6 @@ def test_half_precision_trains(go, tmp_path, dtype):
     half, exact = losses(tmp_path / 'run'), losses(tmp_path / 'exact')
     assert half == pytest.approx(exact, abs=0.05) and half != exact     # in that precision indeed
     assert half[4] < half[0] - 0.05
-    assert distance(weights(tmp_path / 'run', 5), weights(tmp_path / 'run', 0)) > 0.01
     assert {t.dtype for t in weights(tmp_path / 'run', 5).values()} == {torch.float32}
 
 
@@ -610,7 +620,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert config['options'] == vars(train.Options(**OPTIONS, variant='surprise', dataset=str(data), out_dir=str(out))) | dict(
         max_iters=8, seed=5, log_interval=2)
     shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.1)
-    assert config['model_args'] == shape | dict(vocab_size=52)
+    assert (shape | dict(vocab_size=52)).items() <= config['model_args'].items()
     given = {*TINY, 'dataset', 'out_dir', 'variant', 'seed', 'log_interval', 'dropout'}
     options = {*config['options'], *vars(core.load('surprise').GPTConfig())}
     assert config['origin'] == {name: 'command line' if name in given else 'default' for name in options}

@@ -34,10 +34,10 @@ class GPTConfig(model.GPTConfig):
     gate: Literal['token', 'row', 'soft'] = 'token' # hard per token; the source's, per row; noisy OR of two sigmoids
     gate_warmup: Whole = 0              # iterations over which beta falls from mean d_ch to 0; the source has 2500
     gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, of mean gate after it
-    sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup,
-    sharp_max: Positive = 100.0         # rising linearly to this
-    sharp_warmup: Whole = 100           # from this iteration
-    sharp_iters: Count = 2000           # over so many iterations
+    sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup
+    sharp_max: Positive = 100.0         # soft gate: sharpness that it rises to, linearly
+    sharp_warmup: Whole = 100           # soft gate: the iteration from which it rises
+    sharp_iters: Count = 2000           # soft gate: over how many iterations
 
 
 class Block(model.Block):

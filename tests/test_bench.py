@@ -1,0 +1,64 @@
+"""The price of a variant: a table for people, a line of JSON for programs, and the same numbers in both."""
+import json
+
+import pytest
+from helpers import call
+
+import bench
+import model as core
+from lab.errors import BAD_INPUT
+from lab.flops import flops_per_token
+
+SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
+QUICK = dict(device='cpu', compile=False, batch_size=4, rounds=2, seconds=0.005, decode_tokens=20)
+ARMS = 'base', 'surprise', 'soft_window', 'surprise+soft_window'
+
+
+@pytest.fixture(scope='module')
+def done():
+    return call(bench.main, variants=','.join(ARMS[1:]), peak_tflops=1e-3, prior_width=1.0, **SMALL, **QUICK)
+
+
+def test_a_row_for_every_arm(done):
+    assert (done.code, done.err) == (0, '')
+    lines = done.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:1] == ['variant'] and 'step ms' in line)
+    assert tuple(line.split()[0] for line in lines[head + 1:-1]) == ARMS
+    assert len({len(line) for line in lines[head:-1]}) == 1     # aligned
+    assert 'x)' not in lines[head + 1] and all(line.count('x)') == 3 for line in lines[head + 2:-1])     # beside the baseline
+
+
+def test_the_last_line_is_json_with_the_numbers(done):
+    said = json.loads(done.out.splitlines()[-1])
+    assert (said['device'], said['dtype'], said['compile']) == ('cpu', 'float32', False)
+    assert [arm['variant'] for arm in said['results']] == list(ARMS)
+    for arm in said['results']:
+        options = SMALL | (dict(prior_width=1.0) if 'surprise' in arm['variant'] else {})
+        model = core.build(arm['variant'], **options)
+        assert arm['params'] == model.num_params()
+        assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops_per_token(model.config, core.load(arm['variant']))
+        assert all(len(ms) == 2 and min(ms) > 0 for ms in arm['samples_ms'].values())
+        assert arm['forward_ms'] < arm['forward_backward_ms']
+        assert arm['tokens_per_s'] == pytest.approx(4 * 16 / arm['step_ms'] * 1000)
+        assert arm['mfu'] == pytest.approx(arm['flops_per_token'] * arm['tokens_per_s'] / 1e9)
+        assert arm['peak_bytes'] is None                        # a number that a CPU cannot tell is none
+    base, wide = said['results'][:2]
+    assert wide['params'] > base['params'] and wide['flops_per_token'] > base['flops_per_token']
+
+
+def test_no_peak_no_mfu():
+    done = call(bench.main, **SMALL, **QUICK)
+    assert done.code == 0 and 'no MFU: give --peak_tflops' in done.out
+    only, = json.loads(done.out.splitlines()[-1])['results']
+    assert only['variant'] == 'base' and only['mfu'] is None
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(variants='nope'), 'variant=nope: no file variants/nope.py'),
+    (dict(variants='surprise,surprise'), 'variants=surprise,surprise: base is always there, and each variant is named once'),
+    (dict(variants='base'), 'variants=base: base is always there'),
+    (dict(variants='surprise', window_init=3), '--window_init=3: no such option; it belongs to --variant=soft_window'),
+    (dict(variants='surprise', n_head=5), 'n_head=5: must divide n_embd=16'),
+    (dict(peak_tflops=0), '--peak_tflops=0: ')])
+def test_bad_options(options, says):
+    assert call(bench.main, **SMALL | QUICK | options).line(BAD_INPUT).startswith(says)
