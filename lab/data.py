@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
+import runpy
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,7 +77,7 @@ def write_set(folder, splits, meta):
         for name in names:
             os.replace(folder / f'{name}.tmp', folder / name)
     what = f'{meta["vocab_size"]:,} characters' if meta['kind'] == 'char' else 'GPT-2 BPE'
-    print(f'prepared {show(folder)}: {n["train"]:,} + {n["val"]:,} tokens, {what}')
+    print(f'prepared {show(folder)}: {n["train"]:,} + {n["val"]:,} tokens, {what}', flush=True)
 
 
 def read_text(path):
@@ -132,10 +132,7 @@ def find(dataset):
     script = folder / 'prepare.py'
     # only our own scripts run unasked: a folder from elsewhere is data, and data is never executed
     if folder.parent == ROOT and script.exists() and (folder / 'input.txt').exists():
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True)    # noqa: S603
-        if done.returncode:
-            raise Stop(f'{show(script)}: {(done.stderr.splitlines() or ["failed"])[-1]}', done.returncode)
-        print(done.stdout.strip(), flush=True)
+        runpy.run_path(str(script), run_name='__main__')    # in this process: another would import torch again, seconds
         return folder
     own = script.exists() and folder != ROOT / 'text'
     raise Stop(f'{show(folder)} is not prepared: run python '

@@ -1,4 +1,4 @@
-"""The run folder. Killed anywhere, it holds a valid checkpoint; damaged anywhere, it says so; nothing in it is executed.
+"""The run folder. Killed anywhere, it holds a valid checkpoint; damaged anywhere, it says so; nothing in it is run.
 
     config.json, result.json    one JSON object each, replaced in one step
     log.jsonl                   one JSON object a line; what is not finite is "NaN", "Infinity" or "-Infinity"
@@ -43,7 +43,7 @@ class Run:
     # -- one writer
 
     def lock(self):
-        """Makes the folder and holds it while this object lives; the kernel lets go for the dead, even after kill -9."""
+        """Makes the folder and holds it while this object lives; after kill -9 the kernel lets go at once."""
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             for name in 'ckpt', 'aside', 'previous', '.moving':     # a folder from somebody else must not lead outside
@@ -85,9 +85,10 @@ class Run:
                     os.fsync(self._log.fileno())
                 shutil.rmtree(tmp, ignore_errors=True)
                 tmp.mkdir()
-                with ThreadPoolExecutor(len(FILES)) as pool:    # writing and hashing leave the interpreter free
-                    files = dict(zip(FILES, pool.map(lambda name: write(tmp / name, tensors[name]), FILES), strict=True))
-                put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))  # last: put() syncs the folder too
+                with ThreadPoolExecutor() as pool:      # writing and hashing leave the interpreter free
+                    entries = pool.map(lambda name: write(tmp / name, tensors[name]), FILES)
+                    files = dict(zip(FILES, entries, strict=True))
+                put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))  # put() syncs the folder too
                 if final.exists():                      # checkpoints() lists .old too: one is there at every moment
                     final.rename(final.with_suffix('.old'))
                 tmp.rename(final)
@@ -248,7 +249,7 @@ def read(folder, name, state):
 def write(path, tensors):
     """Writes the tensors and returns their entry in state.json, when they are on the disk itself."""
     save_file(tensors, path)
-    path.chmod(path.parent.stat().st_mode & 0o666)      # save_file makes it private; the umask decides here as elsewhere
+    path.chmod(path.parent.stat().st_mode & 0o666)      # save_file makes it private; let the umask decide, as elsewhere
     fsync(path)
     return {'bytes': path.stat().st_size, 'sha256': sha256(path)}
 

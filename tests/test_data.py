@@ -94,9 +94,12 @@ def test_shipped_text_is_prepared_on_first_use(repo, capsys):
     assert find('shakespeare_char') == folder and capsys.readouterr().out == ''
 
 
-def test_a_failed_preparation_is_one_line(repo):
+def test_a_failed_preparation_is_one_line(repo, capsys):
     (repo / 'data/shakespeare_char/input.txt').write_bytes(b'caf\xe9')
-    assert 'data/shakespeare_char/input.txt is not UTF-8 text: byte 3 is 0xe9' in refused(find, 'shakespeare_char')
+    with pytest.raises(SystemExit) as stopped:
+        find('shakespeare_char')
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == 'data/shakespeare_char/input.txt is not UTF-8 text: byte 3 is 0xe9\n'
 
 
 def test_a_script_in_a_foreign_folder_is_never_run(repo, tmp_path):
@@ -514,7 +517,7 @@ def test_streaming_gives_what_resident_tokens_give(counting, monkeypatch):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_gpu_gets_the_same_data_without_waiting(counting, monkeypatch):
     cpu = Dataset(counting, 8)
     resident, streamed = both_ways(counting, 'cuda', monkeypatch)

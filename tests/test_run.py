@@ -114,7 +114,7 @@ def test_killed_inside_a_save(tmp_path, spawn, capsys):
         inside += temp.exists()                         # died before the rename
         state, *_ = loaded = Run(tmp_path).load()
         check(loaded, state['step'], BIG)
-        assert state['step'] >= reported > last         # nothing reported was lost, and the child had gone on from `last`
+        assert state['step'] >= reported > last         # nothing reported is lost; the child went on from `last`
         log = Run(tmp_path).read_log()
         assert [r['iter'] for r in log][:state['step']] == list(range(state['step']))
         last = state['step']
@@ -247,7 +247,7 @@ def test_round_trip(run):
     model = {'transposed': base.t(), 'slice': base[1:3], 'base': base, 'tied': base, 'scalar': torch.tensor(3.5),
              'empty': torch.zeros(0, 4), 'half': base.bfloat16(), 'count': torch.tensor([2 ** 40]),
              'parameter': torch.nn.Parameter(base)}
-    state = {'val_loss': math.pi, 'best': math.inf, 'options': {'lr': 6e-4, 'name': 'é'}, 'vocab': ['NaN', '\n', '✓']}
+    state = {'val_loss': math.pi, 'best': math.inf, 'options': {'lr': 6e-4, 'a': 'é'}, 'vocab': ['NaN', '\n', '✓']}
     folder = run.save(250, model, {}, state)
     assert folder == run.ckpt / 'step_00000250' and names(run.ckpt) == [folder.name]
     loaded, tensors_, optim = run.load()
@@ -290,7 +290,7 @@ def test_which(run, capsys):
     assert '150' in line and 'step_00000500' in line
     assert 'last' in stops(BAD_INPUT, run.load, 'last')
     (run.ckpt / 'step_00000200' / STATE).write_text('{}')
-    shutil.copytree(run.ckpt / 'step_00000500', run.ckpt / 'step_00000500.old')         # as a save leaves it for a moment
+    shutil.copytree(run.ckpt / 'step_00000500', run.ckpt / 'step_00000500.old')     # as a save does for a moment
     assert [f.name for f in run.checkpoints()][:2] == ['step_00000500', 'step_00000500.old']
     assert not capsys.readouterr().err
     check(run.load('best'), 400)                        # the next best, and it says which one it had to pass over
