@@ -222,6 +222,7 @@ def train(config):
     if main:
         if o.init_from != 'resume' and run.fresh():
             say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
+        (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
         run.write_json('config.json', describe(config.origin, state, m, parts))
         run.log_open(first)
         if o.wandb_log:
