@@ -23,6 +23,7 @@ from lab.device import machine
 from lab.environment import describe
 from lab.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
 from lab.flops import flops_per_token
+from lab.gpt2 import SIZES as GPT2, pretrained
 from lab.options import Count, NonNegative, Rate, Whole
 from lab.progress import Progress, wandb_logger
 from lab.run import Run
@@ -89,23 +90,19 @@ def out_dir_of(options, origin):
 
 
 def resumed(config, saved):
-    """The saved run's options under those given now, differences listed. Another model is refused."""
-    free = ('dropout', 'attn_dropout', 'attn')
-    for name, value in config.model_args.items() | {('variant', config.options.variant)}:
-        old = saved['model_args'].get(name, value) if name != 'variant' else saved['options']['variant']
-        if config.origin[name] != 'default' and value != old:
-            if name not in free:
-                raise Stop(f'{name}={value}: the run to resume has {name}={old}; start another with --init_from=scratch')
-            say(f'{name}: {old} before, {value} from here')
-    options = {}
-    for name, value in dataclasses.asdict(config.options).items():
-        old = saved['options'].get(name, value)
-        given = config.origin[name] != 'default'
-        options[name] = value if given else old
-        if given and value != old and name not in ('init_from', 'out_dir'):
-            say(f'{name}: {old} before, {value} from here')
-    options['init_from'] = 'resume'
-    return Options(**options), saved['model_args'] | {n: v for n, v in config.model_args.items() if n in free}
+    """(options, model_args, origin): the saved run's under those given now, differences listed. Another model is refused."""
+    old = saved['options'] | saved['model_args']
+    now = {name: value for name, value in (dataclasses.asdict(config.options) | config.model_args).items()
+           if config.origin[name] != 'default' and name not in ('init_from', 'out_dir')}
+    for name, value in now.items():
+        if value != old.get(name, value):
+            if name == 'variant' or name in config.model_args and name not in ('dropout', 'attn_dropout', 'attn'):
+                raise Stop(f'{name}={value}: the run to resume has {name}={old[name]}; start another with --init_from=scratch')
+            say(f'{name}: {old[name]} before, {value} from here')
+    options = {name: now.get(name, saved['options'].get(name, value)) for name, value in dataclasses.asdict(config.options).items()}
+    return (Options(**options | dict(init_from=saved['options']['init_from'])),
+            {name: now.get(name, value) for name, value in saved['model_args'].items()},
+            saved['origin'] | {name: config.origin[name] for name in now})
 
 
 def learning_rate(it, o):
@@ -155,11 +152,10 @@ class Signals:
 
 def start(config):
     """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
-    o, saved, tensors, optim = config.options, None, None, None
+    o, model_args, origin, saved, tensors, optim = config.options, dict(config.model_args), config.origin, None, None, None
     run = Run(out_dir_of(o, config.origin))
     if RANK == 0 and not o.eval_only:
         run.lock()
-    model_args = dict(config.model_args)
     if o.init_from == 'resume':
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
@@ -168,7 +164,7 @@ def start(config):
             say(f'{run.out_dir} has no checkpoint yet: its run starts over')
         else:
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
-        o, model_args = resumed(config, saved)
+        o, model_args, origin = resumed(config, saved)
     o = dataclasses.replace(o, out_dir=str(run.out_dir))
     m = machine(f'cuda:{LOCAL_RANK}' if WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available() else o.device,
                 o.dtype, o.compile)
@@ -178,30 +174,31 @@ def start(config):
         dist.init_process_group(backend=('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend)
     say(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}{f', {WORLD} processes' if WORLD > 1 else ''}")
 
-    if o.init_from.startswith('gpt2'):
-        from lab.gpt2 import pretrained
-        model = pretrained(o.init_from, o.variant, o.seed, model_args)
-        model_args |= {name: getattr(model.config, name) for name in
-                       ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'bias')}
-    elif o.init_from not in ('scratch', 'resume'):
-        raise Stop(f'init_from={o.init_from}: allowed: scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl')
-    block_size = model_args.get('block_size', core.GPTConfig.block_size)
-    data = Dataset(o.dataset, block_size, m.device)
-    model_args.setdefault('vocab_size', data.vocab_size)
-    if data.vocab_size > model_args['vocab_size']:
+    if o.init_from not in ('scratch', *GPT2):
+        raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
+    data = Dataset(o.dataset, model_args.get('block_size', core.GPTConfig.block_size), m.device)
+    if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
+        raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
+    if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
-    if not o.init_from.startswith('gpt2'):
+    if o.init_from in GPT2 and tensors is None:
+        model = pretrained(o.init_from, o.variant, o.seed, model_args)
+    else:
         model = core.build(o.variant, o.seed, **model_args)
     if tensors is not None:
         core.load_weights(model, tensors)
     model.to(m.device).train()
+    block_size = model.config.block_size
+    with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
+        model(torch.zeros(1, block_size, dtype=torch.long, device=m.device))
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
     shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
     update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:
         update.load_state(optim, saved['scaler'])
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
-    state = dict(state, options=dataclasses.asdict(o), model_args=model_args, tokenizer=data.tokenizer.meta, data=data.hash)
+    state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config), origin=origin,
+                         tokenizer=data.tokenizer.meta, data=data.hash)
     return o, run, m, data, model, update, state
 
 
@@ -220,10 +217,10 @@ def train(config):
         return report_losses(*losses_at(first, o, m, data, model)[:2]) if main else None
     track = lambda record: None
     if main:
-        if o.init_from != 'resume' and run.fresh():
+        if config.options.init_from != 'resume' and run.fresh():
             say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
         (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
-        run.write_json('config.json', describe(config.origin, state, m, parts))
+        run.write_json('config.json', describe(state, m, parts))
         run.log_open(first)
         if o.wandb_log:
             track = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
@@ -256,6 +253,9 @@ def train(config):
         if main and evaluating:
             train_loss, val_loss, stats = losses_at(it, o, m, data, model)
             report_losses(train_loss, val_loss, it, show)
+            if not math.isfinite(val_loss):
+                raise Stop(f'diverged at iteration {it}: the validation loss is {val_loss}; the checkpoints in {run.out_dir} are '
+                           'untouched; a lower --learning_rate may help', DIVERGED)
             record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - began, **stats)
             run.log(record)
             track(record)

@@ -11,7 +11,8 @@ from lab.errors import Stop
 # Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no bfloat16), from the makers'
 # data sheets without sparsity. First match wins. A device that is not listed has no MFU: give --peak_tflops.
 PEAKS = [
-    ('B200', 2250), ('GH200', 989), ('H200 NVL', 835), ('H200', 989), ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H800', 989),
+    ('B200', 2250), ('GH200', 989), ('H200 NVL', 835), ('H200', 989),
+    ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H800', 989),
     ('A100', 312), ('A800', 312), ('A40', 149.7), ('A30', 165), ('A10G', 70), ('A10', 125), ('RTX A6000', 154.8),
     ('L40S', 362), ('L40', 181), ('L4', 121), ('RTX 4090', 165.2), ('RTX 4080', 97.5), ('RTX 3090', 71), ('RTX 3080', 59.5),
     ('V100', 125), ('T4', 65),

@@ -10,11 +10,12 @@ from lab.run import sha256
 ROOT = Path(__file__).parent.parent
 
 
-def describe(origin, state, machine, parts):
+def describe(state, machine, parts):
     """A JSON-able record: the options with the place each came from, the command, versions, the device and the code."""
     sources = [ROOT / 'model.py', *(Path(f.__file__) for f in parts.files)]
-    return dict(options=state['options'], model_args=state['model_args'], origin=origin, argv=sys.argv, versions=versions(),
-                device=machine.name, dtype=machine.dtype, compile=machine.compile, git=git(), data=state['data'],
+    return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'], tokenizer=state['tokenizer'],
+                data=state['data'], argv=sys.argv, versions=versions(), git=git(),
+                device=machine.name, dtype=machine.dtype, compile=machine.compile,
                 sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
 
 

@@ -61,11 +61,7 @@ class Update:
     def run(self):
         self.backward()
         self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
-        bad = ~torch.isfinite(self.loss) if self.scaler.is_enabled() else ~torch.isfinite(self.loss + self.norm)
-        if self.world > 1:
-            bad = bad.float()
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-            bad = bad > 0
+        bad = ~torch.isfinite(self.loss if self.scaler.is_enabled() else self.loss + self.norm)
         self.bad_it.copy_(torch.where((self.bad == 0) & bad, self.it, self.bad_it))
         self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad.dtype)))
         if not self.scaler.is_enabled():
@@ -81,6 +77,8 @@ class Update:
         for x, y in zip(self.x, self.y, strict=True):
             with self.machine.autocast():
                 loss, aux = self.objective(x, y, self.it)
+            if self.scaler.is_enabled(): # the scaler skips what overflows, and only that; once bad, everything has to
+                loss = loss * torch.where(self.bad > 0, torch.nan, 1.0)
             self.scaler.scale(loss / n).backward()
             for name, value in aux.items():
                 self.aux[name] = self.aux.get(name, 0.0) + value.detach() / n
@@ -89,10 +87,11 @@ class Update:
         self.scaler.unscale_(self.optimizer)
         if self.world > 1: # in one piece after the last micro-batch; DDP's overlap is worth little beside several of them
             grads = [p.grad for p in self.params if p.grad is not None]
-            flat = torch.cat([g.flatten() for g in grads])
+            every = [*grads, self.loss, *self.aux.values()]
+            flat = torch.cat([t.flatten() for t in every])
             dist.all_reduce(flat)
-            for g, mean in zip(grads, (flat / self.world).split([g.numel() for g in grads]), strict=True):
-                g.copy_(mean.view_as(g))
+            for t, mean in zip(every, (flat / self.world).split([t.numel() for t in every]), strict=True):
+                t.copy_(mean.view_as(t))
 
     def numbers(self):
         """{loss, loss.<auxiliary>, grad_norm} of the last call and (bad, the first bad iteration): here the host waits."""
@@ -107,6 +106,7 @@ class Update:
         self.it.copy_(self.bad_it)
         torch.manual_seed(key(self.seed, 'noise', int(self.bad_it), self.rank))
         self.world = 1 # the other processes may be elsewhere by now
+        self.bad.zero_()
         self.backward()
         named = list(self.model.named_parameters())
         return next((f'the gradient of {n}' for n, p in named if p.grad is not None and not p.grad.isfinite().all()), 'the loss')

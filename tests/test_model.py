@@ -63,6 +63,9 @@ def test_flops():
     d, T, L, V = 384, 256, 6, 65
     forward = L * (24 * d * d + 4 * d * T) + 2 * d * V
     assert flops_per_token(config, core.load()) == (forward, 3 * forward)
+    soft = core.load('soft_window') # by its definition, not by what a fast path adds
+    window = L * 2 * d * 6
+    assert flops_per_token(soft.GPTConfig(**SHAKESPEARE), soft) == (forward + window, 3 * (forward + window))
 
 
 def test_config_rule():

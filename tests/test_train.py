@@ -307,7 +307,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp
 
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
     shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    monkeypatch.setattr(lab.gpt2, 'pretrained', lambda *args: core.build(seed=7, vocab_size=52, **shape))    # not seed 1337's
+    monkeypatch.setattr(train, 'pretrained', lambda *args: core.build(seed=7, vocab_size=52, **shape))    # not seed 1337's
     dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
     assert resume().code == 0
     go('whole', init_from='gpt2')
