@@ -37,7 +37,6 @@ from helpers import (
 )
 from safetensors.torch import load_file
 
-import lab.gpt2
 import model as core
 import train
 from configurator import configure
