@@ -89,17 +89,20 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain
     dropout; what an impl cannot express is a Stop, never another result.
     """
     if impl == 'auto':
-        free = score_mod is None or outer is not None
-        impl = 'sdpa' if free else 'flex' if q.is_cuda and plain and dropout == 0 else 'math'
+        if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
+            impl = 'math'
+        elif score_mod is None or outer is not None:
+            impl = 'sdpa'
+        else:
+            impl = 'flex' if q.is_cuda and plain and dropout == 0 else 'math'
     if impl == 'sdpa':
         if score_mod is not None and outer is None:
             raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex')
         return sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout)
     if impl == 'flex':
-        if dropout > 0:
-            raise Stop(f'attn=flex: has no attention dropout, and attn_dropout={dropout}; allowed: 0, or auto, math, sdpa')
-        if not q.is_cuda:
-            raise Stop(f'attn=flex: has no gradient on {q.device.type}; allowed there: auto, math, sdpa')
+        if dropout > 0 or not q.is_cuda:
+            raise Stop(f'attn=flex: has no dropout, here attn_dropout={dropout}, and no gradient on {q.device.type}; '
+                       'allowed: auto, math, sdpa')
         return flex_attention(q, k, v, pos_q, pos_k, score_mod, plain)
     return math_attention(q, k, v, pos_q, pos_k, score_mod, dropout)
 
@@ -144,6 +147,8 @@ class CausalSelfAttention(nn.Module):
         self.config, self.layer = config, layer
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.attn_dropout = config.dropout if config.attn_dropout is None else config.attn_dropout
+        if config.attn == 'flex' and self.attn_dropout > 0:
+            raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; allowed: 0, or auto, math, sdpa')
         self.c_attn = parts.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
         self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)

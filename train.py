@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -187,10 +188,11 @@ def start(config):
         model = core.build(o.variant, o.seed, **model_args)
     if tensors is not None:
         core.load_weights(model, tensors)
-    model.to(m.device).train()
+    model.to(m.device).eval()
     block_size = model.config.block_size
     with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
-        model(torch.zeros(1, block_size, dtype=torch.long, device=m.device))
+        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
+    model.train()
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
     shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
     update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
@@ -287,6 +289,7 @@ def train(config):
             val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=seconds,
             params=model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
             peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
+        track(None)
         say(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
 
 
@@ -319,6 +322,9 @@ def main():
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    if torch.cuda.is_initialized():
+        sys.stdout.flush()
+        os._exit(0) # everything is on disk, and taking down graphs and compile workers would take 3 to 7 s
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ class Progress:
 
 
 def wandb_logger(project, name, config):
-    """A function that logs a dict to Weights & Biases; whatever fails there is one warning and the run goes on."""
+    """A function that logs a dict to Weights & Biases, None at the end; whatever fails is one warning and the run goes on."""
     def warn(error):
         print(f'wandb: {" ".join(str(error).split())[:200]}; the run goes on, log.jsonl has the numbers', file=sys.stderr)
     try:
@@ -38,7 +38,9 @@ def wandb_logger(project, name, config):
     def log(record):
         nonlocal run
         try:
-            if run is not None:
+            if run is not None and record is None:
+                run.finish()
+            elif run is not None:
                 run.log(record, step=record['iter'])
         except Exception as error:
             warn(error)

@@ -1,4 +1,4 @@
-"""What the tests of the scripts share: tiny data, a tiny model, and scripts that run here or in a process that can die."""
+"""What the tests of the scripts share: tiny data, a tiny model, and scripts run here or in a process that can die."""
 import contextlib
 import gc
 import hashlib
@@ -21,8 +21,10 @@ from lab.run import FILES, Run
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / 'data/shakespeare_char/input.txt'
 ENV = os.environ | dict(OMP_NUM_THREADS='1')
-TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1, device='cpu', compile=False,
-            learning_rate=1e-2, min_lr=1e-3, warmup_iters=2, lr_decay_iters=12, max_iters=12, eval_interval=4)
+TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1,
+            learning_rate=1e-2, min_lr=1e-3, warmup_iters=2, lr_decay_iters=12, max_iters=12, eval_interval=4,
+            device='cpu', compile=False)
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
 CLOCK = 'ms', 'seconds'                 # what differs between two equal runs
 torch.set_num_threads(1)                # sums in one order, here and in the children
 
@@ -52,7 +54,7 @@ class Ended(NamedTuple):
 def call(main, *args, **options):
     """main() with these arguments, as a shell sees it: its exit code and what it wrote."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', 2))}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     sys.argv, code = [f'{main.__module__}.py', *map(str, args), *flags(**options)], 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -88,8 +90,8 @@ def start(said, hook, *args, **options):
 def play(said, hook, args):
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
-    import train
     hook()
+    import train
     sys.argv = ['train.py', *args]
     run_main(train.main)
 
@@ -102,6 +104,28 @@ def slow_saves(seconds=0.02):
     import lab.run
     real = lab.run.save_file
     lab.run.save_file = lambda *args: (time.sleep(seconds), real(*args))
+
+
+def rank(number, port, hook):
+    """One of two processes, as torchrun would start them."""
+    os.environ |= dict(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE='2', MASTER_ADDR='localhost',
+                       MASTER_PORT=str(port))
+    hook(number)
+
+
+def overflow(number, at=3):
+    """In the second process a gradient of one iteration is infinite, as a loss scale that is too high makes it."""
+    from lab.update import Update
+    real = Update.__call__
+
+    def update(self, it, *args):
+        if it == at and number == 1:
+            hook = self.params[0].register_hook(lambda g: g + torch.inf)
+            real(self, it, *args)
+            hook.remove()
+        else:
+            real(self, it, *args)
+    Update.__call__ = update
 
 
 def stuck(at):
@@ -155,6 +179,6 @@ def files(folder):
 
 
 def same_run(a, b, step):
-    """Two runs are the same to the last bit: every loss of every iteration, once and in order, the weights, the optimizer."""
+    """Two runs are the same to the last bit: all losses, once and in order, the weights, the optimizer's state."""
     assert log(a) == log(b)
     assert hashes(a, step) == hashes(b, step)

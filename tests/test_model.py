@@ -210,7 +210,7 @@ def test_sdpa_is_math(T, dtype, tol, plain):
         checks.near(name, got, want, tol, floor=1e-2 * rms(results[0][0]))
 
 
-@pytest.mark.parametrize('T', [17, 256])
+@pytest.mark.parametrize('T', [17, 256, 600])
 @pytest.mark.parametrize('scale', [0.03, 0.3, 1.0])
 def test_sdpa_in_bfloat16(T, scale):
     """As far as bfloat16 goes: its grid is coarser than positions over 256, and a slope's gradient sums over those."""
@@ -249,7 +249,9 @@ def test_what_cannot_be_expressed_is_refused():
     mod, outer = linear_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos, pos)
     assert 'attn=sdpa' in refused(core.attend, q, k, v, pos, pos, mod, None, 'sdpa', True)
     assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, outer, 'flex', True)
-    assert 'attn_dropout=0.1' in refused(core.attend, q, k, v, pos, pos, mod, outer, 'flex', True, 0.1)
+    assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, outer, 'flex', True, 0.1)
+    assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
+    assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
     auto = core.attend(q, k, v, pos, pos, mod, None, 'auto', True)
     assert torch.equal(auto, core.attend(q, k, v, pos, pos, mod, None, 'math', True))
 

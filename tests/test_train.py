@@ -1,4 +1,4 @@
-"""Training as its users meet it: the commands they type, what a kill, a typo and a NaN do, and what the numbers mean."""
+"""Training as its users meet it: the commands, what a kill, a typo and a NaN do, and what the numbers mean."""
 import json
 import math
 import os
@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from helpers import (
     ENV,
     ROOT,
+    SIGNALS,
     TEXT,
     TINY,
     call,
@@ -27,6 +29,8 @@ from helpers import (
     log,
     losses,
     nothing,
+    overflow,
+    rank,
     same_run,
     shakespeare,
     shell,
@@ -45,11 +49,10 @@ from lab.device import machine
 from lab.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
 from lab.flops import flops_per_token
 from lab.keys import key
-from lab.run import MODEL, OPTIM, Run, sha256
+from lab.run import MODEL, OPTIM, Run, sha256, step_of
 from lab.update import Update
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
 
 
 @pytest.fixture(scope='session')
@@ -69,6 +72,21 @@ def go(data, tmp_path):
 def resume(tmp_path):
     """resume('run'): as a user would, naming nothing but the folder."""
     return lambda out='run', **options: call(train.main, init_from='resume', out_dir=tmp_path / out, **options)
+
+
+@pytest.fixture
+def spawn(data, tmp_path):
+    """spawn('run', hook, n_layer=3): the same in a process that can be killed, and is when the test ends."""
+    children = []
+
+    def begin(out, hook, *args, **options):
+        args = [tmp_path / 'said', hook, *args]
+        children.append(start(*args, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options))
+        return children[-1]
+    yield begin
+    for child in children:
+        child.kill()
+        child.join()
 
 
 def weights(out, step, name=MODEL):
@@ -95,8 +113,9 @@ def test_the_commands_of_the_readme(tmp_path, variant, out_dir, options):
     done = shell(ROOT / 'sample.py', f'--out_dir={out_dir}', *options, cwd=tmp_path)
     assert (done.code, done.err) == (0, '')
     first, *others = done.out.split('\n---------------\n')[:-1]      # before the first the options are listed
-    assert [len(text) for text in (first[-501:], *others)] == [1 + 500] * (1 if options else 10)    # the start and 500 tokens
-    assert set(''.join((first[-501:], *others))) <= set(TEXT.read_text(encoding='utf-8'))
+    samples = first[-501:], *others                         # the start and 500 tokens
+    assert [len(text) for text in samples] == [501] * (1 if options else 10)
+    assert set(''.join(samples)) <= set(TEXT.read_text(encoding='utf-8'))
 
 
 FILE_BOTH, FILE_VARIANT = 'out_dir = "mine"\nvariant = "surprise"\n', 'variant = "surprise"\n'
@@ -125,7 +144,7 @@ def test_out_dir_rule(tmp_path, monkeypatch, file, args, out_dir):
 
 # -- killed and resumed
 
-HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2)     # what a resume could get wrong
+HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2) # what a resume could get wrong
 
 
 @pytest.fixture(scope='session')
@@ -137,12 +156,11 @@ def whole(data, tmp_path_factory):
 
 
 @posix
-def test_killed_at_random_moments(data, go, tmp_path):
+def test_killed_at_random_moments(spawn, go, tmp_path):
     options = HARD | dict(max_iters=60, checkpoint_minutes=0)      # a checkpoint at every iteration
     out, dice, inside, kills = tmp_path / 'killed', random.Random(1), 0, 0
-    args = TINY | dict(dataset=data, out_dir=out) | options
     while kills < 5 or inside < 2:
-        child = start(tmp_path / 'said', slow_saves, *(['--init_from=resume'] if kills else []), **args)
+        child = spawn('killed', slow_saves, *(['--init_from=resume'] if kills else []), **options)
         target = last_iter(out) + dice.randint(2, 6)
         wait_for(lambda target=target: last_iter(out) >= target, child.is_alive)
         saving = out / f'ckpt/.tmp-{child.pid}'
@@ -151,7 +169,8 @@ def test_killed_at_random_moments(data, go, tmp_path):
         child.join()
         assert child.exitcode == -signal.SIGKILL, (tmp_path / 'said').read_text()
         inside, kills = inside + saving.exists(), kills + 1
-    child = start(tmp_path / 'said', nothing, '--init_from=resume', **args)
+        assert step_of(Run(out).checkpoints()[0]) >= last_iter(out) - 1     # no more is lost than was asked for
+    child = spawn('killed', nothing, '--init_from=resume', **options)
     child.join()
     assert child.exitcode == 0, (tmp_path / 'said').read_text()
     assert go('whole', **options).code == 0
@@ -163,7 +182,8 @@ def test_killed_at_random_moments(data, go, tmp_path):
 def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
     options = HARD | dict(max_iters=20)
     go('a', **options, eval_interval=20)
-    go('b', **options, eval_interval=3, eval_iters=2, log_interval=5, always_save_checkpoint=False, checkpoint_minutes=0)
+    go('b', **options, eval_interval=3, eval_iters=2, log_interval=5, always_save_checkpoint=False,
+       checkpoint_minutes=0)
     few, all = losses(tmp_path / 'b'), losses(tmp_path / 'a')
     assert sorted(few) == [0, 5, 10, 15] and few == {it: all[it] for it in few}
     assert hashes(tmp_path / 'a', 20) == hashes(tmp_path / 'b', 20)
@@ -193,20 +213,23 @@ def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monke
 def test_control_c_in_a_process_started_in_the_background(data, resume, go, tmp_path):
     """A script's `train.py &` starts with SIGINT ignored, and should still stop when it comes."""
     args = TINY | dict(dataset=data, out_dir=tmp_path / 'run', max_iters=500, eval_interval=100)
-    child = subprocess.Popen([sys.executable, ROOT / 'train.py', *flags(**args)], env=ENV, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    wait_for(lambda: last_iter(tmp_path / 'run') >= 5, lambda: child.poll() is None)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
+    child = subprocess.Popen([sys.executable, ROOT / 'train.py', *flags(**args)], env=ENV, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    try:
+        wait_for(lambda: last_iter(tmp_path / 'run') >= 5, lambda: child.poll() is None)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
     step = Run(tmp_path / 'run').load()[0]['step']
     assert child.returncode == 130 and err.startswith(f'stopped by SIGINT at iteration {step}, checkpoint in'), err
     assert last_iter(tmp_path / 'run') in (step - 1, step) and 5 < step < 500
 
 
 @posix
-def test_the_second_signal_stops_at_once(data, tmp_path):
-    out = tmp_path / 'run'
-    child = start(tmp_path / 'said', partial(stuck, 6), **TINY | dict(dataset=data, out_dir=out))
+def test_the_second_signal_stops_at_once(spawn, tmp_path):
+    out, child = tmp_path / 'run', spawn('run', partial(stuck, 6))
     wait_for(lambda: last_iter(out) == 5, child.is_alive)
     os.kill(child.pid, signal.SIGTERM)
     child.join(0.5)
@@ -222,7 +245,8 @@ def test_the_second_signal_stops_at_once(data, tmp_path):
 def test_resume_refuses_another_model(go, resume, tmp_path):
     go(max_iters=4)
     before = files(tmp_path / 'run')
-    for name, value, old in ('n_layer', 3, 2), ('block_size', 8, 16), ('bias', True, False), ('variant', 'surprise', 'base'):
+    for name, value, old in [('n_layer', 3, 2), ('block_size', 8, 16), ('bias', True, False),
+                             ('variant', 'surprise', 'base')]:
         line = resume(**{name: value}).line(BAD_INPUT)
         assert line == f'{name}={value}: the run to resume has {name}={old}; start another with --init_from=scratch'
     assert files(tmp_path / 'run') == before
@@ -306,7 +330,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp
 
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
     shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    monkeypatch.setattr(train, 'pretrained', lambda *args: core.build(seed=7, vocab_size=52, **shape))    # not seed 1337's
+    monkeypatch.setattr(train, 'pretrained', lambda *args: core.build(seed=7, vocab_size=52, **shape)) # TINY has 1337
     dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
     assert resume().code == 0
     go('whole', init_from='gpt2')
@@ -322,12 +346,31 @@ def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
     assert 'other' in resume(dataset=tmp_path / 'other', max_iters=8).line(BAD_INPUT)
 
 
+def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
+    """Here a buffer counts the passes in training and scales the output, as running statistics would."""
+    real_init, real = core.MLP.__init__, core.MLP.forward
+
+    def init(self, *args):
+        real_init(self, *args)
+        self.register_buffer('passes', torch.zeros(()))
+
+    def forward(self, x, step):
+        if self.training:
+            self.passes += 1
+        return real(self, x, step) * (1 + 0.1 * self.passes)
+    monkeypatch.setattr(core.MLP, '__init__', init)
+    monkeypatch.setattr(core.MLP, 'forward', forward)
+    assert go('whole', max_iters=8).code == 0
+    assert weights(tmp_path / 'whole', 8)['transformer.h.0.mlp.passes'] == 8
+    assert go(max_iters=4).code == 0 and resume(max_iters=8).code == 0
+    same_run(tmp_path / 'run', tmp_path / 'whole', 8)
+
+
 # -- one writer, and nothing overwritten
 
 @posix
-def test_a_busy_folder(data, go, tmp_path):
-    out = tmp_path / 'run'
-    child = start(tmp_path / 'said', partial(stuck, 6), **TINY | dict(dataset=data, out_dir=out))
+def test_a_busy_folder(spawn, go, tmp_path):
+    out, child = tmp_path / 'run', spawn('run', partial(stuck, 6))
     wait_for(lambda: last_iter(out) == 5, child.is_alive)
     before = files(out)
     for init_from in 'scratch', 'resume':
@@ -343,9 +386,8 @@ def test_a_new_run_moves_the_old_one_aside(go, tmp_path):
     before = files(tmp_path / 'run')
     done = go(max_iters=4, seed=2)
     assert f"the run that was in {tmp_path / 'run'} is now in {tmp_path / 'run'}/previous" in done.out
-    after = files(tmp_path / 'run')
-    assert {name.removeprefix('previous/'): raw for name, raw in after.items() if name.startswith('previous/')} == before
-    assert json.loads(after['result.json'])['seed'] == 2
+    assert files(tmp_path / 'run/previous') == before
+    assert json.loads((tmp_path / 'run/result.json').read_text())['seed'] == 2
 
 
 def test_eval_only_writes_nothing(go, resume, tmp_path):
@@ -373,7 +415,7 @@ def test_a_learning_rate_that_is_too_high(go, resume, tmp_path):
 
 @pytest.fixture
 def plant(monkeypatch):
-    """plant(k, 'loss'): a NaN in the loss of iteration k, or in the gradient of the named parameter. Returns the updates made."""
+    """plant(k, 'loss'): a NaN in the loss of iteration k, or in a parameter's gradient. Returns the updates made."""
     def at(k, where):
         made = []
 
@@ -394,7 +436,7 @@ def plant(monkeypatch):
 
 
 @pytest.mark.parametrize('where', ['loss', 'transformer.h.1.mlp.c_fc.weight'])
-@pytest.mark.parametrize('k, log_interval', [(3, 1), (3, 7), (0, 100)])
+@pytest.mark.parametrize('k, log_interval', [(3, 1), (3, 7), (3, 100), (0, 100)])
 def test_nan_stops_before_the_step(go, tmp_path, plant, monkeypatch, where, k, log_interval):
     options = dict(eval_interval=100, gradient_accumulation_steps=2, log_interval=log_interval)
     go('clean', **options, max_iters=k)
@@ -418,6 +460,17 @@ def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
     assert distance(core.weights(made[0].model), weights(tmp_path / 'clean', 3)) == 0
 
 
+def test_float16_does_not_skip_forever(go, monkeypatch):
+    """A gradient that is NaN whatever the scale is no overflow; a run that skips every step trains nothing."""
+    real = Update.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        self.params[1].register_hook(lambda g: g * math.nan if self.it >= 3 else g)
+    monkeypatch.setattr(Update, '__init__', init)
+    go(dtype='float16', max_iters=100, eval_interval=100).line(DIVERGED)
+
+
 # -- what cannot be
 
 BAD = [
@@ -431,7 +484,7 @@ BAD = [
     (dict(init_from='nope'), 'init_from=nope: allowed: scratch, resume, gpt2'),
     (dict(device='cuda'), 'device=cuda: not on this machine; allowed: auto, cpu'),
     (dict(device='tpu'), 'device=tpu: not on this machine; allowed: auto, cpu'),
-    (dict(gradient_accumulation_steps=0), '--gradient_accumulation_steps=0: gradient_accumulation_steps takes int in [1, inf)'),
+    (dict(gradient_accumulation_steps=0), '--gradient_accumulation_steps=0: gradient_accumulation_steps takes int'),
     (dict(n_layer=-1), '--n_layer=-1: n_layer takes int in [1, inf)'),
     (dict(learning_rate='nan'), '--learning_rate=nan: learning_rate takes float'),
     (dict(dropout=1.5), '--dropout=1.5: dropout takes float in [0, 1)'),
@@ -494,8 +547,11 @@ def test_learning_rate_is_nanogpts(warmup, decay):
 
 def test_the_learning_rate_used_is_the_scheduled_one(go, tmp_path, monkeypatch):
     used, real = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, 'step', lambda self, *args: (used.append([g['lr'] for g in self.param_groups]),
-                                                                       real(self, *args))[1])
+
+    def step(self, *args):
+        used.append([group['lr'] for group in self.param_groups])
+        return real(self, *args)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
     go(max_iters=15)
     wanted = [nanogpt_lr(it, 1e-2, 2, 12, 1e-3) for it in range(15)]
     assert used == [[lr, lr] for lr in wanted]
@@ -522,7 +578,7 @@ def test_matrices_decay_and_vectors_do_not():
 @pytest.mark.parametrize('variant', ['base', 'surprise'])
 def test_an_update_is_plain_pytorch(data, variant):
     """Forward, backward, clipping and AdamW written out, beside Update; dropout and accumulation on."""
-    set_, ours, plain = Dataset(str(data), 16), small_model(variant, dropout=0.1), small_model(variant, dropout=0.1).train()
+    set_, ours, plain = Dataset(str(data), 16), small_model(variant, dropout=0.1), small_model(variant, dropout=0.1)
     optimizer = ours.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
     update = Update(ours.train(), optimizer, machine('cpu', 'float32', False), (2, 4, 16), 0.5, 1337)
     groups = [dict(params=[p for p in plain.parameters() if p.ndim >= 2], weight_decay=0.1),
@@ -545,7 +601,8 @@ def test_an_update_is_plain_pytorch(data, variant):
         adamw.zero_grad()
         numbers, bad, _ = update.numbers()
         assert not bad and norm > 0.5                       # clipping was at work
-        assert numbers['loss'] == pytest.approx(mean, abs=1e-6) and numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
+        assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
+        assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
         assert distance(core.weights(ours), core.weights(plain)) == 0
 
 
@@ -582,6 +639,21 @@ def test_two_processes_train_as_one(data, go, tmp_path):
             assert b[name] == pytest.approx(a[name], abs=1e-4), (a['iter'], name)
 
 
+@posix
+def test_a_gradient_that_overflows_in_one_process_is_skipped_in_both(spawn, tmp_path):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    options = dict(gradient_accumulation_steps=2, dtype='float16', max_iters=6, eval_interval=6)
+    pair = [spawn('run', partial(rank, number, port, overflow), **options) for number in (0, 1)]
+    for child in pair:
+        child.join(60)
+    assert [child.exitcode for child in pair] == [0, 0], (tmp_path / 'said').read_text()
+    assert sorted(losses(tmp_path / 'run')) == list(range(6))
+    optim = weights(tmp_path / 'run', 6, OPTIM)
+    assert {t.item() for name, t in optim.items() if name.endswith('.step')} == {5}     # six iterations but one
+
+
 # -- evaluation
 
 def test_evaluation_is_the_mean_over_every_target(data):
@@ -616,11 +688,11 @@ def test_the_records_of_a_run(data, go, tmp_path):
     config, result = (json.loads((out / name).read_text()) for name in ('config.json', 'result.json'))
     records = Run(out).read_log()
 
-    assert config['options'] == vars(train.Options(**OPTIONS, variant='surprise', dataset=str(data), out_dir=str(out))) | dict(
-        max_iters=8, seed=5, log_interval=2)
-    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.1)
-    assert (shape | dict(vocab_size=52)).items() <= config['model_args'].items()
-    given = {*TINY, 'dataset', 'out_dir', 'variant', 'seed', 'log_interval', 'dropout'}
+    given = OPTIONS | dict(variant='surprise', dataset=str(data), out_dir=str(out), max_iters=8, seed=5, log_interval=2)
+    assert config['options'] == vars(train.Options(**given))
+    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.1, vocab_size=52)
+    assert shape.items() <= config['model_args'].items()
+    given = {*TINY, *given, 'dropout'}
     options = {*config['options'], *vars(core.load('surprise').GPTConfig())}
     assert config['origin'] == {name: 'command line' if name in given else 'default' for name in options}
     assert '--seed=5' in config['argv'] and config['versions']['torch'] == torch.__version__
@@ -639,12 +711,14 @@ def test_the_records_of_a_run(data, go, tmp_path):
     model = core.build('surprise', 5, **config['model_args'])
     assert result['val_loss'] == evals[-1]['val_loss'] and result['train_loss'] == evals[-1]['train_loss']
     assert result['best_val_loss'] == min(record['val_loss'] for record in evals)
-    assert (result['iters'], result['seed'], result['variant'], result['params']) == (8, 5, 'surprise', model.num_params())
-    assert (result['forward_flops_per_token'], result['flops_per_token']) == flops_per_token(model.config, core.load('surprise'))
-    assert result['flops_per_token'] > 6 * (model.num_params() - 52 * 16) and result['seconds'] > 0 and result['peak_bytes'] > 0
+    expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
+    assert expected.items() <= result.items()
+    flops = result['forward_flops_per_token'], result['flops_per_token']
+    assert flops == flops_per_token(model.config, core.load('surprise')) and flops[1] > 2 * flops[0] > 0
+    assert result['seconds'] > 0 and result['peak_bytes'] > 0
     assert f"best val loss {result['best_val_loss']:.4f}" in done.out
 
-    state, tensors, _ = Run(out).load('latest')             # the final loss is that of the final weights, on the whole split
+    state, tensors, _ = Run(out).load('latest')             # the final loss is that of the final weights, whole split
     core.load_weights(model, tensors)
     again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu'), 'val', 4, it=8)
     assert again == result['val_loss'] == state['val_loss']
@@ -669,6 +743,8 @@ def test_the_best_checkpoint_is_kept(go, tmp_path):
     state, _, _ = Run(tmp_path / 'run').load('best')
     assert state['step'] == best < 20 and state['val_loss'] == evals[best]
     assert Run(tmp_path / 'run').load('latest')[0]['step'] == 20
+    result = json.loads((tmp_path / 'run/result.json').read_text())
+    assert (result['val_loss'], result['best_val_loss']) == (evals[20], evals[best])
 
 
 # -- Weights & Biases
@@ -682,15 +758,16 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
 
     def see(record, step):
         seen.append(step)
-    fake = SimpleNamespace(Settings=lambda **kwargs: None,
-                           init=fail if where == 'init' else lambda **kwargs: SimpleNamespace(log=fail if where == 'log' else see))
+    run = SimpleNamespace(log=fail if where == 'log' else see)
+    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=fail if where == 'init' else lambda **kwargs: run)
     monkeypatch.setitem(sys.modules, 'wandb', None if where == 'import' else fake)
     done = go(wandb_log=True)
     assert done.code == 0
     if where == 'nowhere':
         assert done.err == '' and seen == [record['iter'] for record in Run(tmp_path / 'run').read_log()]
     else:
-        assert done.line(0).startswith('wandb: ') and done.line(0).endswith('; the run goes on, log.jsonl has the numbers')
+        line = done.line(0)
+        assert line.startswith('wandb: ') and line.endswith('; the run goes on, log.jsonl has the numbers')
     go('without')
     same_run(tmp_path / 'run', tmp_path / 'without', 12)
 
@@ -746,7 +823,7 @@ def test_a_file_is_a_variant(checkout, go, tmp_path):
     done = shell('sample.py', cwd=checkout, out_dir='out-scale', num_samples=2, max_new_tokens=20, device='cpu')
     assert (done.code, done.err) == (0, '') and done.out.count('---------------') == 2
 
-    base = go('base')                                       # all that the variant adds is one number a block, which learns
+    base = go('base')                                       # all that it adds is a number a block, which learns
     assert base.code == 0
     scaled, plain = weights(out, 12), weights(tmp_path / 'base', 12)
     scales = {name: scaled[name].item() for name in scaled.keys() - plain.keys()}
