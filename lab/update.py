@@ -84,7 +84,6 @@ class Update:
                 self.aux[name] = self.aux.get(name, 0.0) + value.detach() / n
             self.loss += loss.detach() / n
         self.loss -= sum(self.aux.values())
-        self.scaler.unscale_(self.optimizer)
         if self.world > 1: # in one piece after the last micro-batch; DDP's overlap is worth little beside several of them
             grads = [p.grad for p in self.params if p.grad is not None]
             every = [*grads, self.loss, *self.aux.values()]
@@ -92,12 +91,17 @@ class Update:
             dist.all_reduce(flat)
             for t, mean in zip(every, (flat / self.world).split([t.numel() for t in every]), strict=True):
                 t.copy_(mean.view_as(t))
+        self.scaler.unscale_(self.optimizer) # after that, so that an overflow in one process is skipped in all
 
     def numbers(self):
         """{loss, loss.<auxiliary>, grad_norm} of the last call and (bad, the first bad iteration): here the host waits."""
-        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, *self.aux.values()]).tolist()
-        aux = {f'loss.{name}': value for name, value in zip(self.aux, values[4:], strict=True)}
-        return dict(loss=values[0], grad_norm=values[1], **aux), bool(values[2]), int(values[3])
+        every = [self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux.values()]
+        loss, norm, bad, bad_it, it, *aux = torch.stack(every).tolist()
+        if self.scaler.get_scale() < 2 ** -14: # from 2 ** 16: thirty overflows on end are something else
+            bad, bad_it = True, bad_it if bad else it
+            self.bad_it.fill_(bad_it)
+        aux = {f'loss.{name}': value for name, value in zip(self.aux, aux, strict=True)}
+        return dict(loss=loss, grad_norm=norm, **aux), bool(bad), int(bad_it)
 
     def first_bad(self, x, y):
         """For an iteration found bad, its data: the names of the tensors to blame."""

@@ -758,7 +758,7 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
 
     def see(record, step):
         seen.append(step)
-    run = SimpleNamespace(log=fail if where == 'log' else see)
+    run = SimpleNamespace(log=fail if where == 'log' else see, finish=lambda: None)
     fake = SimpleNamespace(Settings=lambda **kwargs: None, init=fail if where == 'init' else lambda **kwargs: run)
     monkeypatch.setitem(sys.modules, 'wandb', None if where == 'import' else fake)
     done = go(wandb_log=True)
