@@ -2,7 +2,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ class Options:
     max_new_tokens: Count = 500         # tokens of each
     temperature: NonNegative = 0.8      # below 1 less random, above 1 more; 0: always the likeliest token
     top_k: Whole = 200                  # only the top_k likeliest tokens; 0: all
-    top_p: Share = 1.0                  # only the likeliest tokens that together hold this probability; 1: all
+    top_p: Annotated[float, '(0, 1]'] = 1.0 # only the likeliest tokens that together hold this probability; 1: all
     min_p: Share = 0.0                  # only tokens at least min_p times as likely as the likeliest; 0: all
     seed: Whole = 1337                  # the same seed, the same samples
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is

@@ -17,9 +17,12 @@ def generator(*parts):
     return torch.Generator().manual_seed(key(*parts))
 
 
+EMPTY = torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty
+
+
 class NanWhereUninitialised(TorchFunctionMode):
     """Inside, torch.empty gives NaN, so that a parameter nobody initialised is found by its value."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        return out.fill_(math.nan) if function is torch.empty and out.is_floating_point() else out
+        return out.fill_(math.nan) if function in EMPTY and out.is_floating_point() else out

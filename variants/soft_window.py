@@ -9,8 +9,10 @@ with a slope that depends on the query, so `alibi` is its control.
 Expect a small gain at T=256 (the source says 1.457 against 1.46-1.47, one seed), most of which ALiBi has too. The source's own
 form is window_init = block_size / 2. Logged: `window`, in tokens.
 """
+import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn as nn
 
 import model
@@ -32,7 +34,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.window.weight.init = nn.init.zeros_
 
     def score_mod(self, x, pos_k, step):
-        w = 1 + self.config.window_init * self.window(x).exp().transpose(1, 2) # (B, nh, T)
-        step.stat('window', w)
-        slope, pos_q = 1 / w, step.pos
+        z = self.window(x).transpose(1, 2) # (B, nh, T)
+        z = z.to(torch.promote_types(z.dtype, torch.float32)) + math.log(self.config.window_init)
+        slope, pos_q = torch.sigmoid(-z), step.pos # 1 / w, with a gradient where exp would overflow
+        step.stat('window', 1 / slope)
         return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope, pos_k[:, None])
