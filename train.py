@@ -102,7 +102,7 @@ def resumed(config, saved):
             say(f'{name}: {old[name]} before, {value} from here')
     options = {name: now.get(name, saved['options'].get(name, value)) for name, value in dataclasses.asdict(config.options).items()}
     return (Options(**options | dict(init_from=saved['options']['init_from'])),
-            {name: now.get(name, value) for name, value in saved['model_args'].items()},
+            saved['model_args'] | {name: now[name] for name in config.model_args},
             saved['origin'] | {name: config.origin[name] for name in now})
 
 
@@ -180,6 +180,8 @@ def start(config):
     data = Dataset(o.dataset, model_args.get('block_size', core.GPTConfig.block_size), m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
+    if saved is not None and saved['data'] != data.hash:
+        say(f'dataset {o.dataset}: its text is not the one before')
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
     if o.init_from in GPT2 and tensors is None:
