@@ -321,6 +321,8 @@ def stop_asked(signals, it, o):
 def main():
     try:
         train(configure(Options, core.load, say=say))
+        if dist.is_initialized():
+            dist.barrier() # a process that leaves while another still evaluates takes its connections along
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -6,6 +6,12 @@ import textwrap
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def the_same_path_for_every_test(monkeypatch):
+    """A prepare.py puts its own repository in front of the path, in a test a copy in a temporary folder."""
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+
+
 @pytest.fixture
 def drop(tmp_path, monkeypatch):
     """drop('mine', source): a file variants/mine.py beside the others until the test ends."""
