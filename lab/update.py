@@ -112,8 +112,10 @@ class Update:
         self.world = 1 # the other processes may be elsewhere by now
         self.bad.zero_()
         self.backward()
-        named = list(self.model.named_parameters())
-        return next((f'the gradient of {n}' for n, p in named if p.grad is not None and not p.grad.isfinite().all()), 'the loss')
+        if not self.loss.isfinite():
+            return 'the loss'
+        grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        return next((f'the gradient of {name}' for name, grad in grads if not grad.isfinite().all()), 'the gradient norm')
 
     def state(self):
         """Tensors that a resumed run needs, by parameter name, and the gradient scaler's state."""
