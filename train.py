@@ -25,7 +25,7 @@ from lab.environment import describe
 from lab.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
 from lab.flops import flops_per_token
 from lab.gpt2 import SIZES as GPT2, pretrained
-from lab.options import Count, NonNegative, Rate, Whole
+from lab.options import Count, NonNegative, Rate, Whole, make_checked
 from lab.progress import Progress, wandb_logger
 from lab.run import Run
 from lab.update import Update
@@ -177,7 +177,8 @@ def start(config):
 
     if o.init_from not in ('scratch', *GPT2):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
-    data = Dataset(o.dataset, model_args.get('block_size', core.GPTConfig.block_size), m.device)
+    block_size = make_checked(core.load(o.variant).GPTConfig, model_args).block_size
+    data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
@@ -191,7 +192,6 @@ def start(config):
     if tensors is not None:
         core.load_weights(model, tensors)
     model.to(m.device).eval()
-    block_size = model.config.block_size
     with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
         model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
     model.train()
