@@ -128,11 +128,17 @@ def overflow(number, at=3):
     Update.__call__ = update
 
 
-def stuck(at):
-    """An iteration that takes forever."""
+def stuck(at, marker):
+    """An iteration that takes forever; the marker appears once it has begun."""
     from lab.update import Update
     real = Update.__call__
-    Update.__call__ = lambda self, it, *args: time.sleep(1000) if it == at else real(self, it, *args)
+
+    def call(self, it, *args):
+        if it == at:
+            marker.touch()
+            time.sleep(1000)
+        real(self, it, *args)
+    Update.__call__ = call
 
 
 def wait_for(what, alive=lambda: True, seconds=60):
