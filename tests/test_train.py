@@ -371,7 +371,7 @@ def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
 @posix
 def test_a_busy_folder(spawn, go, tmp_path):
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
-    wait_for((tmp_path / 'stuck').exists, child.is_alive)   # the signal of an iteration that has not begun ends the run well
+    wait_for((tmp_path / 'stuck').exists, child.is_alive)
     before = files(out)
     for init_from in 'scratch', 'resume':
         assert f'--out_dir={out}: process {child.pid} on ' in go(init_from=init_from).line(BUSY)
