@@ -1,0 +1,32 @@
+"""ALiBi: scores fall linearly with distance, by a fixed slope for each head.
+
+Source: Press, Smith and Lewis, arXiv 2108.12409.
+
+    score -= slope_scale * m_h * (pos_q - pos_k),   m_h = 2^(-8 h / n_head), h = 1 .. n_head
+
+No parameters. Learned position embeddings stay, as in the baseline. The control of soft_window: whatever that gains over this
+comes from slopes that depend on the query, and over static_slope from slopes that are learned. Expect most of soft_window's gain.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import model
+from lab.options import NonNegative
+
+NEUTRAL = dict(slope_scale=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    slope_scale: NonNegative = 1.0      # times the paper's slopes; 0 is the baseline
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def score_mod(self, x, pos_k, step):
+        heads = torch.arange(1, self.n_head + 1, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        slope = self.config.slope_scale * torch.exp2(-8 * heads / self.n_head) # (nh,)
+        pos_q = step.pos
+        return (lambda s, b, h, i, j: s - slope[h] * (pos_q[b, i] - pos_k[b, j]),
+                (slope[:, None].expand(x.size(0), -1, x.size(1)), pos_k[:, None]))

@@ -1,0 +1,36 @@
+"""Each head's output is multiplied by a gate that the token computes from its own state.
+
+Source: arXiv 2505.06708 (NeurIPS 2025), headwise form, after attention and before the output projection.
+
+    y_h *= gate_range * sigmoid(W x)_h      W: n_embd x n_head, x after the block's first LayerNorm
+
+The paper has gate_range 1 and random W, so that gates start near 0.5. Here W starts at 0 and the range is 2, so that it starts as
+the baseline. The control of head_scaling and embedding_gate. Expect no gain in loss at this scale. Logged: `gate`.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+import model
+from lab.options import Positive
+
+NEUTRAL = {}
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    gate_range: Positive = 2.0          # the largest gate; the paper's is 1
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.gate = parts.Linear(config, config.n_embd, config.n_head)
+        self.gate.weight.init = nn.init.zeros_
+
+    def attend(self, q, k, v, x, pos_k, step):
+        gate = self.config.gate_range * torch.sigmoid(self.gate(x)) # (B, T, nh)
+        step.stat('gate', gate)
+        return super().attend(q, k, v, x, pos_k, step) * gate.transpose(1, 2)[..., None]
