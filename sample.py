@@ -39,10 +39,9 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     run = Run(out_dir)
     if not run.checkpoints():
         raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
-    if ckpt == 'auto':
-        newest, _, _ = run.load('latest', optim=False)
-        ckpt = 'latest' if newest['options']['always_save_checkpoint'] else 'best'
-    state, tensors, _ = run.load(ckpt, optim=False)
+    state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
+    if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
+        state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype)
     model = core.build(state['options']['variant'], **state['model_args'])
     core.load_weights(model, tensors)

@@ -7,6 +7,11 @@ import torch.nn.attention.flex_attention as flex
 import torch.nn.functional as F
 
 
+def distance_bias(slope, pos_q, pos_k):
+    """(score_mod, outer) for model.attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope, pos_k[:, None])
+
+
 def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
     """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
     hs = q.size(-1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import model
+from lab.attention import distance_bias
 from lab.options import NonNegative
 
 NEUTRAL = dict(slope_scale=0.0)
@@ -27,6 +28,4 @@ class CausalSelfAttention(model.CausalSelfAttention):
     def score_mod(self, x, pos_k, step):
         heads = torch.arange(1, self.n_head + 1, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         slope = self.config.slope_scale * torch.exp2(-8 * heads / self.n_head) # (nh,)
-        pos_q = step.pos
-        return (lambda s, b, h, i, j: s - slope[h] * (pos_q[b, i] - pos_k[b, j]),
-                (slope[:, None].expand(x.size(0), -1, x.size(1)), pos_k[:, None]))
+        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), step.pos, pos_k)

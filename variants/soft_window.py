@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 
 import model
+from lab.attention import distance_bias
 from lab.options import Positive
 
 NEUTRAL = dict(window_init=1e12)
@@ -36,6 +37,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
     def score_mod(self, x, pos_k, step):
         z = self.window(x).transpose(1, 2) # (B, nh, T)
         z = z.to(torch.promote_types(z.dtype, torch.float32)) + math.log(self.config.window_init)
-        slope, pos_q = torch.sigmoid(-z), step.pos # 1 / w, with a gradient where exp would overflow
+        slope = torch.sigmoid(-z) # 1 / w, with a gradient where exp would overflow
         step.stat('window', 1 / slope)
-        return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope, pos_k[:, None])
+        return distance_bias(slope, step.pos, pos_k)

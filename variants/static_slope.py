@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 
 import model
+from lab.attention import distance_bias
 from lab.options import Positive
 
 NEUTRAL = dict(window_init=1e12)
@@ -31,7 +32,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.window = nn.Parameter(torch.zeros(config.n_head))
 
     def score_mod(self, x, pos_k, step):
-        slope, pos_q = torch.sigmoid(-self.window - math.log(self.config.window_init)), step.pos # 1 / w, (nh,)
+        slope = torch.sigmoid(-self.window - math.log(self.config.window_init)) # 1 / w, (nh,)
         step.stat('window', 1 / slope)
-        return (lambda s, b, h, i, j: s - slope[h] * (pos_q[b, i] - pos_k[b, j]),
-                (slope[:, None].expand(x.size(0), -1, x.size(1)), pos_k[:, None]))
+        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), step.pos, pos_k)
