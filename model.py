@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lab.attention import flex_attention, sdpa_attention
-from lab.errors import NO_CHECKPOINT, Stop
+from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
 from lab.options import Count, Rate, make_checked
 from lab.sampling import pick
@@ -52,13 +52,14 @@ class Step:
     pos (B, T): position of each input; None: row i is position i, which `plain` then says, and attention may rely on it.
     it: 0-d tensor, the training iteration, for schedules; None: 0.
     cache: None, or one dict a layer, kept by the caller between passes.
+    shared: what a module hands to others in the same pass, by a name of its own.
     losses: {name: weighted scalar}, added to the objective while training.
     stats: None, or a dict that fills with {name: [a detached tensor a layer]}.
     """
 
     def __init__(self, pos=None, it=None, cache=None, stats=None):
         self.pos, self.plain = pos, pos is None
-        self.it, self.cache, self.stats, self.losses = it, cache, stats, {}
+        self.it, self.cache, self.stats, self.shared, self.losses = it, cache, stats, {}, {}
 
     def loss(self, name, value):
         self.losses[name] = self.losses.get(name, 0.0) + value
@@ -154,6 +155,19 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
+    def qkv(self, x): # q (B, nh, T, hs), k and v (B, nh, T, hs) or fewer heads, each for a group of queries
+        B, T, C = x.size()
+        return (z.view(B, T, -1, C // self.n_head).transpose(1, 2) for z in self.c_attn(x).split(self.n_embd, dim=2))
+
+    def normed(self, q, k):
+        return q, k
+
+    def rotated(self, q, k, step):
+        return q, k
+
+    def values(self, v, step): # before they are cached
+        return v
+
     def score_mod(self, x, pos_k, step):
         """(f, outer) for attend(); queries are at step.pos, keys at pos_k. None: scores as they are."""
         return None, None
@@ -164,11 +178,12 @@ class CausalSelfAttention(nn.Module):
                       self.attn_dropout if self.training else 0.0)
 
     def forward(self, x, step):
-        B, T, C = x.size()
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(self.n_embd, dim=2)) # (B, nh, T, hs)
-        k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos) # (B, nh, Tk, hs) twice, (B, Tk)
+        q, k, v = self.qkv(x)
+        q, k = self.rotated(*self.normed(q, k), step)
+        k, v, pos_k = step.extend(self.layer, k=k, v=self.values(v, step), pos=step.pos) # (B, nh, Tk, hs) twice, (B, Tk)
+        k, v = (z if z.size(1) == self.n_head else z.repeat_interleave(self.n_head // z.size(1), dim=1) for z in (k, v))
         y = self.attend(q, k, v, x, pos_k, step) # (B, nh, T, hs)
-        y = y.transpose(1, 2).contiguous().view(B, T, C) # heads side by side again
+        y = y.transpose(1, 2).flatten(2) # (B, T, C), heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -201,6 +216,9 @@ class Block(nn.Module):
     def attn_out(self, y, step): # attention's update, before it is added
         return y
 
+    def mlp_out(self, y, step): # the same for the MLP's
+        return y
+
     def add(self, x, y): # the residual stream
         return x + y
 
@@ -208,7 +226,7 @@ class Block(nn.Module):
         return self.add(x, self.attn_out(self.attn(self.ln_1(x), step), step))
 
     def think(self, x, step): # the half that does not
-        return self.add(x, self.mlp(self.ln_2(x), step))
+        return self.add(x, self.mlp_out(self.mlp(self.ln_2(x), step), step))
 
     def forward(self, x, step):
         return self.think(self.mix(x, step), step)
@@ -249,12 +267,20 @@ class GPT(nn.Module):
 
     def num_params(self, non_embedding=True):
         """How many there are; by default without the position embeddings, but with the token embeddings, the head's weights."""
-        return sum(p.numel() for p in self.parameters()) - non_embedding * self.transformer.wpe.weight.numel()
+        return sum(p.numel() for n, p in self.named_parameters() if not (non_embedding and n == 'transformer.wpe.weight'))
+
+    def tok_emb(self, idx):
+        return self.transformer.wte(idx) # (B, T, C)
+
+    def pos_emb(self, step):
+        wpe = self.transformer.wpe
+        return wpe.weight[:step.pos.size(1)] if step.plain else wpe(step.pos) # (T, C) or (B, T, C)
 
     def embed(self, idx, step):
-        wpe = self.transformer.wpe
-        pos_emb = wpe.weight[:idx.size(1)] if step.plain else wpe(step.pos) # (T, C) or (B, T, C)
-        return self.transformer.drop(self.transformer.wte(idx) + pos_emb)
+        return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
+
+    def logits(self, x):
+        return self.lm_head(x)
 
     def forward(self, idx, targets=None, step=None):
         """idx (B, T), targets (B, T), -1 to ignore -> logits (B, T, vocab_size) and the loss: mean cross entropy in nats,
@@ -272,8 +298,8 @@ class GPT(nn.Module):
             x = block(x, step)
         x = self.transformer.ln_f(x)
         if targets is None:
-            return self.lm_head(x[:, [-1], :]), None
-        logits = self.lm_head(x)
+            return self.logits(x[:, [-1], :]), None
+        logits = self.logits(x)
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
         if self.training:
             loss = loss + sum(step.losses.values())
@@ -284,7 +310,8 @@ class GPT(nn.Module):
         if block_size > self.config.block_size:
             raise Stop(f'block_size={block_size}: this model has at most {self.config.block_size}')
         self.config.block_size = block_size
-        self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+        if self.transformer.wpe.weight is not None:
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         """AdamW with nanoGPT's groups: tensors of two or more dimensions decay, vectors and scalars do not.
@@ -354,7 +381,7 @@ def load(variant='base'):
             if not issubclass(c, slot):
                 raise Stop(f"{c.__module__.replace('.', '/')}.py: class {slot.__name__} must subclass model.{slot.__name__}")
         for one, two in combinations(mine, 2): # constructors cooperate through super(); nothing else may be shared
-            if both := sorted(own(one) & own(two)):
+            if both := sorted(n for n in own(one) & own(two) if not same_option(one, two, n)):
                 raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; a third file can say how they combine')
         if slot is GPTConfig:
             mine = [dataclass(c) for c in mine]
@@ -371,6 +398,12 @@ def own(c):
     return {name for name in vars(c) if not name.startswith('__')}
 
 
+def same_option(one, two, name):
+    """Whether two GPTConfigs mean one option by this name: with one type and one default it goes to both."""
+    kinds = [inspect.get_annotations(c).get(name) for c in (one, two)]
+    return kinds[0] is not None and kinds[0] == kinds[1] and getattr(one, name) == getattr(two, name)
+
+
 def build(variant='base', seed=1337, **model_args):
     """The model of a variant, its options being the fields of load(variant).GPTConfig, initialised by (seed, parameter name)."""
     parts = load(variant)
@@ -380,18 +413,3 @@ def build(variant='base', seed=1337, **model_args):
         model = parts.GPT(config, parts)
     model.init_weights(seed)
     return model
-
-
-def weights(model):
-    """What a checkpoint keeps: parameters and persistent buffers by name, tied ones once, under their first name."""
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
-    return {name: t for name, t in model.state_dict().items() if name not in tied}
-
-
-def load_weights(model, tensors):
-    """A checkpoint's tensors into the model; a Stop where they do not fit."""
-    mine = weights(model)
-    wrong = sorted(set(mine) ^ set(tensors)) or [name for name, t in mine.items() if t.shape != tensors[name].shape]
-    if wrong:
-        raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {wrong[0]}', NO_CHECKPOINT)
-    model.load_state_dict(tensors, strict=False)

@@ -14,6 +14,7 @@ from lab.errors import NO_CHECKPOINT, Stop, run as run_main
 from lab.keys import key
 from lab.options import Count, NonNegative, Share, Whole
 from lab.run import Run
+from lab.weights import load_weights
 
 
 @dataclass
@@ -44,7 +45,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype)
     model = core.build(state['options']['variant'], **state['model_args'])
-    core.load_weights(model, tensors)
+    load_weights(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
 

@@ -29,6 +29,7 @@ from lab.options import Count, NonNegative, Rate, Whole, make_checked
 from lab.progress import Progress, wandb_logger
 from lab.run import Run
 from lab.update import Update
+from lab.weights import load_weights, weights
 
 
 @dataclass
@@ -190,7 +191,7 @@ def start(config):
     else:
         model = core.build(o.variant, o.seed, **model_args)
     if tensors is not None:
-        core.load_weights(model, tensors)
+        load_weights(model, tensors)
     model.to(m.device).eval()
     with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
         model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
@@ -234,7 +235,7 @@ def train(config):
     def save(it, val_loss=None):
         nonlocal saved_at
         tensors, scaler = update.state()
-        run.save(it, core.weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
+        run.save(it, weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
         run.prune()
         saved_at = time.time()
 

@@ -17,6 +17,7 @@ import model as core
 from lab import options as lab_options
 from lab.errors import Stop
 from lab.keys import generator
+from lab.weights import load_weights, weights
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
 ITS = 0, 3, 1000 # iterations at which schedules are looked at
@@ -421,9 +422,9 @@ def round_trip(variant, **options):
     """A checkpoint's bytes into a fresh model: the same logits."""
     model = small(variant, 0.3, 1, torch.float32, **options).eval()
     fresh = small(variant, 0.0, 2, torch.float32, **options).eval()
-    data = save_tensors(core.weights(model))
+    data = save_tensors(weights(model))
     idx = tokens(model)
     want = logits_of(model, idx)
     require(not torch.equal(logits_of(fresh, idx), want), 'round trip: another seed and weights give the same logits')
-    core.load_weights(fresh, load_tensors(data))
+    load_weights(fresh, load_tensors(data))
     require(torch.equal(logits_of(fresh, idx), want), 'round trip: other logits after loading')

@@ -19,6 +19,7 @@ from lab.errors import Stop
 from lab.flops import flops_per_token
 from lab.gpt2 import load_gpt2
 from lab.keys import generator
+from lab.weights import load_weights, weights
 
 ROOT = Path(__file__).parents[1]
 SHAKESPEARE = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
@@ -343,13 +344,13 @@ class Block(model.Block):
 
 def test_weights_that_do_not_fit_are_refused():
     model = small(dtype=torch.float32)
-    tensors = core.weights(model)
+    tensors = weights(model)
     assert set(tensors) == {name for name, _ in model.named_parameters()} # the tied head once
-    core.load_weights(model, tensors)
+    load_weights(model, tensors)
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
                   tensors | {name: tensors[name][1:]}):
-        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(core.load_weights, model, wrong)
+        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_weights, model, wrong)
 
 
 def test_gpt2_weights():

@@ -51,6 +51,7 @@ from lab.flops import flops_per_token
 from lab.keys import key
 from lab.run import MODEL, OPTIM, Run, sha256, step_of
 from lab.update import Update
+from lab.weights import load_weights, weights as model_weights
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
 
@@ -443,7 +444,7 @@ def test_nan_stops_before_the_step(go, tmp_path, plant, monkeypatch, where, k, l
     made = plant(k, where)
     line = go('run', **options, max_iters=10).line(DIVERGED)
     assert line.startswith(f'diverged at iteration {k}: ') and (where == 'loss' or f'the gradient of {where} ' in line)
-    assert distance(core.weights(made[0].model), weights(tmp_path / 'clean', k)) == 0
+    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', k)) == 0
     if k:
         assert distance(made[0].state()[0], weights(tmp_path / 'clean', k, OPTIM)) == 0
     run = Run(tmp_path / 'run')
@@ -457,7 +458,7 @@ def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
     go('clean', **options, max_iters=3)
     made = plant(3, 'loss')
     assert go('run', **options, max_iters=10).line(DIVERGED).startswith('diverged at iteration 3: ')
-    assert distance(core.weights(made[0].model), weights(tmp_path / 'clean', 3)) == 0
+    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', 3)) == 0
 
 
 def test_float16_does_not_skip_forever(go, monkeypatch):
@@ -603,7 +604,7 @@ def test_an_update_is_plain_pytorch(data, variant):
         assert not bad and norm > 0.5                       # clipping was at work
         assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
         assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
-        assert distance(core.weights(ours), core.weights(plain)) == 0
+        assert distance(model_weights(ours), model_weights(plain)) == 0
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):
@@ -719,7 +720,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert f"best val loss {result['best_val_loss']:.4f}" in done.out
 
     state, tensors, _ = Run(out).load('latest')             # the final loss is that of the final weights, whole split
-    core.load_weights(model, tensors)
+    load_weights(model, tensors)
     again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu'), 'val', 4, it=8)
     assert again == result['val_loss'] == state['val_loss']
 
