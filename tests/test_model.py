@@ -9,12 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import checks
 import pytest
 import torch
-from checks import small
 
 import model as core
+from lab import checks
+from lab.checks import small
 from lab.errors import Stop
 from lab.flops import flops_per_token
 from lab.gpt2 import load_gpt2

@@ -1,18 +1,17 @@
 """The battery, for every file in variants/ as soon as it is there. `pytest tests/test_variants.py -k mine` runs one.
 
-What each check sees is said in checks.py. The last part of this file breaks variants on purpose: a check must see each.
+What each check sees is said in lab/checks.py. The last part of this file breaks variants on purpose: a check must see each.
 """
 import contextlib
 from itertools import combinations
 from textwrap import indent
 
-import checks
 import pytest
 import torch
-from checks import Failed, small
 
 import model as core
-from lab import options as lab_options
+from lab import checks, options as lab_options
+from lab.checks import Failed, small
 from lab.errors import Stop
 
 VARIANTS = core.variants()

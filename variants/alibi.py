@@ -1,11 +1,14 @@
-"""ALiBi: scores fall linearly with distance, by a fixed slope for each head.
+"""Scores fall linearly with distance, by a fixed slope for each head.
 
-Source: Press, Smith and Lewis, arXiv 2108.12409.
+Source: ALiBi, Press, Smith and Lewis, arXiv 2108.12409.
 
     score -= slope_scale * m_h * (pos_q - pos_k),   m_h = 2^(-8 h / n_head), h = 1 .. n_head
 
-No parameters. Learned position embeddings stay, as in the baseline. The control of soft_window: whatever that gains over this
-comes from slopes that depend on the query, and over static_slope from slopes that are learned. Expect most of soft_window's gain.
+No parameters. Learned position embeddings stay, as in the baseline.
+
+Claim: trained on 1024 tokens it reads 2048 as well as sinusoidal positions trained on 2048.
+Expect: most of soft_window's gain. Whatever that has over this comes from slopes that depend on the query.
+Control: `static_slope`, whose slopes are learned.
 """
 from dataclasses import dataclass
 

@@ -122,7 +122,7 @@ def choices(variant):
 def settings(variant):
     """A few settings of the variant's options in which each pair of choices meets, for one option may hide what another
     does. First without the rules that are declared to see the future, then with them for the pairs left."""
-    values, draw, rules = choices(variant), Random(variant).choice, leak_rules(variant)
+    values, draw, rules = choices(variant), Random(variant).choice, leak_rules(variant) # noqa: S311
     pairs = lambda setting: set(combinations(setting.items(), 2)) | set(setting.items())
     met = set()
     for leaky in False, True:
@@ -335,11 +335,14 @@ def neutral_is_base(variant, options, than='base', tol=1e-6, **core_options):
 
 
 def shared_start(variant):
-    """What the variant shares with the baseline starts with the same bits, by seed."""
-    base, model, other = (dict(small(name, seed=seed).named_parameters())
-                          for name, seed in (('base', 7), (variant, 7), (variant, 8)))
-    for name, p in base.items():
-        require(name in model and torch.equal(model[name], p), f'shared start: {name} differs from the baseline')
+    """What the variant shares with the baseline, under NEUTRAL all of it, starts with the same bits, by seed."""
+    base = dict(small('base', seed=7).named_parameters())
+    for options in {}, neutral(variant) if variant != 'base' else {}:
+        model, other = (dict(small(variant, seed=seed, **options).named_parameters()) for seed in (7, 8))
+        for name, p in base.items():
+            same = name in model and model[name].shape == p.shape
+            require(same or not options, f'shared start: {name} is missing with {options}')
+            require(not same or torch.equal(model[name], p), f'shared start: {name} differs from the baseline')
     require(any(not torch.equal(other[name], p) for name, p in model.items()), 'shared start: the seed changes nothing')
 
 
