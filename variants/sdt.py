@@ -1,0 +1,117 @@
+"""Blocks in pairs: the surprise of the first one's update decides which tokens the second one runs for.
+
+Source: Subjective Depth Transformer, arXiv 2511.21408; github.com/fredericowieser/Dynamic-Transformers.
+
+    r = block_1(x) - x;   d_st = mean r^2;   d_ch = mean (r - prior(x))^2     over channels: static and change surprise
+    CE = d_st - (d_ch - log o_ce);   CU = d_st - m_cu * (mean of d_st over the last 100 tokens)
+    g = noisy OR of sigmoid(sharp * CE) and sigmoid(sharp * CU);   h = block_1(x)
+    chosen tokens: h + g * (block_2(h) - h);   loss += prior_loss * mean (prior - sg r)^2
+
+The paper chooses the best `capacity` of a row, which looks at later tokens (router='topk'; evaluation and decoding then ask a
+network that foresees the choice). Here g is compared with a threshold that follows earlier iterations, one causal rule
+everywhere. The repository's head has gate='ce' and change='gaussian'.
+
+Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
+Expect: a higher loss than the baseline at equal steps for about a quarter fewer FLOPs.
+Control: router='random' at the same capacity; `mod`.
+Logged: `routed`, the share of tokens chosen; `surprise` and `change`, d_st and d_ch.
+"""
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+
+import model
+from lab.errors import Stop
+from lab.options import Count, NonNegative, Positive, Whole
+from variants._routing import (  # noqa: F401
+    CLASHES,
+    CausalRouter,
+    Prior,
+    Surprise,
+    Threshold,
+    at_random,
+    change_surprise,
+    moving_average,
+    run_chosen,
+    sharpness,
+    static_surprise,
+    top_k,
+)
+
+NEUTRAL = dict(every=0)
+LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later tokens in view')]
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    every: Whole = 2                    # a pair of blocks in every n layers; 0: none, the baseline
+    router: Literal['threshold', 'topk', 'random'] = 'threshold' # who is chosen; random: a sham
+    capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
+    keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
+    gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
+    change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
+    prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
+    prior_loss: NonNegative = 0.05      # weight of the prior's loss
+    router_loss: NonNegative = 0.01     # topk: weight of the cross entropy of the network that foresees the choice
+    ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
+    sharp_min: Positive = 0.1           # sharpness of the sigmoids up to iteration sharp_warmup
+    sharp_max: Positive = 100.0         # sharpness that it rises to, linearly
+    sharp_warmup: Whole = 100           # the iteration from which it rises
+    sharp_iters: Count = 2000           # over how many iterations
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.every == 1:
+            raise Stop('every=1: a pair takes two blocks; allowed: 0, or 2 and more')
+
+
+class Block(model.Block):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.decides = config.every > 0 and (layer + 2) % config.every == 0 and layer + 1 < config.n_layer
+        self.routed = config.every > 0 and (layer + 1) % config.every == 0
+        if self.decides and config.router != 'random':
+            self.prior, self.surprise = Prior(config), Surprise(config)
+        if self.routed and config.router == 'topk':
+            self.causal_router = CausalRouter(config.n_embd)
+        if self.routed and config.router == 'threshold':
+            self.threshold = Threshold(config.capacity)
+
+    def forward(self, x, step):
+        if self.routed:
+            return self.chosen(x, step)
+        h = super().forward(x, step)
+        if self.decides:
+            step.shared['x'] = x
+            if self.config.router != 'random':
+                step.shared['g'] = self.score(h - x, self.prior(x), step)
+        return h
+
+    def score(self, r, prior, step): # (B, T)
+        c, d_st, d_ch = self.config, static_surprise(r), change_surprise(r, *prior)
+        step.stat('surprise', d_st)
+        step.stat('change', d_ch)
+        step.loss('prior', c.prior_loss / c.n_layer * change_surprise(r.detach(), *prior).mean())
+        past, = step.extend(self.layer, d_st=d_st.detach()) # (B, Tk)
+        mean_st = moving_average(past, c.ma_window)[:, -d_st.size(1):]
+        sharp = sharpness(c, step.it)
+        return self.surprise(d_st, d_ch, mean_st, sharp, sharp)
+
+    def chosen(self, h, step):
+        c, x = self.config, step.shared['x']
+        if c.router == 'random':
+            mask = at_random(step.pos, self.layer, c.capacity)
+            g = torch.ones_like(h[..., 0])
+        elif c.router == 'threshold' or self.training:
+            g = step.shared['g']
+            mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k(g, c.capacity)
+        else:
+            g = torch.sigmoid(self.causal_router(x))
+            mask = g >= 0.5
+        if c.router == 'topk' and self.training:
+            foreseen = F.binary_cross_entropy_with_logits(self.causal_router(x.detach()), mask.to(h.dtype))
+            step.loss('router', c.router_loss / c.n_layer * foreseen)
+        return run_chosen(self, super().forward, h, mask, g, step)
