@@ -10,10 +10,7 @@ SIZE = dict(block_size=288, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
 ROUTED = 'mod', 'sdt', 'stt'
 
 
-ITERATIONS = 120
-
-
-def trained(variant, iterations=ITERATIONS, **options):
+def trained(variant, iterations, **options):
     model = core.build(variant, 1, **SIZE | options).train()
     optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), 'cpu')
     for it in range(iterations):
@@ -36,9 +33,10 @@ def executions(model):
 @pytest.mark.parametrize('router', ['threshold', 'topk', 'random'])
 @pytest.mark.parametrize('variant', ROUTED)
 def test_decoding_skips_blocks_and_says_the_same(variant, router):
-    model = trained(variant, router=router)
+    iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30 # at first all scores drift, away from the threshold
+    model = trained(variant, iterations, router=router)
     idx = tokens(model, 1, 8)
-    seen, it = executions(model), at(ITERATIONS) # schedules stand where training left them
+    seen, it = executions(model), at(iterations) # schedules stand where training left them
     got = model.generate(idx, 256, temperature=0, it=it)
     count = [sum(x == layer for x, _ in seen) for layer in range(4)]
     assert count[0] == count[2] == 256 # these run for every token, as all would in the baseline
