@@ -96,7 +96,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain
         elif score_mod is None or outer is not None:
             impl = 'sdpa'
         else:
-            impl = 'flex' if q.is_cuda and plain and dropout == 0 else 'math'
+            impl = 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 else 'math' # 16: its smallest on CUDA
     if impl == 'sdpa':
         if score_mod is not None and outer is None:
             raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex')

@@ -42,6 +42,7 @@ class Options:
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
     eval_only: bool = False             # evaluate once and stop
     always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, and the newest now and then
+    save_best: bool = True              # a checkpoint whenever validation improves; False: at the end, and every checkpoint_minutes
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
     init_from: str = 'scratch'          # scratch, resume (out_dir's newest checkpoint), or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     # wandb
@@ -152,8 +153,12 @@ class Signals:
         self.got = signal.Signals(number)
 
 
-def start(config):
-    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
+def start(config, built=None):
+    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one).
+
+    built: (machine, data, model, update) of another run with the same options but for the seed, to be used again: what is
+    compiled stays compiled, and the run is to the bit what it would be without.
+    """
     o, model_args, origin, saved, tensors, optim = config.options, dict(config.model_args), config.origin, None, None, None
     run = Run(out_dir_of(o, config.origin))
     if RANK == 0 and not o.eval_only:
@@ -168,7 +173,7 @@ def start(config):
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
         o, model_args, origin = resumed(config, saved)
     o = dataclasses.replace(o, out_dir=str(run.out_dir))
-    m = machine(f'cuda:{LOCAL_RANK}' if WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available() else o.device,
+    m = built[0] if built else machine(f'cuda:{LOCAL_RANK}' if WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available() else o.device,
                 o.dtype, o.compile)
     if o.gradient_accumulation_steps % WORLD:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
@@ -179,7 +184,7 @@ def start(config):
     if o.init_from not in ('scratch', *GPT2):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
     block_size = make_checked(core.load(o.variant).GPTConfig, model_args).block_size
-    data = Dataset(o.dataset, block_size, m.device)
+    data = built[1] if built else Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
@@ -192,13 +197,20 @@ def start(config):
         model = core.build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_weights(model, tensors)
+    if built:
+        *_, update = built
+        load_weights(update.model, weights(model))
+        model = update.model
     model.to(m.device).eval()
     with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
         model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
     model.train()
-    optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
-    shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
-    update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
+    if built:
+        update.reset(o.seed)
+    else:
+        optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
+        shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
+        update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:
         update.load_state(optim, saved['scaler'])
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
@@ -207,8 +219,9 @@ def start(config):
     return o, run, m, data, model, update, state
 
 
-def train(config):
-    o, run, m, data, model, update, state = start(config)
+def train(config, built=None):
+    """The whole run; returns what start() can use again for another seed: (machine, data, model, update)."""
+    o, run, m, data, model, update, state = start(config, built)
     main, signals, first = RANK == 0, Signals(), state['step']
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
@@ -266,7 +279,7 @@ def train(config):
             track(record)
             better = state['best_val_loss'] is None or val_loss < state['best_val_loss']
             state['best_val_loss'] = val_loss if better else state['best_val_loss']
-            if (better or last or due or o.always_save_checkpoint) and (it > first or first == 0):
+            if (better and o.save_best or last or due or o.always_save_checkpoint) and (it > first or first == 0):
                 save(it, val_loss)
             mark, marked = time.time(), it
         elif main and due:
@@ -294,6 +307,7 @@ def train(config):
             peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         track(None)
         say(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
+    return m, data, model, update
 
 
 def losses_at(it, o, m, data, model):

@@ -22,6 +22,23 @@ def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
     return y[..., :hs]
 
 
+def local_attention(q, k, v, window, dropout):
+    """Attention to the last `window` positions, a query's own included, where positions are plain; no T x T anywhere.
+
+    Chunks of `window` queries look at their own chunk of keys and the one before it.
+    """
+    B, nh, T, _ = q.size()
+    if window >= T:
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True)
+    q, k, v = (F.pad(z, (0, 0, 0, -T % window)).flatten(0, 1).unflatten(1, (-1, window)) for z in (q, k, v)) # n chunks as dim 1
+    k, v = (torch.cat((F.pad(z, (0, 0, 0, 0, 1, -1)), z), dim=2) for z in (k, v)) # (B * nh, n, 2 * window, hs)
+    i, j = torch.arange(window, device=q.device)[:, None], torch.arange(-window, window, device=q.device)
+    first = torch.arange(q.size(1), device=q.device).view(-1, 1, 1) == 0 # has no chunk before it
+    mask = (j <= i) & (j > i - window) & ~(first & (j < 0)) # (n, window, 2 * window)
+    y = F.scaled_dot_product_attention(q, k, v, mask[None], dropout)
+    return y.flatten(1, 2).unflatten(0, (B, nh))[:, :, :T]
+
+
 def with_columns(q, k, v, a, c):
     """q, k with columns appended whose product is sqrt(hs) a_i c_j, and v padded with zeros to the same width.
 
@@ -32,7 +49,8 @@ def with_columns(q, k, v, a, c):
     """
     a, c = a * math.sqrt(q.size(-1)), c.to(torch.promote_types(a.dtype, torch.float32)).expand(-1, k.size(1), -1)
     parts_a, parts_c = split(a, q.dtype), split(c, k.dtype)
-    zero = ((a.detach() - a) * c[..., -a.size(-1):]).to(q.dtype)
+    own = a * c[..., -a.size(-1):]
+    zero = (own.detach() - own).to(q.dtype)
     qc = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1)
     kc = torch.stack([x for _ in parts_a for x in parts_c] + [torch.ones_like(parts_c[0])], dim=-1)
     pad = -(q.size(-1) + qc.size(-1)) % 8

@@ -17,6 +17,7 @@ class Update:
     def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1):
         self.model, self.optimizer, self.machine = model, optimizer, machine
         self.params, self.seed, self.rank, self.world = list(model.parameters()), seed, rank, world
+        self.buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.max_norm = grad_clip or float('inf')
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
         self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
@@ -86,7 +87,7 @@ class Update:
         self.loss -= sum(self.aux.values())
         if self.world > 1: # in one piece after the last micro-batch; DDP's overlap is worth little beside several of them
             grads = [p.grad for p in self.params if p.grad is not None]
-            every = [*grads, self.loss, *self.aux.values()]
+            every = [*grads, self.loss, *self.aux.values(), *self.buffers] # buffers: what a variant learns without gradients
             flat = torch.cat([t.flatten() for t in every])
             dist.all_reduce(flat)
             for t, mean in zip(every, (flat / self.world).split([t.numel() for t in every]), strict=True):
@@ -125,5 +126,16 @@ class Update:
     def load_state(self, tensors, scaler):
         for name, p in self.model.named_parameters():
             state = {kind: tensors[f'{name}.{kind}'] for kind in ('step', 'exp_avg', 'exp_avg_sq') if f'{name}.{kind}' in tensors}
-            self.optimizer.state[p] = {kind: t.to(self.machine.device) for kind, t in state.items()}
+            for kind, t in state.items(): # into the tensors that are there, which a captured graph knows
+                there = self.optimizer.state[p].setdefault(kind, t.to(self.machine.device, copy=True))
+                there.copy_(t)
         self.scaler.load_state_dict(scaler)
+
+    def reset(self, seed):
+        """As if new, for another run with this model and all that is compiled: no optimizer state, nothing bad, another seed."""
+        self.seed = seed
+        for state in self.optimizer.state.values():
+            for t in state.values():
+                t.zero_()
+        self.bad.zero_()
+        self.scaler.load_state_dict(torch.amp.GradScaler(self.machine.type, enabled=self.scaler.is_enabled()).state_dict())

@@ -37,6 +37,21 @@ def surprise_model(model):
     model.lm_head = nn.Linear(model.config.n_embd, model.config.vocab_size)
 
 
+def token_options(config):
+    return surprise_options(config) | dict(gate='token', means='row')
+
+
+def first_options(config):
+    return token_options(config) | dict(first_open=True)
+
+
+def first_model(model):
+    """v1_2 has no norm before the prior."""
+    surprise_model(model)
+    for block in model.transformer.h:
+        block.ln_3 = nn.Identity()
+
+
 def surprise_name(name, config):
     for theirs, ours in {
         r'^token_embedding_table\.': 'transformer.wte.', r'^position_embedding_table\.': 'transformer.wpe.',
@@ -91,6 +106,24 @@ def block_level(golden, source, attn):
     source.compare(golden, module, outs | dict(objective=objective), x)
 
 
+def token_level(golden, source, attn):
+    module, _ = source.module(golden, attn)
+    x, step, calls, means, betas = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), [], [], []
+    spy(module, 'think', calls)
+    opened, priors = watch_surprise(module)
+    spy(module, 'means', means)
+    spy(module, 'beta', betas)
+    y = module(x, step)
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    outs = surprise_outs(module, step, opened[:1], priors)
+    scale = module.beta(torch.ones((), dtype=y.dtype), step)
+    outs |= dict(y=y, mha_out=calls[0][0][0], posterior=calls[0][1], objective=objective, gate=step.stats['gate'][0],
+                 d_st=outs['d_st_tok'], d_ch=outs['d_ch_tok'], CE=outs['CE_tok'], CU=outs['CU_tok'],
+                 moving_avg=means[0][1][0], gate_bias=betas[0][1], bias_scale=scale)
+    source.compare(golden, module, outs, x)
+
+
 def model_level(golden, source, attn):
     _, model = source.module(golden, attn)
     idx, targets = golden('in')['idx'], golden('in')['targets']
@@ -133,11 +166,13 @@ def surprise_outs(block, step, opened, priors):
     (d_st, d_ch, _), gate = opened[0]
     k, step = block.config.k, core.Step(it=step.it)
     block.config.k = 1e30
+    first, block.config.first_open = block.config.first_open, False
     expected = block.open(d_st, d_ch, step)
     block.config.k = k
     unexpected = block.open(d_st, d_ch + 1e30, step)
+    block.config.first_open = first
     return dict(d_st_tok=d_st, d_ch_tok=d_ch, D_st=d_st.mean(1), D_ch=d_ch.mean(1), pred_loss=d_ch.mean(),
-                CE=expected[:, 0], CU=unexpected[:, 0], gate_vec=gate[:, 0], prior_ch=priors[0])
+                CE=expected[:, 0], CU=unexpected[:, 0], CE_tok=expected, CU_tok=unexpected, gate_vec=gate[:, 0], prior_ch=priors[0])
 
 
 def ln_mlp_level(golden, source, attn):
@@ -193,4 +228,8 @@ SOURCES = {
     'surprise': Source('surprise', surprise_options, surprise_model, surprise_name, not_ours=('c_attn.bias',),
                        not_shown=('beta', 'bias_scale', 'D_ch_biased'),
                        levels=dict(block=block_level, model=model_level)),
+    'surprise_tok_v1_4': Source('surprise', token_options, surprise_model, surprise_name, not_ours=('c_attn.bias',),
+                                levels=dict(block=token_level)),
+    'surprise_tok_v1_2': Source('surprise', first_options, first_model, surprise_name, not_ours=('c_attn.bias',),
+                                levels=dict(block=token_level)),
 }

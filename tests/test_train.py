@@ -490,7 +490,7 @@ BAD = [
     (dict(learning_rate='nan'), '--learning_rate=nan: learning_rate takes float'),
     (dict(dropout=1.5), '--dropout=1.5: dropout takes float in [0, 1)'),
     (dict(vocab_size=20), 'vocab_size=20: '),
-    (dict(window_init=3), '--window_init=3: no such option; it belongs to --variant=soft_window'),
+    (dict(slope_scale=3), '--slope_scale=3: no such option; it belongs to --variant=alibi'),
     (dict(attn='flex'), 'attn=flex'),
 ]
 

@@ -48,7 +48,7 @@ def shuffled(stats, layer, step):
     """A sham: each position's stats (B, T, n) are those of an earlier one, which its number picks. Sees no later position."""
     every, = step.extend(layer, stats=stats) # (B, Tk, n)
     n = torch.arange(every.size(1) - stats.size(1), every.size(1), device=stats.device)
-    return every[:, n * 2654435761 % 2 ** 32 % (n + 1)] # Knuth's multiplicative hash
+    return every[:, (n ^ 0x5bd1e995) * 2654435761 % 2 ** 32 % (n + 1)] # Knuth's hash; xor keeps Inductor from 32-bit indices
 
 
 class SmallMLP(nn.Module):

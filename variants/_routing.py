@@ -121,7 +121,7 @@ def top_k(score, capacity):
 
 def at_random(pos, layer, capacity):
     """By position and layer alone, the same in training and decoding: bool (B, T)."""
-    mixed = (pos + 1009 * layer) * 2654435761 % 2 ** 32 # Knuth's multiplicative hash
+    mixed = (pos + 1009 * layer ^ 0x5bd1e995) * 2654435761 % 2 ** 32 # Knuth's hash; xor keeps Inductor from 32-bit indices
     return (mixed ^ mixed >> 15) * 2246822519 % 2 ** 32 < capacity * 2 ** 32
 
 

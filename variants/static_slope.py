@@ -1,11 +1,15 @@
-"""Each head learns how far back it looks, the same for every query: soft_window with its query dependence taken out.
+"""Each head learns how far back it looks, the same for every query.
 
-Source: a sham of github.com/tomhartke/transformer-modifications (soft window), a learned form of ALiBi (arXiv 2108.12409).
+Source: a sham of github.com/tomhartke/transformer-modifications (soft window), its query dependence taken out; a learned form of
+ALiBi (arXiv 2108.12409).
 
     w = 1 + window_init * exp(b_h)      per head, in tokens; b starts at 0
     score -= (pos_q - pos_k) / w
 
-soft_window's claim is soft_window minus this. Logged: `window`, in tokens.
+Claim: none, it is a control: what soft_window claims is soft_window minus this.
+Expect: about the loss of `soft_window`.
+Control: `alibi`, whose slopes are not learned.
+Logged: `window`, in tokens.
 """
 import math
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ import torch.nn as nn
 
 import model
 from lab.attention import distance_bias
-from lab.options import Positive
+from lab.options import Count, Positive
 
 NEUTRAL = dict(window_init=1e12)
 
@@ -23,15 +27,18 @@ NEUTRAL = dict(window_init=1e12)
 @dataclass
 class GPTConfig(model.GPTConfig):
     window_init: Positive = 32.0        # attention span at initialization, in tokens
+    every: Count = 1                    # variant in every n-th layer
 
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, parts, layer):
         super().__init__(config, parts, layer)
-        self.window = nn.Parameter(torch.zeros(config.n_head))
+        self.window = nn.Parameter(torch.zeros(config.n_head)) if (layer + 1) % config.every == 0 else None
 
     def score_mod(self, x, pos_k, step):
+        if self.window is None:
+            return super().score_mod(x, pos_k, step)
         slope = torch.sigmoid(-self.window - math.log(self.config.window_init)) # 1 / w, (nh,)
         step.stat('window', 1 / slope)
         return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), step.pos, pos_k)

@@ -8,10 +8,15 @@ Source: github.com/fredericowieser/Dynamic-Transformers, notebooks/v1_5 (git 381
     unexpected d_st > k * mean d_st     the change is large
     y = x + gate * (post - x), gate = expected or unexpected;   loss += prior_loss * mean((prior - sg post)^2)
 
-The source opens one gate for a whole row, from means over its later tokens and over the batch: that sees the future (gate='row';
-evaluation and sampling use the token rule all the same). Here the default gate is per token and its means run over the row's
-own past. Expect no gain in loss at equal steps: the block is computed either way, and the gate says where it was needed.
-Control: random gating at the same open rate. Logged: `gate`, the open rate; `surprise` and `change`, d_st and d_ch.
+The source opens one gate for a whole row, from means over its later tokens and over the batch: that sees the future (gate='row'),
+and so do the token gates of v1_2 to v1_4, which compare with means over all of a row and the batch (means='row'). Evaluation and
+sampling use the causal rule all the same. Here the default gate is per token and its means run over the row's own past. v1_2 has
+first_open and prior_loss=0, v1_4 prior_loss=0.
+
+Claim: none that can be compared; the notebooks have one run each, with other sizes.
+Expect: no gain in loss at equal steps: the block is computed either way, and the gate says where it was needed.
+Control: gate='random' at the same open rate; `mod`, which learns its choice.
+Logged: `gate`, the open rate; `surprise` and `change`, d_st and d_ch.
 """
 from dataclasses import dataclass
 from typing import Literal
@@ -20,10 +25,13 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.options import Count, NonNegative, Positive, Whole
+from lab.options import Count, NonNegative, Positive, Share, Whole
+from variants._routing import at_random
 
 NEUTRAL = dict(k=0.0, prior_loss=0.0)
-LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and over the other rows")]
+LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and over the other rows"),
+         (dict(gate='token', means='row'), 'a gate compares with a mean over the later tokens of its row'),
+         (dict(gate='soft', means='row'), 'a gate compares with a mean over the later tokens of its row')]
 
 
 @dataclass
@@ -31,25 +39,33 @@ class GPTConfig(model.GPTConfig):
     k: NonNegative = 0.9                # unexpected change: static surprise above k times its mean; 0 keeps every gate open
     prior_width: Positive = 0.25        # hidden units of the prior network over n_embd; the source has 4
     prior_loss: NonNegative = 0.1       # weight of the prior's loss
-    gate: Literal['token', 'row', 'soft'] = 'token' # hard per token; the source's, per row; noisy OR of two sigmoids
+    gate: Literal['token', 'row', 'soft', 'random'] = 'token' # hard per token; the source's; noisy OR of two sigmoids; sham
+    means: Literal['past', 'row'] = 'past' # of what a token is compared with in training: its row so far, or all of it
+    first_open: bool = False            # the first position's gate is open, as in v1_2
+    open_rate: Share = 0.5              # random gate: the share of positions, the same ones always, at which it is open
     gate_warmup: Whole = 0              # iterations over which beta falls from mean d_ch to 0; the source has 2500
     gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, of mean gate after it
     sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # soft gate: sharpness that it rises to, linearly
     sharp_warmup: Whole = 100           # soft gate: the iteration from which it rises
     sharp_iters: Count = 2000           # soft gate: over how many iterations
+    every: Count = 1                    # variant in every n-th layer
 
 
 class Block(model.Block):
 
     def __init__(self, config, parts, layer):
         super().__init__(config, parts, layer)
-        hidden = max(1, round(config.prior_width * config.n_embd))
-        self.ln_3 = parts.LayerNorm(config, config.n_embd)
-        self.prior_fc = parts.Linear(config, config.n_embd, hidden)
-        self.prior_proj = parts.Linear(config, hidden, config.n_embd)
+        self.gated = (layer + 1) % config.every == 0
+        if self.gated:
+            hidden = max(1, round(config.prior_width * config.n_embd))
+            self.ln_3 = parts.LayerNorm(config, config.n_embd)
+            self.prior_fc = parts.Linear(config, config.n_embd, hidden)
+            self.prior_proj = parts.Linear(config, hidden, config.n_embd)
 
     def forward(self, x, step):
+        if not self.gated:
+            return super().forward(x, step)
         m = self.mix(x, step)
         post = self.think(m, step) # (B, T, C)
         past, = step.extend(self.layer, m=m) # (B, Tk, C)
@@ -68,18 +84,32 @@ class Block(model.Block):
         c = self.config
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
-        if c.gate == 'row' and self.training:
-            d_st, d_ch = d_st.mean(1, keepdim=True), d_ch.mean(1, keepdim=True) # (B, 1)
-            mean_st, mean_ch = d_st.mean(), d_ch.mean()
-        else: # means over the row so far
-            T = d_st.size(1)
-            all_st, all_ch = step.extend(self.layer, d_st=d_st, d_ch=d_ch) # (B, Tk)
-            count = torch.arange(1, all_st.size(1) + 1, device=d_st.device)
-            mean_st, mean_ch = ((d.cumsum(1) / count)[:, -T:] for d in (all_st, all_ch))
-        beta = (1 - step.it / max(c.gate_warmup, 1)).clamp(0, 1) * mean_ch.detach() if c.gate_warmup else 0.0
-        expected, unexpected = d_st - d_ch - beta, d_st - c.k * mean_st
-        if c.gate == 'soft':
-            rise = ((step.it - c.sharp_warmup) / c.sharp_iters).clamp(0, 1)
-            sharp = c.sharp_min + (c.sharp_max - c.sharp_min) * rise
-            return 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
-        return ((expected > 0) | (unexpected > 0)).to(d_st.dtype)
+        if c.gate == 'random':
+            gate = at_random(step.pos, self.layer, c.open_rate).to(d_st.dtype)
+        else:
+            if c.gate == 'row' and self.training:
+                d_st, d_ch = d_st.mean(1, keepdim=True), d_ch.mean(1, keepdim=True) # (B, 1)
+            mean_st, mean_ch = self.means(d_st, d_ch, step)
+            expected, unexpected = d_st - d_ch - self.beta(mean_ch, step), d_st - c.k * mean_st
+            if c.gate == 'soft':
+                rise = ((step.it - c.sharp_warmup) / c.sharp_iters).clamp(0, 1)
+                sharp = c.sharp_min + (c.sharp_max - c.sharp_min) * rise
+                gate = 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
+            else:
+                gate = ((expected > 0) | (unexpected > 0)).to(d_st.dtype)
+        return torch.where(step.pos == 0, 1.0, gate) if c.first_open else gate
+
+    def means(self, d_st, d_ch, step):
+        """What both surprises are compared with."""
+        if self.training and self.config.gate == 'row':
+            return d_st.mean(), d_ch.mean()
+        if self.training and self.config.means == 'row':
+            return d_st.mean(1, keepdim=True), d_ch.mean()
+        all_st, all_ch = step.extend(self.layer, d_st=d_st, d_ch=d_ch) # (B, Tk), the row so far
+        count = torch.arange(1, all_st.size(1) + 1, device=d_st.device)
+        return ((d.cumsum(1) / count)[:, -d_st.size(1):] for d in (all_st, all_ch))
+
+    def beta(self, mean_ch, step):
+        """What a change must be foreseen better by, while the prior learns."""
+        warmup = self.config.gate_warmup
+        return (1 - step.it / warmup).clamp(0, 1) * mean_ch.detach() if warmup else 0.0

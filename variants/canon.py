@@ -1,0 +1,61 @@
+"""Before attention and before the MLP each token adds a learned mixture of itself and the few tokens before it.
+
+Source: Canon layers, Allen-Zhu, "Physics of Language Models: Part 4.1", github.com/facebookresearch/PhysicsLM4, sites A and C.
+
+    x = x + sum_n W_n * x of n positions before,   n = 0 .. kernel - 1      channel by channel, no activation
+
+x is what the block's norm gives to attention (A) or to the MLP (C). W starts at 0, as the baseline.
+
+Claim: twice the reasoning depth on its synthetic tasks; no position embeddings with Canon layers as good as RoPE.
+Expect: a gain, for characters are words only with their neighbours; 2 * kernel * n_embd parameters a layer.
+Control: `relative_location`, whose claim it tests: if this is as good, a cue to position was enough. `rope`.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model
+from lab.options import Count
+
+NEUTRAL = {}
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    kernel: Count = 4                   # tokens that are mixed, the own one included
+
+
+class Canon(nn.Module):
+
+    def __init__(self, config, layer, name):
+        super().__init__()
+        self.layer, self.name = layer, name
+        self.weight = nn.Parameter(torch.zeros(config.kernel, config.n_embd))
+
+    def forward(self, x, step):
+        past, = step.extend(self.layer, **{self.name: x}) # (B, Tk, C)
+        T, kernel = x.size(1), len(self.weight)
+        past = F.pad(past, (0, 0, kernel - 1, 0))[:, -(T + kernel - 1):] # (B, kernel - 1 + T, C), zeros before the first
+        return x + sum(w * past[:, kernel - 1 - n:kernel - 1 - n + T] for n, w in enumerate(self.weight))
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.canon = Canon(config, layer, 'canon_attn')
+
+    def forward(self, x, step):
+        return super().forward(self.canon(x, step), step)
+
+
+class MLP(model.MLP):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.canon = Canon(config, layer, 'canon_mlp')
+
+    def hidden(self, x, step):
+        return super().hidden(self.canon(x, step), step)

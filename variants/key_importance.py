@@ -1,0 +1,36 @@
+"""Every token says how important it is as a key, for all queries alike, in each head.
+
+Source: github.com/tomhartke/transformer-modifications, model_residual_importance, a first try.
+
+    score += (W x)_j      of the key's own token j; W starts at 0, as the baseline
+
+The source carries the importance through n_head more channels of the residual stream, which the MLPs of earlier layers write;
+here each layer reads it from its own input. (Its residual stream is replaced by a norm's output, too.)
+
+Claim: none.
+Expect: nothing beyond seed noise: a constant part of all queries can say the same with the key as it is.
+Control: `forgetting`, where what lies between adds up; `soft_window`, where the query decides.
+Logged: `importance`, the mean size.
+"""
+import torch
+import torch.nn as nn
+
+import model
+
+NEUTRAL = {}
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.importance = nn.Linear(config.n_embd, config.n_head, bias=False) # softmax would not see a bias
+        self.importance.weight.init = nn.init.zeros_
+
+    def score_mod(self, x, pos_k, step):
+        z = self.importance(x).transpose(1, 2) # (B, nh, T)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        step.stat('importance', z.abs())
+        all_z, = step.extend(self.layer, importance=z[..., None])
+        c = (all_z - all_z[..., :1, :]).squeeze(-1) # (B, nh, Tk); softmax sees no constant, so rounding should not either
+        return lambda s, b, h, i, j: s + c[b, h, j], (torch.ones_like(z), c)

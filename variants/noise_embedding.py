@@ -1,0 +1,43 @@
+"""Gaussian noise on the embeddings, in training only.
+
+Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, Gaussian noise; a form of it is NEFTune
+(arXiv 2310.05914).
+
+    x = dropout(tok + pos) + noise_std * z      z: mean 0, variance 1 for each element
+
+NEFTune adds alpha / sqrt(T C) * U(-1, 1), which is noise='uniform' with noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092
+at T = 256, C = 384. There it is for fine-tuning.
+
+Claim: none that holds; the notebook compares one run of each of its noises.
+Expect: no change in loss: 0.01 is a third of the standard deviation that embeddings start with, and they grow.
+Control: `base` with a tuned dropout.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import model
+from lab.options import NonNegative
+
+NEUTRAL = dict(noise_std=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    noise_std: NonNegative = 0.01       # standard deviation of the noise on embeddings
+    noise: Literal['normal', 'uniform'] = 'normal' # its distribution; NEFTune's is uniform
+
+
+class GPT(model.GPT):
+
+    def embed(self, idx, step):
+        x = super().embed(idx, step) # (B, T, C)
+        if not self.training or self.config.noise_std == 0:
+            return x
+        return x + self.config.noise_std * self.noise(x)
+
+    def noise(self, x):
+        if self.config.noise == 'normal':
+            return torch.randn_like(x)
+        return 3 ** 0.5 * (2 * torch.rand_like(x) - 1)

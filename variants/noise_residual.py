@@ -1,0 +1,37 @@
+"""Gaussian noise on the residual stream after each of its sums, in training only.
+
+Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, noisy residuals.
+
+    x = x + y + residual_std * z        after attention and after the MLP; z: mean 0, variance 1 for each element
+
+The source adds it in evaluation and sampling too, so that the same input twice gives two losses; here they draw nothing.
+
+Claim: none that holds; the notebook compares one run of each of its noises, this one measured with its noise on.
+Expect: a worse loss. At initialization 0.1 is several times what the embeddings bring; the stream learns to be louder.
+Control: `noise_embedding`, noise once instead of in every block; `base` with a tuned dropout.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import model
+from lab.options import NonNegative
+
+NEUTRAL = dict(residual_std=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    residual_std: NonNegative = 0.1     # standard deviation of the noise after each residual sum
+
+
+class Block(model.Block):
+
+    def add(self, x, y):
+        x = super().add(x, y)
+        if not self.training or self.config.residual_std == 0:
+            return x
+        return x + self.config.residual_std * self.noise(x)
+
+    def noise(self, x):
+        return torch.randn_like(x)

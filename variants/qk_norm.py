@@ -1,0 +1,37 @@
+"""Queries and keys have a fixed length in every head, so that no score can run away.
+
+Source: Query-Key Normalization, Henry et al., arXiv 2010.04245; without its learned scale: github.com/karpathy/nanochat.
+
+    q, k = q / rms(q)^qk_power, k / rms(k)^qk_power      over each head's channels
+
+At qk_power=1 scores lie within +-sqrt(head size). The paper has unit vectors and one learned scale, which the weights that follow
+cannot make up for; nanochat has none.
+
+Claim: 0.9 BLEU on five low-resource translation pairs; nanochat keeps it for stability at high learning rates.
+Expect: no change in loss at this size and learning rate; a gain where the learning rate is higher.
+Control: qk_power=0.5; `softcap` with score_cap, the other way to bound scores.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import model
+from lab.options import Share
+
+NEUTRAL = dict(qk_power=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    qk_power: Share = 1.0               # 1: all queries and keys of one length; 0: the baseline
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def normed(self, q, k):
+        return [divided(z, self.config.qk_power) for z in (q, k)]
+
+
+def divided(z, power):
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    return (wide * (wide.square().mean(-1, keepdim=True) + 1e-6) ** (-power / 2)).to(z.dtype)

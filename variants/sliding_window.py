@@ -1,0 +1,51 @@
+"""Most layers see only the last tokens, a fixed number of them.
+
+Source: local attention, Child et al., arXiv 1904.10509; three windowed layers and a full one, as in github.com/karpathy/nanochat.
+
+    pos_q - pos_k < window      in each layer but every full_every-th and the last
+
+With full_every = 0 every layer has the window. nanochat's window is a quarter of the context, in multiples of 128 tokens.
+
+Claim: none with a number for the window alone; nanochat has it as its default.
+Expect: the baseline's loss, at a cost of attention that grows with T * window instead of T^2. On a GPU that pays from about 4096
+tokens on; below, full attention is faster.
+Control: it is one itself, at equal work, for `hard_window`, `adaptive_span` and `strided_heads`.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import model
+from lab.attention import local_attention
+from lab.options import Count, Whole
+
+NEUTRAL = dict(window=10 ** 9)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    window: Count = 64                  # tokens that a query sees, itself included
+    full_every: Whole = 4               # every n-th layer, and the last, sees everything; 0: none does
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        full = config.full_every and ((layer + 1) % config.full_every == 0 or layer + 1 == config.n_layer)
+        self.windowed = not full and config.window < config.block_size
+
+    def score_mod(self, x, pos_k, step):
+        if not self.windowed:
+            return super().score_mod(x, pos_k, step)
+        pos_q, window = step.pos, self.config.window
+        return lambda s, b, h, i, j: torch.where(pos_q[b, i] - pos_k[b, j] < window, s, float('-inf')), None
+
+    def attend(self, q, k, v, x, pos_k, step):
+        impl = self.config.attn
+        if not self.windowed or impl in ('math', 'flex'):
+            return super().attend(q, k, v, x, pos_k, step)
+        dropout = self.attn_dropout if self.training else 0.0
+        if step.plain:
+            return local_attention(q, k, v, self.config.window, dropout)
+        return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)

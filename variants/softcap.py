@@ -1,0 +1,42 @@
+"""Logits, and scores if wanted, pass through a tanh that bounds them.
+
+Source: Gemma 2, arXiv 2408.00118, which has 30 for logits and 50 for scores; github.com/karpathy/nanochat has 15 for logits.
+
+    logits = logit_cap * tanh(logits / logit_cap);   score = score_cap * tanh(score / score_cap)
+
+A cap of scores rules out attn=sdpa: with dropout, or without a GPU, the T x T scores are written out.
+
+Claim: none with a number; both keep it for stability.
+Expect: no change in loss at this size, where few logits come near the cap.
+Control: `qk_norm`, the other way to bound scores.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import model
+from lab.options import NonNegative
+
+NEUTRAL = dict(logit_cap=0.0, score_cap=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    logit_cap: NonNegative = 15.0       # bound of the output logits; Gemma 2 has 30; 0 is none
+    score_cap: NonNegative = 0.0        # bound of attention scores; Gemma 2 has 50; 0 is none
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def score_mod(self, x, pos_k, step):
+        cap = self.config.score_cap
+        return (lambda s, b, h, i, j: cap * torch.tanh(s / cap)) if cap else None, None
+
+
+class GPT(model.GPT):
+
+    def logits(self, x):
+        z, cap = super().logits(x), self.config.logit_cap
+        if not cap:
+            return z
+        return cap * torch.tanh(z.to(torch.promote_types(z.dtype, torch.float32)) / cap)

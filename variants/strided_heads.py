@@ -1,0 +1,83 @@
+"""Heads look back in strides: each sees the same number of tokens, some the last ones, some every second, every fourth.
+
+Source: proposed in github.com/tomhartke/transformer-modifications as future work; the pattern is the strided attention of Sparse
+Transformers (arXiv 1904.10509) and the dilated one of LongNet (arXiv 2307.02486), a stride for each head.
+
+    r = stride^(h % levels),   distance = pos_q - pos_k
+    a key is seen where distance is a multiple of r, and distance / r < keys
+
+Tokens that are a multiple of r apart form r rows of T / r tokens, in each of which this is a sliding window: one call of
+attention for each stride.
+
+Claim: none, it was not tried by the source.
+Expect: a small loss against full attention at 256 tokens. The aim is reach at a fixed number of keys for long contexts.
+Control: stride=1 with the same keys; `sliding_window`.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import model
+from lab.attention import local_attention
+from lab.errors import Stop
+from lab.options import Count
+
+NEUTRAL = dict(stride=1, keys=10 ** 9)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    stride: Count = 2                   # ratio of a level's stride to that of the level before
+    levels: Count = 3                   # how many strides there are; head h has level h % levels
+    keys: Count = 64                    # tokens that each head sees, the query's own included
+    every: Count = 1                    # variant in every n-th layer
+
+    def __post_init__(self):
+        super().__post_init__()
+        longest = self.stride ** (min(self.levels, self.n_head) - 1)
+        if longest > self.block_size:
+            raise Stop(f'stride={self.stride}: with levels={self.levels} the longest is {longest}, '
+                       f'and must not be above block_size={self.block_size}')
+
+
+class CausalSelfAttention(model.CausalSelfAttention):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.strided = (layer + 1) % config.every == 0
+
+    def score_mod(self, x, pos_k, step):
+        if not self.strided:
+            return super().score_mod(x, pos_k, step)
+        c, pos_q = self.config, step.pos
+        r = c.stride ** (torch.arange(self.n_head, device=x.device) % c.levels) # (nh,)
+
+        def f(s, b, h, i, j):
+            distance, r_h = pos_q[b, i] - pos_k[b, j], r[h]
+            return torch.where((distance % r_h == 0) & (distance < c.keys * r_h), s, float('-inf'))
+        return f, None
+
+    def attend(self, q, k, v, x, pos_k, step):
+        c = self.config
+        if not self.strided or c.attn in ('math', 'flex'):
+            return super().attend(q, k, v, x, pos_k, step)
+        dropout = self.attn_dropout if self.training else 0.0
+        if not step.plain:
+            return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)
+        y = torch.empty_like(v)
+        for level in range(min(c.levels, self.n_head)):
+            heads, r = slice(level, None, c.levels), c.stride ** level
+            y[:, heads] = merge(local_attention(*(split(z[:, heads], r) for z in (q, k, v)), c.keys, dropout), r, q.size(2))
+        return y
+
+
+def split(z, r):
+    """(B, nh, T, hs) -> (B * r, nh, T / r, hs): every r-th position a row of its own, T filled up to a multiple of r."""
+    z = F.pad(z, (0, 0, 0, -z.size(2) % r)).unflatten(2, (-1, r)) # (B, nh, T / r, r, hs)
+    return z.permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+
+def merge(y, r, T):
+    """Back again, without the filling."""
+    return y.unflatten(0, (-1, r)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :T]

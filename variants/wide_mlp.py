@@ -1,0 +1,33 @@
+"""A wider MLP and nothing else: what an idea that brings parameters must beat.
+
+Source: a sham for comparisons at equal parameters, as Narang et al., arXiv 2102.11972, keep them equal.
+
+    hidden units: mlp_ratio * n_embd, rounded
+
+Each step of 0.5 is n_embd^2 parameters a layer more, 8 % of the block.
+
+Claim: none; there is no idea in it.
+Expect: a gain below seed noise. An idea that is no better than this is capacity.
+Control: the baseline; set mlp_ratio so that both arms have the same num_params.
+"""
+from dataclasses import dataclass
+
+import model
+from lab.options import Positive
+
+NEUTRAL = dict(mlp_ratio=4.0)
+CLASHES = {'relative_location': 'each has its own width of the MLP'}
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    mlp_ratio: Positive = 4.5           # hidden units of the MLP over n_embd; the baseline has 4
+
+
+class MLP(model.MLP):
+
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        hidden = max(1, round(config.mlp_ratio * config.n_embd))
+        self.c_fc = parts.Linear(config, config.n_embd, hidden)
+        self.c_proj = parts.Linear(config, hidden, config.n_embd)
