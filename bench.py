@@ -2,8 +2,10 @@
 
     python bench.py --variants=surprise,soft_window
     python bench.py --variants=soft_window --block_size=1024 --n_embd=768 --n_head=12 --n_layer=12 --batch_size=16
+    python bench.py --variants=surprise --check
 
-All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds.
+All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds. With --check
+nothing is timed: small models on the CPU show whether a variant sees the future or other rows, in half a minute or so.
 """
 import json
 import statistics
@@ -17,6 +19,7 @@ import torch
 
 import model as core
 from configurator import configure
+from lab import checks
 from lab.device import machine
 from lab.environment import versions
 from lab.errors import Stop, run as run_main
@@ -38,6 +41,7 @@ class Options:
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     seed: Whole = 1337                  # of the weights and the tokens
+    check: bool = False                 # look for leaks, and whether it decodes as it evaluates, instead; exit code 2 if so
 
 
 @dataclass
@@ -147,12 +151,27 @@ def table(results):
     return '\n'.join('  '.join([f'{row[0]:<{width[0]}}', *(f'{cell:>{w}}' for cell, w in zip(row[1:], width[1:]))]) for row in rows)
 
 
+def check(variants, model_args):
+    """Runs lab/checks.py's suite on each variant, with its own options as given; Stop with what failed first."""
+    failed = None
+    for variant in variants:
+        own = {f.name for f in fields(core.load(variant).GPTConfig)} - {f.name for f in fields(core.GPTConfig)}
+        for c in checks.outcomes(variant, **{name: value for name, value in model_args.items() if name in own}):
+            print(f'{variant:<20} {c.name:<60} {c.said:<20} {c.seconds:6.1f} s', flush=True)
+            failed = failed or (c.why and f'{variant}: {c.name}: {c.why}')
+    if failed:
+        raise Stop(failed)
+
+
 def main():
-    o = configure(Options, say=lambda text: None, argv=[a for a in sys.argv[1:] if a.startswith('--variants=')]).options
+    argv = ['--check=True' if a == '--check' else a for a in sys.argv[1:]]
+    o = configure(Options, say=lambda text: None, argv=[a for a in argv if a.startswith('--variants=')]).options
     variants = ['base', *(v for v in o.variants.split(',') if v)]
     if len(set(variants)) < len(variants):
         raise Stop(f'variants={o.variants}: base is always there, and each variant is named once')
-    config = configure(Options, union_config(variants))
+    config = configure(Options, union_config(variants), argv)
+    if config.options.check:
+        return check(variants[1:] or variants, config.model_args)
     o, m = config.options, machine(config.options.device, config.options.dtype, config.options.compile)
     if m.compile:
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew

@@ -5,11 +5,14 @@ other programs can use them. All models are small, on the CPU, without dropout, 
 """
 import contextlib
 import math
+import time
+from functools import partial
 from itertools import combinations
 from random import Random
-from typing import Literal, get_args, get_origin
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -71,10 +74,12 @@ def same_circumstances(model):
     """Noise by a fixed seed, and buffers, which training may update, put back afterwards."""
     before = [(b, b.clone()) for b in model.buffers()]
     torch.manual_seed(0)
-    yield
-    with torch.no_grad():
-        for b, old in before:
-            b.copy_(old)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, old in before:
+                b.copy_(old)
 
 
 def logits_of(model, idx, it=0):
@@ -93,10 +98,16 @@ def hold_inputs(model):
     return held, model.transformer.wte.register_forward_hook(as_input)
 
 
+def allowed(GPTConfig, options):
+    """Whether the small model takes values of the right type together."""
+    with contextlib.suppress(Stop):
+        return bool(GPTConfig(**SMALL | options))
+
+
 def choices(variant):
     """{option of the variant: values to look at}: the default, other words, a switch turned, a number doubled and 0."""
-    found, core_options = {}, lab_options.options(core.GPTConfig)
-    for name, option in lab_options.options(core.load(variant).GPTConfig).items():
+    found, core_options, GPTConfig = {}, lab_options.options(core.GPTConfig), core.load(variant).GPTConfig
+    for name, option in lab_options.options(GPTConfig).items():
         if name in core_options:
             continue
         default, kinds = option.default, (option.kind, *get_args(option.kind))
@@ -113,7 +124,7 @@ def choices(variant):
         for values in tries: # of each, the first that is allowed
             for value in values:
                 with contextlib.suppress(Stop):
-                    if lab_options.read(option, value, '') != default:
+                    if lab_options.read(option, value, '') != default and allowed(GPTConfig, {name: value}):
                         found[name].append(value)
                         break
     return found
@@ -124,12 +135,13 @@ def settings(variant):
     does. First without the rules that are declared to see the future, then with them for the pairs left."""
     values, draw, rules = choices(variant), Random(variant).choice, leak_rules(variant) # noqa: S311
     pairs = lambda setting: set(combinations(setting.items(), 2)) | set(setting.items())
-    met = set()
+    met, GPTConfig = set(), core.load(variant).GPTConfig
     for leaky in False, True:
         while True:
             drawn = [{name: draw(some) for name, some in values.items()} for _ in range(100)]
             drawn = [s for s in drawn if leaky or not any(rule.items() <= s.items() for rule, _ in rules)]
-            best = max(drawn, key=lambda s: len(pairs(s) - met), default={})
+            drawn.sort(key=lambda s: -len(pairs(s) - met))
+            best = next((s for s in drawn if pairs(s) <= met or allowed(GPTConfig, s)), {})
             if pairs(best) <= met:
                 break
             met |= pairs(best)
@@ -157,29 +169,30 @@ def leak_reason(variant, options):
 # -- no position sees a later one, no row another
 
 @torch.no_grad()
-def suffix_swap(model, times=None, trials=3, seed=0, it=0):
-    """Logits before t are the same bits whatever the tokens from t on. Sees choices, to which gradients are blind."""
+def suffix_swap(model, times=None, seed=0, it=0):
+    """Logits before t are the same bits whatever the tokens from t on. Sees choices, to which gradients are blind.
+    Each row has a t of its own: that rows do not see each other is for row_swap to say, beforehand."""
     T, vocab = model.config.block_size, model.config.vocab_size
     random = torch.randint(2, T - 1, (2,), generator=generator(seed, 'times')).tolist()
-    for trial in range(trials): # four rows, each with a suffix of its own
-        idx = tokens(model, 4, seed=(seed, trial))
-        logits = logits_of(model, idx, it)
-        require(logits.isfinite().all(), 'suffix swap: logits are not finite')
-        for t in sorted({1, T // 2, T - 1, *random} if times is None else times):
-            swapped = torch.cat((idx[:, :t], others(idx[:, t:], vocab, (seed, t, trial))), dim=1)
-            moved = (logits_of(model, swapped, it) != logits).any(-1) # (B, T)
-            require(not moved[:, :t].any(), f'suffix swap: logits before {t} change with the tokens from {t} on', Leak)
-            require(moved[:, t:].all(), f'suffix swap: some logits from {t} on do not depend on their own token')
+    t = torch.tensor([1, T // 2, T - 1, *random] if times is None else times).repeat(4)[:, None] # (B, 1)
+    idx, later = tokens(model, len(t), seed=seed), torch.arange(T) >= t # (B, T)
+    logits = logits_of(model, idx, it)
+    require(logits.isfinite().all(), 'suffix swap: logits are not finite')
+    moved = (logits_of(model, torch.where(later, others(idx, vocab, seed), idx), it) != logits).any(-1) # (B, T)
+    leaky, deaf = (t[rows.any(-1), 0].tolist() for rows in (moved & ~later, later & ~moved))
+    require(not leaky, f'suffix swap: logits before {leaky[:1]} change with the tokens from there on', Leak)
+    require(not deaf, f'suffix swap: some logits from {deaf[:1]} on do not depend on their own token')
 
 
 @torch.no_grad()
-def row_swap(model, trials=4, seed=0, it=0):
+def row_swap(model, seed=0, it=0):
     """A row's logits are the same bits whatever the other rows."""
-    for trial in range(trials):
-        idx, keep = tokens(model, 4, seed=(seed, trial)), trial % 4
-        swapped = others(idx, model.config.vocab_size, (seed, trial))
+    idx = tokens(model, 4, seed=seed)
+    logits = logits_of(model, idx, it)
+    for keep in range(4):
+        swapped = others(idx, model.config.vocab_size, (seed, keep))
         swapped[keep] = idx[keep]
-        moved = (logits_of(model, idx, it) != logits_of(model, swapped, it)).any(-1).any(-1)
+        moved = (logits_of(model, swapped, it) != logits).any(-1).any(-1)
         require(not moved[keep], f'row swap: the logits of row {keep} change with the other rows', Leak)
         require(moved.sum() == 3, 'row swap: some logits do not depend on their own row')
 
@@ -197,32 +210,85 @@ def jacobian(model, seed=0, it=0):
         probe = torch.randn(model.config.vocab_size, generator=generator(seed, t), dtype=logits.dtype)
         grads = torch.autograd.grad((logits[row, t] * probe).sum(), held, retain_graph=True)
         live = sum((grad != 0).any(-1) for grad in grads) > 0 # (B, T)
-        require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs')
-        require(not live[torch.arange(len(idx)) != row].any(), f'Jacobian: logits of row {row} depend on other rows')
+        require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs', Leak)
+        require(not live[torch.arange(len(idx)) != row].any(), f'Jacobian: logits of row {row} depend on other rows', Leak)
         require(live[row, t], f'Jacobian: logits at {t} do not depend on their own input')
         past += live[row, :t].sum().item()
     return past
 
 
 def causal(model, its=ITS):
-    """All three, for the model as it is, in its present mode."""
+    """All three, for the model as it is, in its present mode, on other tokens at every iteration."""
     for it in its:
-        suffix_swap(model, it=it)
-        row_swap(model, it=it)
-    require(sum([jacobian(model, it=it) for it in its]) > 0, 'Jacobian: no position looks at an earlier one')
+        row_swap(model, it, it)
+        suffix_swap(model, None, it, it)
+    require(sum([jacobian(model, it, it) for it in its]) > 0, 'Jacobian: no position looks at an earlier one')
 
 
 def leaks(make, seeds=range(5)):
-    """Whether any of several models is seen to look where it must not."""
+    """Whether any of several models, in training, is seen to look where it must not."""
     for seed in seeds:
+        model = make(seed=seed).train()
         for it in ITS:
-            model = make(seed)
             for check in suffix_swap, row_swap:
                 try:
                     check(model, seed=seed, it=it)
                 except Leak:
                     return True
     return False
+
+
+def trained(variant, steps=30, seed=1, **options):
+    """A small model after a few AdamW steps with a large learning rate on random tokens: gates have moved, buffers filled."""
+    model = small(variant, 0.0, seed, **options).train()
+    optimizer = model.configure_optimizers(0.1, 0.03, (0.9, 0.95), 'cpu')
+    for it in range(steps):
+        idx = tokens(model, 4, seed=(seed, 'train', it))
+        optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(it)
+        model(idx[:, :-1], idx[:, 1:], core.Step(it=at(it)))[1].backward()
+        optimizer.step()
+    return model
+
+
+def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
+    """Training on fresh uniform tokens, which nothing can foretell but a look at them: how far the mean loss is below
+    ln(vocab), in standard errors, over the last third of training, and in evaluation after it."""
+    c = dict(block_size=32, vocab_size=vocab, n_layer=2, n_head=2, n_embd=32) | options
+    model, losses = core.build(variant, seed, **c), {True: [], False: []}
+    optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.99), 'cpu')
+    for it in range(steps + 100):
+        training = it < steps
+        idx = torch.randint(vocab, (512 // T, T + 1), generator=generator(seed, 'uniform', it))
+        x, y = idx[:, :-1], idx[:, 1:]
+        torch.manual_seed(it)
+        with torch.set_grad_enabled(training):
+            step = core.Step(it=at(it))
+            logits, loss = model.train(training)(x, y, step)
+        if it >= steps * 2 // 3:
+            losses[training].append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
+        if training:
+            for group in optimizer.param_groups: # up, held, and down to 0
+                group['lr'] = 1e-2 * group['lr_scale'] * min(1, (it + 1) / 20, 2 - 2 * it / steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    mean = {training: torch.tensor(some, dtype=torch.float64) - math.log(vocab) for training, some in losses.items()}
+    return tuple((-m.mean() / (m.std() / len(m) ** 0.5)).item() for m in (mean[True], mean[False]))
+
+
+def uniform_tokens(variant, runs=((8, 1), (8, 2), (8, 3), (8, 4), (32, 5)), errors=4, declared=None, **options):
+    """No loss below chance by 4 standard errors in any run of (T, seed). Sees leaks of any kind, through choices, targets or
+    state too, where they are learned: a top-k over the row is in every second run, in short rows sooner than in long ones.
+    With a declared leak only evaluation has to be at chance; returns whether training was below."""
+    seen = False
+    for T, seed in runs:
+        train, evaluation = below_chance(variant, T, seed=seed, **options)
+        where = f'of uniform tokens, T={T}, seed {seed}, is below ln V by'
+        require(evaluation < errors, f'uniform tokens: evaluation loss {where} {evaluation:.1f} standard errors', Leak)
+        require(declared or train < errors, f'uniform tokens: training loss {where} {train:.1f} standard errors', Leak)
+        seen = seen or train >= errors
+    return seen
 
 
 # -- what is evaluated is what is decoded
@@ -243,15 +309,15 @@ def stateless(model):
 
 
 @torch.no_grad()
-def decoding(model, it=0, atol=1e-9):
-    """Token by token, or in chunks, with the cache: the logits of one full pass."""
+def decoding(model, its=ITS, atol=1e-9):
+    """Token by token, in chunks, after a long context: with the cache, the logits of one full pass; each at its iteration."""
     model.eval()
     idx = tokens(model, 2)
     T = idx.size(1)
-    full = logits_of(model, idx, it)
-    last, _ = model(idx, step=core.Step(it=at(it)))
-    require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol), 'decoding: without targets, other last logits')
-    for sizes in [1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1]:
+    for it, sizes in zip(its, ([1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1])):
+        full = logits_of(model, idx, it)
+        last, _ = model(idx, step=core.Step(it=at(it)))
+        require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol), 'decoding: without targets, other last logits')
         cache, done = [{} for _ in model.transformer.h], 0
         for size in sizes:
             new = idx[:, done:done + size]
@@ -314,9 +380,18 @@ def fast_path(model, impl, T, tol):
     near_grads(f'fast path: {impl} at T={T}', got_grads, grads, tol)
 
 
+def draws(model):
+    """Whether a pass in training draws random numbers."""
+    with same_circumstances(model):
+        before = torch.get_rng_state()
+        model.train()(tokens(model))
+        return not torch.equal(torch.get_rng_state(), before)
+
+
 def neutral_is_base(variant, options, than='base', tol=1e-6, **core_options):
     """With NEUTRAL as options: the baseline's logits, loss and gradients, whatever the weights. An empty NEUTRAL says
-    that the variant's own weights do it as they start. For a variant a+b and the NEUTRAL of b, than is a."""
+    that the variant's own weights do it as they start. For a variant a+b and the NEUTRAL of b, than is a; one that draws
+    noise in training would draw other noise there, with b's modules among its own."""
     base, model = small(than, shake=0.3, **core_options), small(variant, **options, **core_options)
     shared = {name: p for name, p in model.named_parameters() if name in dict(base.named_parameters())}
     require(len(shared) == len(list(base.parameters())), f'neutral: {than} has parameters that {variant} lacks')
@@ -325,7 +400,7 @@ def neutral_is_base(variant, options, than='base', tol=1e-6, **core_options):
         for name, p in base.named_parameters():
             shared[name].copy_(p)
     idx = tokens(model)
-    for training in False, True:
+    for training in [False] if draws(base) else [False, True]:
         for it in ITS:
             logits, loss, grads = outputs_and_grads(base.train(training), idx, it)
             own_logits, own_loss, own_grads = outputs_and_grads(model.train(training), idx, it)
@@ -431,3 +506,69 @@ def round_trip(variant, **options):
     require(not torch.equal(logits_of(fresh, idx), want), 'round trip: another seed and weights give the same logits')
     load_weights(fresh, load_tensors(data))
     require(torch.equal(logits_of(fresh, idx), want), 'round trip: other logits after loading')
+
+
+# -- all that must hold before anybody believes a variant's loss
+
+SLOW = 'uniform tokens' # how the name of the check begins that takes long
+
+
+class Outcome(NamedTuple):
+    name: str
+    said: str           # ok, declared leak seen, LEAK found, FAILED
+    why: str            # of the last two
+    seconds: float
+
+
+def suite(variant, fast=False, **options):
+    """Yields (name, check) for the variant with these options, and again with those under which it declares a leak.
+    check() raises Failed, or returns whether it saw a declared leak. fast: without the one named SLOW."""
+    names = [name for name in variant.split('+') if name != 'base']
+    for name in names:
+        rest = '+'.join(other for other in names if other != name) or 'base'
+        yield f'{name} when neutral is {rest}', lambda name=name, rest=rest: neutral_is_base(variant, neutral(name), rest)
+    for rule in {}, *(rule for rule, _ in leak_rules(variant)):
+        after = ''.join(f', {option}={value}' for option, value in rule.items())
+        for name, check in suite_of_one(variant, options | rule):
+            if not (fast and name.startswith(SLOW)):
+                yield name + after, check
+
+
+def suite_of_one(variant, options):
+    """The part of suite() that looks at one setting of the options."""
+    declared = leak_reason(variant, options)
+    make = partial(small, variant, **options)
+    weights = dict(initial=make, shaken=partial(make, shake=0.3), wild=partial(make, shake=1.0),
+                   trained=partial(trained, variant, **options))
+    for training in [False] if declared else [False, True]:
+        mode = 'training' if training else 'evaluation'
+        for name, model in weights.items():
+            yield f'causal in {mode}, {name} weights', lambda model=model, training=training: causal(model().train(training))
+        yield f'causal in {mode}, across blocks of 128', lambda training=training: suffix_swap(
+            make(shake=0.3, block_size=160).train(training), times=(127, 128, 129))
+    if declared:
+        yield 'leak in training', partial(declared_leak, weights['shaken'], weights['trained'])
+    for check in stateless, decoding, generating, one_graph:
+        yield check.__name__.replace('_', ' '), lambda check=check: check(make(shake=0.3))
+    yield f'{SLOW}, half a minute', partial(uniform_tokens, variant, declared=declared, **options)
+
+
+def declared_leak(*makes):
+    require(any(leaks(make) for make in makes), 'declared leak: no check sees it: is it one?')
+    return True
+
+
+def outcomes(variant, fast=False, **options):
+    """Runs suite(); yields an Outcome a check, as they end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1) # more only get in each other's way in models this small
+    try:
+        for name, check in suite(variant, fast, **options):
+            began, why = time.perf_counter(), ''
+            try:
+                said = 'declared leak seen' if check() else 'ok'
+            except (Failed, Stop) as failure:
+                said, why = 'LEAK found' if isinstance(failure, Leak) else 'FAILED', str(failure)
+            yield Outcome(name, said, why, time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ import torch
 import model as core
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5} # of max|d| / (1 + max|golden|), see FORMAT.md
-FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc' # which the source takes in float32, see FORMAT.md
+FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc' # in float32 in the source
 
 
 

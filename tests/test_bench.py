@@ -1,11 +1,13 @@
 """The price of a variant: a table for people, a line of JSON for programs, and the same numbers in both."""
 import json
+import re
 
 import pytest
 from helpers import call
 
 import bench
 import model as core
+from lab import checks
 from lab.errors import BAD_INPUT
 from lab.flops import flops_per_token
 
@@ -58,8 +60,71 @@ def test_no_peak_no_mfu():
     (dict(variants='nope'), 'variant=nope: no file variants/nope.py'),
     (dict(variants='surprise,surprise'), 'variants=surprise,surprise: base is always there, and each variant is named'),
     (dict(variants='base'), 'variants=base: base is always there'),
-    (dict(variants='surprise', window_init=3), '--window_init=3: no such option; it belongs to --variant=soft_window'),
+    (dict(variants='surprise', gate_range=3), '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
     (dict(variants='surprise', n_head=5), 'n_head=5: must divide n_embd=16'),
     (dict(peak_tflops=0), '--peak_tflops=0: ')])
 def test_bad_options(options, says):
     assert call(bench.main, **SMALL | QUICK | options).line(BAD_INPUT).startswith(says)
+
+
+# -- bench.py --check
+
+LEAKY = '''
+    """It looks at the whole row. Source: github"""
+    from dataclasses import dataclass
+    import model
+    NEUTRAL = dict(peek=0.0)
+    LEAKS = [(dict(peek=0.5), 'it adds the mean of the row')]
+    @dataclass
+    class GPTConfig(model.GPTConfig):
+        peek: float = 0.0               # how much of it
+    class Block(model.Block):
+        def attn_out(self, y, step):
+            return y + self.config.peek * y.mean(1, keepdim=True) if self.training else y
+'''
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes longest."""
+    def one_graph(model):
+        pass
+    monkeypatch.setattr(checks, 'one_graph', one_graph)
+    monkeypatch.setattr(checks, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
+
+
+def check(*args, **options):
+    """{check: what was said of it}, and how it ended."""
+    done = call(bench.main, '--check', *args, **options)
+    lines = [line for line in done.out.splitlines() if not line.endswith('(command line)')]
+    assert all(re.fullmatch(r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s', line) for line in lines), done.out
+    return {line[21:81].strip(): line[82:].split('  ')[0] for line in lines}, done
+
+
+def test_check_as_declared(drop, quick):
+    drop('leaky', LEAKY)
+    said, done = check(variants='leaky')
+    assert (done.code, done.err) == (0, '')
+    declared = {'leak in training, peek=0.5', 'uniform tokens, half a minute, peek=0.5'}
+    assert {name for name, how in said.items() if how == 'declared leak seen'} == declared
+    assert {how for name, how in said.items() if name not in declared} == {'ok'}
+    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5', 'one graph',
+            'causal in evaluation, trained weights, peek=0.5'} <= set(said)
+    assert 'causal in training, trained weights, peek=0.5' not in said
+
+
+def test_check_finds_a_leak(drop, quick):
+    drop('leaky', LEAKY.replace('LEAKS', 'SILENT').replace('peek: float = 0.0', 'peek: float = 0.5'))
+    said, done = check(variants='leaky')
+    assert done.line(BAD_INPUT).startswith('leaky: causal in training, initial weights: suffix swap: logits before [')
+    assert said['causal in training, trained weights'] == 'LEAK found' and said['decoding'] == 'ok'
+    assert said['causal in evaluation, trained weights'] == 'ok'
+    said, done = check(variants='leaky', peek=0.0)
+    assert (done.code, set(said.values())) == (0, {'ok'})
+
+
+def test_check_finds_a_leak_that_is_none(drop, quick):
+    drop('leaky', LEAKY.replace('if self.training', 'if False'))
+    said, done = check(variants='leaky')
+    assert said['leak in training, peek=0.5'] == 'FAILED'
+    assert done.line(BAD_INPUT) == 'leaky: leak in training, peek=0.5: declared leak: no check sees it: is it one?'

@@ -3,7 +3,7 @@
 What each check sees is said in lab/checks.py. The last part of this file breaks variants on purpose: a check must see each.
 """
 import contextlib
-from itertools import combinations
+from itertools import combinations, product
 from textwrap import indent
 
 import pytest
@@ -13,37 +13,32 @@ import model as core
 from lab import checks, options as lab_options
 from lab.checks import Failed, small
 from lab.errors import Stop
+from lab.keys import key
 
 VARIANTS = core.variants()
 ALL = ['base', *VARIANTS]
+torch.set_num_threads(1) # more only get in each other's way in models this small
 every = pytest.mark.parametrize('name', ALL)
 mine = pytest.mark.parametrize('name', VARIANTS)
-modes = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
 
 
-def collected(settings):
-    """[(variant, a setting of its options)]. A file that cannot even be read fails in its tests, not here for all."""
+def collected(of, names=VARIANTS):
+    """[(variant, one thing of what there is of it)]. A file that cannot even be read fails in its tests, not here for all."""
     found = []
-    for name in VARIANTS:
+    for name in names:
         with contextlib.suppress(Exception):
-            found += [(name, setting) for setting in settings(name)]
+            found += [(name, one) for one in of(name)]
     return found
 
 
-LEAKS = collected(lambda name: [setting for setting, _ in checks.leak_rules(name)])
+SUITE = collected(checks.suite, ALL)
 SETTINGS = collected(checks.settings)
-PAIRS = list(combinations(VARIANTS, 2))
 
 
 def each(pairs):
     names = [name for name, _ in pairs]
     ids = [f'{name}-{names[:i].count(name)}' for i, name in enumerate(names)]
     return pytest.mark.parametrize('name, setting', pairs, ids=ids)
-
-
-def safe(name, options, training):
-    """Training with options that the variant declares leaky is looked at by another test."""
-    return not (training and checks.leak_reason(name, options))
 
 
 # -- what the file says
@@ -98,67 +93,28 @@ def test_shared_parameters_start_equal(name):
 
 
 @mine
-@pytest.mark.parametrize('bias', [False, True], ids=['plain', 'bias'])
-def test_neutral_is_the_baseline(name, bias):
-    checks.neutral_is_base(name, checks.neutral(name), bias=bias)
+def test_neutral_is_the_baseline_with_biases(name):
+    checks.neutral_is_base(name, checks.neutral(name), bias=True)
 
 
-# -- causality
+# -- causality, decoding, the baseline when neutral, one graph
 
-@pytest.mark.parametrize('shake', [0.0, 0.3, 1.0], ids=['initial', 'shaken', 'wild'])
-@modes
-@every
-def test_causal(name, training, shake):
-    if safe(name, {}, training):
-        checks.causal(small(name, shake).train(training))
-    else:
-        assert checks.leaks(lambda seed: small(name, 0.3, seed).train())
-
-
-@modes
-@every
-def test_causal_across_blocks_of_128(name, training):
-    if safe(name, {}, training):
-        checks.suffix_swap(small(name, 0.3, block_size=160).train(training), times=(127, 128, 129), trials=2)
+@pytest.mark.parametrize('check', [pytest.param(check, id=f'{name}-{what}', marks=[pytest.mark.slow] * what.startswith(checks.SLOW))
+                                   for name, (what, check) in SUITE])
+def test_suite(check):
+    check()
 
 
 @each(SETTINGS)
 def test_causal_with_options(name, setting):
     for training in False, True:
-        if safe(name, setting, training):
+        if not (training and checks.leak_reason(name, setting)): # training with a declared leak
             checks.causal(small(name, 0.3, **setting).train(training))
-
-
-@each(LEAKS)
-def test_declared_leak_is_real_and_only_in_training(name, setting):
-    assert checks.leaks(lambda seed: small(name, 0.3, seed, **setting).train()), 'no check sees this leak: is it one?'
-    for shake in 0.0, 0.3:
-        checks.causal(small(name, shake, **setting).eval())
-
-
-# -- decoding
-
-@every
-def test_stateless(name):
-    checks.stateless(small(name, 0.3))
-
-
-@every
-def test_decoding(name):
-    for shake in 0.0, 0.3:
-        for it in checks.ITS:
-            checks.decoding(small(name, shake), it)
 
 
 @each(SETTINGS)
 def test_decoding_with_options(name, setting):
-    for it in checks.ITS:
-        checks.decoding(small(name, 0.3, **setting), it)
-
-
-@every
-def test_generating(name):
-    checks.generating(small(name, 0.3))
+    checks.decoding(small(name, 0.3, **setting))
 
 
 # -- speed changes nothing
@@ -175,26 +131,52 @@ def test_fast_path(name, impl, T):
             assert impl != 'auto' and f'attn={impl}' in str(refused) and '\n' not in str(refused)
 
 
-@every
-def test_one_graph(name):
-    checks.one_graph(small(name, 0.3))
-
-
-@each(LEAKS)
-def test_one_graph_of_a_leaky_rule(name, setting):
-    checks.one_graph(small(name, 0.3, **setting))
-
-
 # -- two ideas at once
+
+def loads(one, two):
+    try:
+        core.load(f'{one}+{two}')
+    except Stop as refused:
+        assert f'{one}+{two}' in str(refused) and '\n' not in str(refused)
+        return False
+    return True
+
+
+def hooks(name):
+    """What of model.py a variant changes: the methods of the slots that it defines, or the slots."""
+    file = core.load(name).files[0]
+    mine = [(slot, vars(file)[slot.__name__]) for slot in core.SLOTS[1:] if slot.__name__ in vars(file)]
+    return {(slot.__name__, hook) for slot, c in mine for hook in core.own(c) & set(dir(slot)) or {''}}
+
+
+def partners():
+    """Pairs enough that any two hooks which two variants use meet in one, and every variant has some."""
+    pairs = sorted(combinations(HOOKS, 2), key=lambda pair: (pair not in NAMED, key('pair', *pair)))
+    meet = {(a, b): {frozenset(two) for two in product(HOOKS[a], HOOKS[b])} | {a, b} for a, b in pairs}
+    found, met = [], set()
+    for pair in pairs:
+        with contextlib.suppress(Exception): # test_pairs_load_or_say_why_not fails there
+            if (pair in NAMED or not meet[pair] <= met) and loads(*pair):
+                met |= meet[pair]
+                found.append(pair)
+    return found
+
+
+HOOKS = dict(collected(lambda name: [hooks(name)]))
+NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
+PAIRS = partners()
+
+
+@mine
+def test_pairs_load_or_say_why_not(name):
+    for other in HOOKS:
+        if other != name:
+            loads(name, other)
+
 
 @pytest.mark.parametrize('one, two', PAIRS, ids=['+'.join(pair) for pair in PAIRS])
 def test_pair(one, two):
     both = f'{one}+{two}'
-    try:
-        core.load(both)
-    except Stop as refused:
-        assert both in str(refused) and '\n' not in str(refused)
-        return
     for off, left in (one, two), (two, one):
         checks.neutral_is_base(both, checks.neutral(off), than=left)
     checks.decoding(small(both, 0.3)) # one cache for both
@@ -242,6 +224,23 @@ def __init__(self, config, parts, layer):
     self.strength = nn.Parameter(torch.zeros(()))
 def attn_out(self, y, step):
     return y + self.strength * y.mean(1, keepdim=True)
+'''),
+    after_training=broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.register_buffer('seen', torch.zeros(()))
+def attn_out(self, y, step):
+    self.seen.add_(1.0 * self.training)
+    return y + 0.1 * y.mean(1, keepdim=True) * (self.seen > 20)
+'''),
+    reads_targets=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits + 0.1 * nn.functional.one_hot(targets, logits.size(-1)), loss
+'''),
+    less_the_mean=broken('Block', '''
+def attn_out(self, y, step):
+    return y - y.mean(1, keepdim=True)
 '''),
     deaf=broken('GPT', '''
 def forward(self, idx, targets=None, step=None):
@@ -347,6 +346,7 @@ def on(check, shake=0.3, training=False, attn='auto', **args):
 
 NEUTRAL_CHECK = lambda name: checks.neutral_is_base(name, {})
 FAST_PATH = on(checks.fast_path, 0.1, True, impl='sdpa', T=7, tol=1e-9)
+UNIFORM = lambda name: checks.uniform_tokens(name, runs=[(32, 1)], steps=150)
 FAULTS = [ # variant, the check that sees it, how it says so; a check that does not: why there are several
     ('mean_of_row', on(checks.suffix_swap), 'suffix swap: logits before', None),
     ('mean_of_row', on(checks.jacobian), 'Jacobian: .* later inputs', on(checks.row_swap)),
@@ -357,6 +357,9 @@ FAULTS = [ # variant, the check that sees it, how it says so; a check that does 
     ('only_in_training', on(checks.causal, training=True), 'suffix swap', on(checks.causal)),
     ('after_warmup', on(checks.causal), 'suffix swap', on(checks.causal, its=[0])),
     ('zero_at_first', on(checks.causal), 'suffix swap', on(checks.causal, shake=0)),
+    ('after_training', lambda name: checks.causal(checks.trained(name).eval()), 'suffix swap', on(checks.causal)),
+    ('reads_targets', UNIFORM, 'uniform tokens: evaluation loss', on(checks.causal)),
+    ('less_the_mean', UNIFORM, 'uniform tokens: evaluation loss', None),
     ('deaf', on(checks.suffix_swap), 'suffix swap: .* own token', None),
     ('deaf', on(checks.row_swap), 'row swap: .* own row', None),
     ('no_attention', on(checks.causal), 'Jacobian: no position looks', on(checks.suffix_swap)),
@@ -388,6 +391,29 @@ def test_checks_see(name, check, says, blind, drop):
         check(name)
     if blind:
         blind(name)
+
+
+@pytest.mark.slow
+def test_uniform_tokens_see_a_top_k(drop):
+    """The mixture-of-depths rule. No gradient shows it, the loss does."""
+    drop('chosen', broken('Block', '''
+def __init__(self, config, parts, layer):
+    super().__init__(config, parts, layer)
+    self.router = nn.Linear(config.n_embd, 1, bias=False)
+def forward(self, x, step):
+    score = self.router(x) # (B, T, 1)
+    chosen = score.topk(x.size(1) // 4, dim=1).indices.sort(dim=1).values
+    some, it = chosen.expand(-1, -1, x.size(2)), torch.zeros(())
+    inner = model.Step(step.pos.gather(1, chosen[..., 0]), it)
+    update = super().forward(x.gather(1, some), inner) - x.gather(1, some)
+    return super().forward(x, step).scatter_add(1, some, update * score.gather(1, chosen))
+'''))
+    with pytest.raises(Failed, match='uniform tokens'):
+        checks.uniform_tokens('chosen')
+
+
+def test_uniform_tokens_let_the_baseline_pass():
+    assert checks.uniform_tokens('base', runs=[(8, 1)], steps=150) is False
 
 
 def test_neutral_must_be_declared(drop):
