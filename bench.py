@@ -129,6 +129,15 @@ class Arm:
                     first_step_seconds=self.compile_seconds, samples_ms=self.samples)
 
 
+def interleave(arms, rounds, seconds):
+    """Times every arm in turn, so that what drifts drifts for all: about `seconds` for each of four calls, `rounds` times."""
+    calls = {what: max(1, round(1000 * seconds / arms[0].timed(getattr(arms[0], what), 2))) for what in arms[0].samples}
+    for _ in range(rounds):
+        for what, n in calls.items():
+            for arm in arms:
+                arm.samples[what].append(arm.timed(getattr(arm, what), n))
+
+
 def union_config(variants):
     """A loader for the configurator: the options of all the arms."""
     configs = tuple(dict.fromkeys(core.load(v).GPTConfig for v in variants if v != 'base')) # base's are ours
@@ -178,11 +187,7 @@ def main():
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
     arms = [Arm(v, o, m, model_args | config.model_args) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
-    calls = {what: max(1, round(1000 * o.seconds / arms[0].timed(getattr(arms[0], what), 2))) for what in arms[0].samples}
-    for _ in range(o.rounds):
-        for what, n in calls.items():
-            for arm in arms:
-                arm.samples[what].append(arm.timed(getattr(arm, what), n))
+    interleave(arms, o.rounds, o.seconds)
     results = [arm.result(peak) for arm in arms]
     print(f"\n{m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}, batch {o.batch_size} x {arms[0].config.block_size}"
           + ('' if peak else '; no MFU: give --peak_tflops'))

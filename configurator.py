@@ -30,10 +30,11 @@ class Given(NamedTuple):
     origin: str         # COMMAND_LINE, or config/x.py:3
 
 
-def configure(Options, load=None, argv=None, say=print):
-    """Reads the arguments. Returns .options, .model_args (only what was given), .origin of every name, .GPTConfig."""
+def configure(Options, load=None, argv=None, say=print, given=None):
+    """Reads the arguments. Returns .options, .model_args (only what was given), .origin of every name, .GPTConfig.
+    given: what arguments(argv) returned, where the caller has use for some of it himself."""
     argv = sys.argv[1:] if argv is None else argv
-    given, script = arguments(argv), options(Options)
+    given, script = arguments(argv) if given is None else given, options(Options)
     chosen = settle(script, given)
     ready = make(Options, chosen)
     variant = getattr(ready, 'variant', 'base')     # it decides which model options there are

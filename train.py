@@ -173,8 +173,8 @@ def start(config, built=None):
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
         o, model_args, origin = resumed(config, saved)
     o = dataclasses.replace(o, out_dir=str(run.out_dir))
-    m = built[0] if built else machine(f'cuda:{LOCAL_RANK}' if WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available() else o.device,
-                o.dtype, o.compile)
+    local = WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available()
+    m = built[0] if built else machine(f'cuda:{LOCAL_RANK}' if local else o.device, o.dtype, o.compile)
     if o.gradient_accumulation_steps % WORLD:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
     if WORLD > 1:

@@ -260,11 +260,13 @@ class Dataset:
         self._check_ids(split, rows)
         return self._send(torch.from_numpy(rows.astype(np.int32)))
 
+    def starts(self, split, it, size, seed):
+        """Where the rows of the batch begin that (seed, split, it) names on every machine."""
+        return torch.randint(len(self.tokens[split]) - self.block_size, (size,), generator=generator(seed, 'batch', split, it))
+
     def batch(self, split, it, size, seed, rank=0, world=1):
-        """X, Y (size / world, T): this rank's rows of the batch that (seed, split, it) names on every machine."""
-        valid = len(self.tokens[split]) - self.block_size
-        starts = torch.randint(valid, (size,), generator=generator(seed, 'batch', split, it))
-        rows = self._rows(split, starts[rank * size // world:(rank + 1) * size // world])
+        """X, Y (size / world, T): this rank's rows of a batch."""
+        rows = self._rows(split, self.starts(split, it, size, seed)[rank * size // world:(rank + 1) * size // world])
         return rows[:, :-1].long(), rows[:, 1:].long()
 
     def count_windows(self, split):

@@ -273,6 +273,16 @@ def val_loss(folder, unreadable=math.inf):
     return value if isinstance(value, (int, float)) and value == value else math.inf
 
 
+def last_iteration(out_dir):
+    """The iteration of the last whole line in a log that somebody may be writing; 0 if there is none."""
+    try:
+        with open(Path(out_dir) / 'log.jsonl', 'rb') as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
+            return int(re.findall(rb'"iter": (\d+)[^\n]*\n', f.read())[-1])
+    except (OSError, IndexError):
+        return 0
+
+
 def step_of(folder):
     return int(folder.name.removeprefix('step_').removesuffix('.old'))
 
