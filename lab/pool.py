@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
 SPAWN = multiprocessing.get_context('spawn')    # a forked CUDA context is unusable
+# Workers that are told to leave do not wait for the helpers of torch.compile, whose tracker then complains.
+QUIET = 'ignore:resource_tracker'
 
 
 class Place(NamedTuple):
@@ -49,6 +52,7 @@ class Pool:
 
     def __init__(self, perform, places):
         self.perform, self.free, self.workers = perform, list(places), []
+        os.environ.setdefault('PYTHONWARNINGS', QUIET)
 
     def run(self, tasks, tick=lambda running: None):
         """Yields (task, result) as they come. A worker goes on with tasks like its last one (task.like) while there are any."""
@@ -88,8 +92,9 @@ class Pool:
     def stop(self, patience=60):
         """Asks whoever is busy to save and leave, and waits; what does not leave in time is ended."""
         for worker in self.workers:
-            if worker.process.is_alive():
+            if worker.task and worker.process.is_alive():
                 worker.process.terminate()
+            worker.conn.close() # who waits for a task leaves
         until = time.monotonic() + patience
         for worker in self.workers:
             worker.process.join(max(0.0, until - time.monotonic()))
@@ -105,15 +110,11 @@ def serve(conn, death, perform, place):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(death,), daemon=True).start()
     kept = {}
-    while True:
-        try:
-            task = conn.recv()
-        except EOFError:
-            return
-        result = perform(task, place, kept)
-        conn.send(result)
-        if result.get('leave'):
-            return
+    with suppress(EOFError, OSError): # nobody listens any more
+        while not kept.pop('leave', False):
+            result = perform(conn.recv(), place, kept)
+            conn.send(result)
+            kept.update(leave=result.get('leave', False))
 
 
 def die_with(death):

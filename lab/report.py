@@ -27,9 +27,10 @@ COSTS = {   # field of arm['price']: title, its ratio's field, the number in wor
     'compile_seconds': ('s to compile', None, lambda x: f'{x:.3g}'),
 }
 
+EQUAL = {'loss_at_equal_time': "loss at the baseline's time", 'loss_at_equal_flops': "loss at the baseline's FLOPs"}
+
 # -----------------------------------------------------------------------------
 # reading the report
-
 
 def num(x):
     """x as a finite float, or None: missing, NaN, Infinity, or not a number at all."""
@@ -56,11 +57,16 @@ def si(x):
     return f'{x / 1000 ** step:.4g} {" kMGTP"[step]}'.strip()
 
 
+def ratio(x):
+    """1.31, 1.008, 1"""
+    return f'{x:.3f}'.rstrip('0').rstrip('.')
+
+
 class Comparison:
     """One of report['comparisons']: the only place that knows lab.stats' names of fields."""
 
     def __init__(self, c):
-        self.arm, self.n = c.get('arm'), c.get('n')
+        self.arm, self.against, self.n = c.get('arm'), c.get('baseline'), c.get('n')
         self.verdict = WORDS.get(c.get('verdict'), c.get('verdict') or 'no verdict')
         self.mean, self.sd, self.rho, self.mde = (num(c.get(key)) for key in ('mean', 'sd', 'rho', 'mde'))
         self.p, self.holm_p, self.flip_p = (num(c.get(key)) for key in ('p', 'holm_p', 'flip_p'))
@@ -72,7 +78,7 @@ class Comparison:
 
     def reasons(self, c):
         """What lab.stats' words say beyond the verdict and its difference."""
-        first, *rest = (c.get('words') or '').split('; ')
+        first, *rest = re.sub(r'(?<!\d)\.(?=\d)', '0.', c.get('words') or '').split('; ') # .0024, as there, is 0.0024 here
         said = [first.partition(', ')[2] if first.startswith(c.get('verdict') or ' ') else first, *rest]
         need = [num(c[key]) for key in ('seeds_difference', 'seeds_equivalence') if num(c.get(key))]
         if need and not c.get('words'):
@@ -96,14 +102,26 @@ def baseline_of(report):
     return next((arm for arm in arms_of(report) if arm.get('baseline')), None)
 
 
-def comparisons_of(report):
-    return {c.get('arm'): Comparison(c) for c in report.get('comparisons') or []}
+def verdicts(report):
+    """(number, arm, its Comparison, what to call them, the verdict), in the order of the arms. An arm with a baseline of its own,
+    as of the same number of parameters, has two; one without any comparison has None."""
+    found, first = {}, (baseline_of(report) or {}).get('name')
+    for c in map(Comparison, report.get('comparisons') or []):
+        found.setdefault(c.arm, []).append(c)
+    others = {c.against for every in found.values() for c in every} - {None, first}
+    for number, arm in enumerate(arms_of(report)):
+        name = arm.get('name')
+        for c in found.get(name) or [None]:
+            title = f'{name} against {c.against}' if c and c.against in others else name
+            word = 'baseline' if arm.get('baseline') else c.verdict if c else 'matched baseline' if name in others else 'no verdict'
+            yield number, arm, c, title, word
 
 
 def plan_of(report):
     """seeds, delta, metric, and percent: the level of the intervals, '' if unknown because of several looks."""
     plan = report.get('plan') or {}
-    level = num(plan.get('level')) or (None if plan.get('looks') else num(plan.get('alpha')) or 0.05)
+    told = [num(x.get('level')) for x in (plan, *(report.get('comparisons') or [])) if num(x.get('level'))]
+    level = told[0] if told else None if plan.get('looks') else num(plan.get('alpha')) or 0.05
     return plan | dict(seeds=plan.get('seeds') or [], delta=num(plan.get('delta')), level=level,
                        percent=f'{100 * (1 - level):.3g} % ' if level else '',
                        metric=plan.get('metric') or 'final validation loss, nats')
@@ -121,6 +139,12 @@ def mean_of(arm):
     return (float(np.mean(x)) if x else None), (float(np.std(x, ddof=1)) if len(x) > 1 else None)
 
 
+def level_of(arm, between=' ± '):
+    """'1.4703 ± 0.0023', mean and standard deviation."""
+    mean, sd = mean_of(arm)
+    return dec(mean) + (f'{between}{dec(sd)}' if sd is not None else '')
+
+
 def finished(arm):
     """'4/5', runs that came to their end."""
     return f'{len(losses(arm))}/{len(arm.get("runs") or [])}'
@@ -130,8 +154,8 @@ def price(report, arm, key):
     """(value, times the baseline's) of one of COSTS; each None if unknown."""
     def value(a):
         return num(a.get('params') if key == 'params' else (a.get('price') or {}).get(key)) if a else None
-    mine, base, ratio = value(arm), value(baseline_of(report)), COSTS[key][1]
-    given = num((arm.get('price') or {}).get(ratio)) if ratio else None
+    mine, base, times = value(arm), value(baseline_of(report)), COSTS[key][1]
+    given = num((arm.get('price') or {}).get(times)) if times else None
     return mine, given if given is not None else mine / base if mine is not None and base else None
 
 
@@ -176,6 +200,7 @@ class Figure:
     dots: bool = False
     delta: float | None = None  # not None: a line at 0 and a band of +-delta
     within: tuple | None = None # y range; None: all of the series
+    layers: bool = False        # the series are the layers of a model, in order
 
 
 @dataclass
@@ -192,7 +217,7 @@ class Forest:
 def reach(sizes, least):
     """How far an axis goes so that one arm far out does not flatten the others: at most four times the median size."""
     sizes = sorted(x for x in sizes if x) or [least]
-    return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2]))
+    return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4 # all equal to the bit, and no delta
 
 
 def seeds_summary(lines):
@@ -264,8 +289,11 @@ def cost_figure(report, key):
         (mean, _), (cost, _), x = mean_of(arm), price(report, arm, key), list(losses(arm).values())
         if mean is not None and cost is not None:
             series.append(Series(arm.get('name'), color, [cost], [mean], [min(x)], [max(x)]))
+    costs = [s.x[0] for s in series]
+    if not series or max(costs) < 1.02 * min(costs):    # nothing to choose between
+        return None
     return Figure(f'loss_{key}', f'Final loss against {COSTS[key][0]}', COSTS[key][0], 'nats', series, dots=True,
-                  note='Mean, and lowest to highest seed. Lower and further left is better.') if len(series) > 1 else None
+                  note='Mean, and lowest to highest seed. Lower and further left is better.')
 
 
 def position_figure(report):
@@ -280,28 +308,30 @@ def position_figure(report):
         bins = [(a, min(b, len(here) + 1)) for a, b in zip(edges, edges[1:]) if a <= len(here)]
         series.append(Series(arm.get('name'), color, [sqrt(a * (b - 1)) for a, b in bins],
                              [float(np.mean((here - reference)[a - 1:b - 1])) for a, b in bins]))
-    return Figure('position', 'Difference by position in the context', 'position, 1 is the first', 'nats', series, log=True, delta=0,
-                  note='Mean over seeds. An idea that uses the past better falls to the right.') if series else None
+    return Figure('position', 'Difference by position in the context', 'position, 1 is the first', 'nats', series, log=True,
+                  delta=0, note='Mean over seeds. An idea that uses the past better falls to the right.') if series else None
 
 
 def stat_figures(report):
     """(arm, Figure) of the variants' own diagnostics, a line a layer."""
     every = [(arm, name, s) for arm in arms_of(report) for name, s in (arm.get('stats') or {}).items()]
     for k, (arm, name, s) in enumerate(every): # k: two names may differ only in what no file name can hold
-        layers = grid((s or {}).get('layers') or []).T # (layers, iterations)
-        iters = [num(i) for i in (s or {}).get('iters') or []]
+        rows, iters = (s or {}).get('layers') or [], [num(i) for i in (s or {}).get('iters') or []]
+        layers = grid([row if isinstance(row, list) else [row] for row in rows]).T # (layers, iterations)
         if np.isfinite(layers).any() and len(iters) == layers.shape[1]:
-            lines = [Series(f'layer {i}', 1, iters, list(y), alpha=1 - 0.7 * i / max(len(layers) - 1, 1)) for i, y in enumerate(layers)]
-            yield arm, Figure(re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{k}_{arm.get("name")}_{name}')[:80], str(name), 'iteration', '', lines)
+            fade = 0.7 / max(len(layers) - 1, 1)
+            lines = [Series(f'layer {i}' if len(layers) > 1 else name, 1, iters, list(y), alpha=1 - fade * i)
+                     for i, y in enumerate(layers)]
+            safe = re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{k}_{arm.get("name")}_{name}')[:80]
+            yield arm, Figure(safe, str(name), 'iteration', '', lines, layers=True)
 
 
 def forest(report):
-    found, plan, base, rows = comparisons_of(report), plan_of(report), baseline_of(report), []
-    for color, arm in enumerate(arms_of(report)):
-        c = found.get(arm.get('name'))
+    plan, names, rows = plan_of(report), {arm.get('name'): arm for arm in arms_of(report)}, []
+    for color, arm, c, title, _ in verdicts(report):
         if c and c.mean is not None:
-            mine, other = losses(arm), losses(base) if base else {}
-            rows.append((arm.get('name'), c, color, [mine[s] - other[s] for s in mine if s in other]))
+            mine, other = losses(arm), losses(names.get(c.against) or baseline_of(report) or {})
+            rows.append((title, c, color, [mine[s] - other[s] for s in mine if s in other]))
     sizes = [max(map(abs, c.interval or (c.mean,))) for _, c, *_ in rows]
     return Forest(rows, plan['delta'] or 0, plan['percent'], reach(sizes, 1.5 * (plan['delta'] or 0))) if rows else None
 
@@ -330,7 +360,8 @@ def ticks(low, high, most=5):
     size = 10.0 ** floor(log10(raw))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= raw * 0.999)
     digits = max(0, -floor(log10(step) + 1e-9))
-    return [(k * step, f'{k * step:,.{digits}f}' if high < 1e6 else si(k * step)) for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+    whole = range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)
+    return [(k * step, f'{k * step:,.{digits}f}' if high < 1e6 else si(k * step)) for k in whole]
 
 
 def log_ticks(low, high):
@@ -345,7 +376,7 @@ class Raw(str):
     """Markup that may go into the page as it is."""
 
 
-VOID = {'meta', 'input', 'br'}
+VOID = {'meta', 'input'}
 
 
 def esc(x):
@@ -354,14 +385,24 @@ def esc(x):
 
 
 def el(tag, *inside, **attributes):
-    """<tag attributes>inside</tag>; class_ is class, stroke_width is stroke-width; an attribute that is None is left out."""
-    given = ''.join(f' {k.rstrip("_").replace("_", "-")}="{esc(str(v))}"' for k, v in attributes.items() if v is not None)
+    """<tag attributes>inside</tag>; class_ is class, stroke_width is stroke-width; what is None is left out."""
+    given = ''.join(f' {key.rstrip("_").replace("_", "-")}="{esc(str(v))}"' for key, v in attributes.items() if v is not None)
     return Raw(f'<{tag}{given}>' + ('' if tag in VOID else ''.join(esc(x) for x in inside if x is not None) + f'</{tag}>'))
+
+
+def draw(tag, *inside, **attributes):
+    """el() for drawings: numbers to a tenth of a unit."""
+    return el(tag, *inside, **{key: f'{v:.1f}' if isinstance(v, float) else v for key, v in attributes.items()})
 
 
 def minus(x):
     """A minus sign in place of a hyphen before a number. For numbers only: names keep their hyphens."""
     return re.sub(r'(?<![\w.])-(?=\d)', '−', x)
+
+
+def together(x):
+    """No line ends between a number and what follows it."""
+    return re.sub(r'(?<=[\d×]) (?=[%×(\w])', '\xa0', x)
 
 
 def cut(name, most):
@@ -383,6 +424,14 @@ def scale(low, high, start, end, log=False):
     return lambda v: start + (f(v) - f(low)) / (f(high) - f(low)) * (end - start)
 
 
+def line(x1, y1, x2, y2, kind):
+    return draw('line', x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
+
+
+def words(text, x, y, anchor='middle', kind='label'):
+    return draw('text', text, x=x, y=y, text_anchor=anchor, class_=kind)
+
+
 def svg(figure, number):
     """A Figure at 360 units, about as many pixels on a phone: text of 12 units is readable there."""
     W, H, left, top, right, bottom = 360, 250, 50, 22, 350, 208
@@ -390,37 +439,37 @@ def svg(figure, number):
     sx, sy = scale(x0, x1, left, right, figure.log), scale(y0, y1, bottom, top)
     parts = [el('clipPath', el('rect', x=left, y=top, width=right - left, height=bottom - top), id=f'clip{number}')]
     for v, text in ticks(y0, y1):
-        parts += [el('line', x1=left, x2=right, y1=f'{sy(v):.1f}', y2=f'{sy(v):.1f}', class_='grid'),
-                  el('text', minus(text), x=left - 6, y=f'{sy(v) + 4:.1f}', text_anchor='end')]
+        parts += [line(left, sy(v), right, sy(v), 'grid'), words(minus(text), left - 6, sy(v) + 4, 'end')]
     for v, text in log_ticks(x0, x1) if figure.log else ticks(x0, x1, 4):
-        anchor = 'end' if sx(v) > right - 12 else 'middle'
-        parts += [el('line', x1=f'{sx(v):.1f}', x2=f'{sx(v):.1f}', y1=bottom, y2=bottom + 4, class_='axis'),
-                  el('text', minus(text), x=f'{min(sx(v), right):.1f}', y=bottom + 17, text_anchor=anchor)]
-    parts += [el('line', x1=left, x2=right, y1=bottom, y2=bottom, class_='axis'),
-              el('text', figure.x, x=(left + right) / 2, y=H - 5, text_anchor='middle', class_='label'),
-              el('text', figure.y, x=4, y=11, class_='label')]
+        parts += [line(sx(v), bottom, sx(v), bottom + 4, 'axis'),
+                  words(minus(text), sx(v), bottom + 17, 'end' if sx(v) > right - 12 else 'middle')]
+    parts += [line(left, bottom, right, bottom, 'axis'), words(figure.x, (left + right) / 2, H - 5),
+              words(figure.y, 4, 11, 'start')]
     marks = []
     if figure.delta is not None:
-        marks += [el('rect', x=left, width=right - left, y=f'{sy(figure.delta):.1f}', class_='delta',
-                     height=f'{sy(-figure.delta) - sy(figure.delta):.1f}'),
-                  el('line', x1=left, x2=right, y1=f'{sy(0):.1f}', y2=f'{sy(0):.1f}', class_='zero')]
+        height = sy(-figure.delta) - sy(figure.delta)
+        marks += [draw('rect', x=left, width=right - left, y=sy(figure.delta), height=height, class_='delta'),
+                  line(left, sy(0), right, sy(0), 'zero')]
     marks += [series_svg(s, sx, sy, figure.dots) for s in figure.series]
-    return el('svg', *parts, el('g', *marks, clip_path=f'url(#clip{number})'), viewBox=f'0 0 {W} {H}', role='img', aria_label=figure.title)
+    return el('svg', *parts, el('g', *marks, clip_path=f'url(#clip{number})'), viewBox=f'0 0 {W} {H}', role='img',
+              aria_label=figure.title)
 
 
 def series_svg(s, sx, sy, dots):
-    at = [sx(x) for x in s.x]
-    parts = []
+    at, parts = [sx(x) for x in s.x], []
     if s.low and dots:
         parts += [path([(x, sy(a)), (x, sy(b))], stroke_width=1.5) for x, a, b in zip(at, s.low, s.high)]
     elif s.low:
         whole = [(x, a, b) for x, a, b in zip(at, s.low, s.high) if a == a and b == b]
         edge = [(x, sy(b)) for x, _, b in whole] + [(x, sy(a)) for x, a, _ in reversed(whole)]
         parts += [el('polygon', points=' '.join(f'{x:.1f},{min(max(y, -999), 9999):.1f}' for x, y in edge), class_='band')]
-    parts += [el('g', *(path([(x, sy(y)) for x, y in zip(at, line)], stroke_width=0.8) for line in s.each), class_='seed')] if s.each else []
-    parts += [el('circle', cx=f'{x:.1f}', cy=f'{sy(y):.1f}', r=4, fill='currentColor') for x, y in zip(at, s.y)] if dots else [
-        path([(x, sy(y)) for x, y in zip(at, s.y)], class_='line')]
-    return el('g', *parts, class_=color_class(s.color), opacity=f'{s.alpha:.2f}' if s.alpha < 1 else None)
+    if s.each:
+        parts += [el('g', *(path([(x, sy(y)) for x, y in zip(at, ys)], stroke_width=0.8) for ys in s.each), class_='seed')]
+    if dots:
+        parts += [draw('circle', cx=x, cy=sy(y), r=4, fill='currentColor') for x, y in zip(at, s.y)]
+    else:
+        parts += [path([(x, sy(y)) for x, y in zip(at, s.y)], class_='line')]
+    return el('g', *parts, class_=color_class(s.color), opacity=f'{s.alpha:.2f}')
 
 
 def color_class(i):
@@ -429,65 +478,66 @@ def color_class(i):
 
 
 def forest_svg(figure):
-    """A row an arm: name and numbers on a line of text, the interval below; no text can meet another."""
-    W, left, right, row = 360, 10, 350, 46
+    """A row an arm: name and numbers on a line of text, the interval below it, so that no text can meet another."""
+    W, left, right, row, end = 360, 10, 350, 46, figure.reach
     bottom = row * len(figure.rows) + 8
-    sx = scale(-figure.reach, figure.reach, left, right)
-    parts = [el('rect', x=f'{sx(-figure.delta):.1f}', width=f'{sx(figure.delta) - sx(-figure.delta):.1f}', y=0, height=bottom, class_='delta')]
+    sx = scale(-end, end, left, right)
+    parts = [draw('rect', x=sx(-figure.delta), width=sx(figure.delta) - sx(-figure.delta), y=0, height=bottom, class_='delta')]
     for i, (name, c, color, each) in enumerate(figure.rows):
-        y = row * i + 33
-        low, high = c.interval or (c.mean, c.mean)
+        y, (low, high) = row * i + 33, c.interval or (c.mean, c.mean)
         numbers = minus(f'{dec(c.mean, sign="+")} [{dec(low, sign="+")}, {dec(high, sign="+")}]')
-        a, b = (sx(min(max(v, -figure.reach), figure.reach)) for v in (low, high))
-        ends = [el('path', d=f'M{x - 7 * way:.1f} {y - 6}l{9 * way} 6l{-9 * way} 6z', fill='currentColor')
-                for x, way, out in ((a, -1, low < -figure.reach), (b, 1, high > figure.reach)) if out]
-        parts += [el('line', x1=f'{sx(0):.1f}', x2=f'{sx(0):.1f}', y1=y - 11, y2=y + 13, class_='zero'), # not through the numbers
-                  el('text', cut(name, 47 - len(numbers)), el('title', name), x=left, y=y - 17, class_='name'),
-                  el('text', numbers, x=right, y=y - 17, text_anchor='end'),
-                  el('g', path([(a, y), (b, y)], stroke_width=3) if a < b else None, *ends,
-                     *(el('circle', cx=f'{sx(d):.1f}', cy=y, r=2.2, class_='one') for d in each if abs(d) <= figure.reach),
-                     el('circle', cx=f'{sx(c.mean):.1f}', cy=y, r=5, fill='currentColor') if abs(c.mean) <= figure.reach else None,
-                     path([(sx(min(max(v, -figure.reach), figure.reach)), y + 9) for v in c.text_interval], stroke_width=1,
-                          stroke_dasharray='3 3') if c.text_interval else None, class_=color_class(color))]
-    for v, text in ticks(-figure.reach, figure.reach, 4):
-        parts += [el('line', x1=f'{sx(v):.1f}', x2=f'{sx(v):.1f}', y1=bottom, y2=bottom + 4, class_='axis'),
-                  el('text', minus(text), x=f'{sx(v):.1f}', y=bottom + 17, text_anchor='middle')]
-    parts += [el('line', x1=left, x2=right, y1=bottom, y2=bottom, class_='axis'),
-              el('text', figure.x, x=W / 2, y=bottom + 36, text_anchor='middle', class_='label')]
+        a, b = (sx(min(max(v, -end), end)) for v in (low, high))
+        marks = [path([(a, y), (b, y)], stroke_width=3)] if a < b else []
+        marks += [el('path', d=f'M{x - 7 * way:.1f} {y - 6}l{9 * way} 6l{-9 * way} 6z', fill='currentColor')
+                  for x, way, out in ((a, -1, low < -end), (b, 1, high > end)) if out]
+        marks += [draw('circle', cx=sx(d), cy=y, r=2.2, class_='one') for d in each if abs(d) <= end]
+        if abs(c.mean) <= end:
+            marks += [draw('circle', cx=sx(c.mean), cy=y, r=5, fill='currentColor')]
+        if c.text_interval:
+            marks += [path([(sx(min(max(v, -end), end)), y + 9) for v in c.text_interval], stroke_dasharray='3 3')]
+        parts += [line(sx(0), y - 11, sx(0), y + 13, 'zero'),           # not through the numbers
+                  words(cut(name, 47 - len(numbers)), left, y - 17, 'start', 'name'), words(numbers, right, y - 17, 'end'),
+                  el('g', *marks, class_=color_class(color))]
+    for v, text in ticks(-end, end, 4):
+        parts += [line(sx(v), bottom, sx(v), bottom + 4, 'axis'), words(minus(text), sx(v), bottom + 17)]
+    parts += [line(left, bottom, right, bottom, 'axis'), words(figure.x, W / 2, bottom + 36)]
     return el('svg', *parts, viewBox=f'0 0 {W} {bottom + 42}', role='img', aria_label=figure.title)
 
 
 def shown(figure, number):
     """A <figure>: title, a box to show each seed, the drawing, the legend, the note."""
-    seeds = any(s.each for s in figure.series)
-    same = {s.color for s in figure.series} == {1} and len(figure.series) > 1   # layers: shades of one color
-    legend = figure.series if not same else [figure.series[0], figure.series[-1]]
-    keys = [el('li', el('i', class_=color_class(s.color), style=f'opacity:{s.alpha:.2f}' if s.alpha < 1 else None), s.label) for s in legend]
-    return el('figure', el('h3', figure.title),
-              el('input', type='checkbox', id=f'each{number}', class_='each') if seeds else None,
-              el('label', 'each seed', for_=f'each{number}') if seeds else None, svg(figure, number),
-              el('figcaption', el('ul', *keys, class_='legend'), figure.note))
+    keys, box = figure.series, []
+    if figure.layers:                       # shades of one color: the first and the last say enough
+        keys = keys[:1] + keys[1:][-1:]
+    if any(s.each for s in figure.series):
+        box = [el('input', type='checkbox', id=f'each{number}', class_='each'), el('label', 'each seed', for_=f'each{number}')]
+    legend = [el('li', el('i', class_=color_class(s.color), style=f'opacity:{s.alpha:.2f}'), s.label) for s in keys]
+    return el('figure', el('h3', figure.title), *box, svg(figure, number),
+              el('figcaption', el('ul', *legend, class_='legend'), figure.note))
 
 
 def table(head, rows, sort=False):
     """A cell: text, or (text, value), which sorts by the value and keeps its every digit. The first column names the row."""
     def numeric(x):
         return isinstance(x, tuple) and not isinstance(x[1], str)
+
     def cell(x):
         text, value = x if isinstance(x, tuple) else (x, None)
         return el('td', minus(text) if numeric(x) else text, class_='number' if numeric(x) else None, data_v=value)
-    lines = [el('tr', el('th', el('span', row[0]), scope='row', data_v=row[0]), *(cell(x) for x in row[1:])) for row in rows]
-    titles = [el('th', title, scope='col', class_='number' if rows and numeric(rows[0][i]) else None) for i, title in enumerate(head)]
+    lines = [el('tr', el('th', el('span', row[0]), scope='row', data_v=row[0]), *map(cell, row[1:])) for row in rows]
+    titles = [el('th', title, scope='col', class_='number' if rows and numeric(rows[0][i]) else None)
+              for i, title in enumerate(head)]
     return el('div', el('table', el('thead', el('tr', *titles)), el('tbody', *lines), class_='sort' if sort else None),
               class_='scroll', tabindex='0')
 
 
 def listed(d):
     """A dict as a list of terms; dicts within it in one line."""
-    def words(v):
-        return ', '.join(f'{k} {words(x)}' for k, x in v.items()) if isinstance(v, dict) else ', '.join(map(str, v)) if isinstance(
-            v, list) else '–' if v is None else str(v)
-    return el('dl', *(el('div', el('dt', k), el('dd', words(v))) for k, v in d.items()))
+    def flat(v):
+        if isinstance(v, dict):
+            return ', '.join(f'{key} {flat(x)}' for key, x in v.items())
+        return ', '.join(map(flat, v)) if isinstance(v, list) else '–' if v is None else str(v)
+    return el('dl', *(el('div', el('dt', key), el('dd', flat(v))) for key, v in d.items()))
 
 
 # -----------------------------------------------------------------------------
@@ -503,38 +553,37 @@ def answer(c, percent):
 
 def price_words(report, arm):
     """The price in a line, what is known of it: the baseline's in units, the others' times the baseline's."""
-    said = []
+    said, base = [], mean_of(baseline_of(report) or {})[0]
     for key, (title, _, show) in COSTS.items():
         value, times = price(report, arm, key)
-        if value is None or key in ('forward_flops_per_token', 'compile_seconds'): # in the table
-            continue
-        said.append(f'{show(value)} {title}' if times is None or arm.get('baseline') else f'{times:.4g} x {title}')
-    base = (mean_of(baseline_of(report)) if baseline_of(report) else (None, None))[0]
-    for key, cost in (('loss_at_equal_time', 'time'), ('loss_at_equal_flops', 'FLOPs')):
-        equal = None if arm.get('baseline') else num((arm.get(key) or {}).get('loss'))
-        if equal is not None:
-            said.append(f"at the baseline's {cost} {dec(equal)}" + (f' ({dec(equal - base, sign="+")})' if base is not None else ''))
+        if value is not None and key not in ('forward_flops_per_token', 'compile_seconds'): # those are in the table
+            said.append(f'{show(value)} {title}' if times is None or arm.get('baseline') else f'{ratio(times)} x {title}')
+    for key, title in EQUAL.items():
+        loss = None if arm.get('baseline') else num((arm.get(key) or {}).get('loss'))
+        if loss is not None:
+            said.append(f'{title}: {dec(loss)}' + (f' ({dec(loss - base, sign="+")})' if base is not None else ''))
     return ' · '.join(said)
 
 
 def failures(report):
-    """(arm, seed, status, reason) of the runs that did not come to their end."""
-    return [(arm.get('name'), run.get('seed'), run.get('status'), run.get('reason') or '–')
-            for arm in arms_of(report) for run in arm.get('runs') or [] if run.get('status') != 'done']
+    """(arm, seed, status, reason) of the runs that ended badly."""
+    return [(arm.get('name'), run.get('seed'), str(run.get('status')), run.get('reason') or '–')
+            for arm in arms_of(report) for run in arm.get('runs') or [] if run.get('status') not in ('done', 'missing')]
 
 
 def warnings(report):
     """What a reader must know before the verdicts: unpaired runs, runs that failed, leaks, checks that were not made."""
-    paired, gone = report.get('paired') or {}, failures(report)
+    paired = report.get('paired') or {}
     if paired.get('batches_equal') is False:
         yield 'The arms did not see the same batches: differences between seeds are not paired.'
     if paired.get('init_equal') is False:
         yield 'Parameters that the arms share did not start equal.'
-    for name in dict.fromkeys(row[0] for row in gone):
-        yield f'{name}: {sum(row[0] == name for row in gone)} of {len(next(a for a in arms_of(report) if a.get("name") == name)["runs"])} ' \
-              'runs did not come to their end; see failed runs.'
     for arm in arms_of(report):
-        checks = arm.get('checks') or {}
+        runs, checks = arm.get('runs') or [], arm.get('checks') or {}
+        if gone := sum(run.get('status') not in ('done', 'missing') for run in runs):
+            yield f'{arm.get("name")}: {gone} of {len(runs)} runs did not come to their end; see failed runs.'
+        if gone := sum(run.get('status') == 'missing' for run in runs):
+            yield f'{arm.get("name")}: {gone} of {len(runs)} seeds were not run.'
         if checks.get('status') not in ('ok', None):
             yield f'{arm.get("name")}: leak suite: {checks["status"]}' + (f', {checks["why"]}' if checks.get('why') else '') + '.'
 
@@ -542,63 +591,72 @@ def warnings(report):
 def explained(report):
     """How the statistics work, in sentences."""
     plan, paired = plan_of(report), report.get('paired') or {}
-    level, delta = f'{plan["level"]:.3g}' if plan['level'] else 'the level of a look', plan['delta']
-    several = ', after Holm\'s correction for several arms,' if len(report.get('comparisons') or []) > 1 else ''
-    yield f'Measured: {plan["metric"]}. Seeds: {", ".join(map(str, plan["seeds"])) or "–"}. The loss at the end decides, not the best one on ' \
-          'the way: picking the best of many evaluations rewards luck.'
-    yield 'A difference is arm minus baseline at the same seed, below zero better. Runs of one seed share their batches and the initial ' \
-          'values of the parameters that both arms have. The interval is Student\'s t over the seeds: where the mean of many such studies ' \
-          'would lie. A run counts as one observation, however much text it is evaluated on.'
-    yield f'Helps and hurts: p of the paired t test is below {level}{several} and the exact sign-flip test, which assumes no normal ' \
-          f'distribution, agrees. Equivalent: two one-sided tests show that the difference is within ±{dec(delta, 4).rstrip("0")} nats, set in ' \
-          'advance. Can\'t tell: neither is shown; this is not "no effect". Screen only: with fewer than ' \
-          f'{MIN_SEEDS} seeds not even the sign is to be trusted.'
+    level = f'{plan["level"]:.3g}' if plan['level'] else 'the level of a look'
+    several = ", after Holm's correction for several arms," if len(report.get('comparisons') or []) > 1 else ''
+    delta = f'±{plan["delta"]:g} nats' if plan['delta'] else '±delta'
+    yield (f'Measured: {plan["metric"]}. Seeds: {", ".join(map(str, plan["seeds"])) or "–"}. The loss at the end decides, not the '
+           'best one on the way: picking the best of many evaluations rewards luck.')
+    yield ('A difference is arm minus baseline at the same seed, below zero better. Runs of one seed share their batches and the '
+           "initial values of the parameters that both arms have. The interval is Student's t over the seeds: where the mean of "
+           'many such seeds plausibly lies. A run counts as one observation, however much text it is evaluated on.')
+    yield (f'Helps and hurts: p of the paired t test is below {level}{several} and the exact sign-flip test, which assumes no '
+           f'normal distribution, agrees. Equivalent: two one-sided tests show that the difference is within {delta}, set in '
+           'advance. Can\'t tell: neither is shown; this is not "no effect". '
+           f'Screen only: with fewer than {MIN_SEEDS} seeds not even the sign is to be trusted.')
     if plan.get('looks'):
-        yield f'Looks were planned at {", ".join(map(str, plan["looks"]))} seeds; each tests at a stricter level, so that all together err as ' \
-              'rarely as one test would.'
-    yield 'The interval over text says how far the difference could move on other text of the same kind, the seeds being as they are. ' \
-          'Step equivalents: the baseline\'s iterations that the difference is worth at the end of its curve. ' + (paired.get('note') or '')
+        looks = plan['looks'] if isinstance(plan['looks'], str) else ', '.join(map(str, plan['looks']))
+        yield (f'Looks were planned at {looks} seeds; each tests at a stricter level, so that all '
+               'together err as rarely as one test would.')
+    yield ('The interval over text says how far the difference could move on other text of the same kind, with these seeds. '
+           "Steps: the baseline's iterations that the difference is worth at the end of its curve. ") + (paired.get('note') or '')
 
 
 # -----------------------------------------------------------------------------
 # the page
 
 CSS = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#1c1e21;--soft:#5f656d;--rule:#dfe2e6;--panel:#f6f7f8;--delta:#8a919922;
---good:#18794e;--bad:#c2330f;--same:#2f6fb5;--open:#6b7178;
+:root{color-scheme:light dark;--bg:#fff;--ink:#1c1e21;--soft:#5f656d;--rule:#dfe2e6;--panel:#f6f7f8;--delta:#8a919930;
+--helps:#18794e;--hurts:#c2330f;--equivalent:#2f6fb5;--open:#6b7178;
 --c0:#5f656d;--c1:#0b6bcb;--c2:#d1570a;--c3:#128a5f;--c4:#a8479b;--c5:#a37b00;--c6:#0b93b0;--c7:#c0304f}
-@media(prefers-color-scheme:dark){:root{--bg:#15171a;--ink:#e6e8eb;--soft:#9aa1aa;--rule:#30353b;--panel:#1d2024;--delta:#aab2bb24;
---good:#4cc38a;--bad:#ff8a65;--same:#7db8f5;--open:#a5acb5;
+@media(prefers-color-scheme:dark){:root{--bg:#15171a;--ink:#e6e8eb;--soft:#9aa1aa;--rule:#30353b;--panel:#1d2024;--delta:#aab2bb30;
+--helps:#4cc38a;--hurts:#ff8a65;--equivalent:#7db8f5;--open:#a5acb5;
 --c0:#a5acb5;--c1:#6cb2ff;--c2:#ff9a52;--c3:#4cc79a;--c4:#e08bd4;--c5:#e0bb45;--c6:#4fd0ea;--c7:#ff8095}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:72rem;padding:2rem 1rem 5rem;background:var(--bg);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:break-word}
-h1{font-size:1.7rem;line-height:1.2;margin:0}h2{font-size:1.15rem;margin:3rem 0 .8rem;padding-top:.8rem;border-top:1px solid var(--rule)}
-h3{font-size:.95rem;margin:0 0 .3rem}section>h3{margin-top:1.8rem}p,li,dl{max-width:46rem}.soft,figcaption,nav{color:var(--soft);font-size:.875rem}
+h1{font-size:1.7rem;line-height:1.2;margin:0}
+h2{font-size:1.15rem;margin:3rem 0 .8rem;padding-top:.8rem;border-top:1px solid var(--rule)}
+h3{font-size:.95rem;margin:0 0 .3rem}section>h3{margin-top:1.8rem}
+p,li,dl{max-width:46rem}.soft,figcaption,nav{color:var(--soft);font-size:.875rem}
 nav a{margin-right:.9rem;white-space:nowrap}a{color:inherit}
-.answers{list-style:none;padding:0;margin:1.6rem 0 1rem}.answers li{border-left:4px solid;padding:.1rem 0 .1rem .9rem;margin:0 0 1.3rem}
-.answers p{margin:0;color:var(--ink);font-variant-numeric:tabular-nums}.answers p+p{font-size:.875rem;color:var(--soft)}.answers b{color:var(--ink)}
-.helps{color:var(--good)}.hurts{color:var(--bad)}.equivalent{color:var(--same)}.open{color:var(--open)}strong{font-weight:650}
-.warning{border-left:4px solid var(--bad);background:var(--panel);padding:.5rem .9rem;margin:.4rem 0}
+.answers{list-style:none;padding:0;margin:1.6rem 0 1rem}
+.answers li{border-left:4px solid;padding:.1rem 0 .1rem .9rem;margin:0 0 1.3rem}
+.answers p{margin:0;font-variant-numeric:tabular-nums}.answers p:first-child,b{color:var(--ink)}
+.answers p+p{font-size:.875rem;color:var(--soft)}strong{font-weight:650}
+.helps{color:var(--helps)}.hurts{color:var(--hurts)}.equivalent{color:var(--equivalent)}.open{color:var(--open)}
+.warning{border-left:4px solid var(--hurts);background:var(--panel);padding:.5rem .9rem;margin:.4rem 0}
 .scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule);white-space:nowrap}
-thead th{color:var(--soft);font-weight:500;vertical-align:bottom}.number{text-align:right}td.long{white-space:normal;min-width:16rem}
+thead th{color:var(--soft);font-weight:500;vertical-align:bottom}tbody th{font-weight:600}th.number,td.number{text-align:right}
 th:first-child{position:sticky;left:0;background:var(--bg);padding-left:0}
-tbody th span{display:block;width:max-content;max-width:9rem;white-space:normal;overflow-wrap:anywhere}td details{margin:0}tbody th{font-weight:600}
-.sort thead th[tabindex]{cursor:pointer}.sort thead th[aria-sort=ascending]:after{content:" ↑"}.sort thead th[aria-sort=descending]:after{content:" ↓"}
+tbody th span{display:block;width:max-content;max-width:9rem;white-space:normal;overflow-wrap:anywhere}td details{margin:0}
+.sort thead th[tabindex]{cursor:pointer}[aria-sort=ascending]:after{content:" ↑"}[aria-sort=descending]:after{content:" ↓"}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:2.2rem 1.6rem}
-figure{margin:0;max-width:30rem}svg{display:block;width:100%;height:auto;overflow:visible}
+figure{margin:0;max-width:30rem;min-width:0}figcaption{margin-top:.4rem}svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-size:12px;fill:var(--soft);font-variant-numeric:tabular-nums}svg .name{fill:var(--ink);font-weight:600}
-.grid{stroke:var(--rule)}.axis,.zero{stroke:var(--soft)}.delta{fill:var(--delta)}.band{fill:currentColor;opacity:.16}.line{stroke-width:2}
-path{stroke-linecap:round;stroke-linejoin:round}.dash .line{stroke-dasharray:5 4}.one{fill:var(--bg);stroke:currentColor}
-.seed{display:none;opacity:.75}.each:checked~svg .seed{display:inline}.each:checked~svg .band{display:none}label{font-size:.875rem;color:var(--soft)}
-.legend{list-style:none;padding:0;margin:.2rem 0;display:flex;flex-wrap:wrap;gap:.1rem 1rem;color:var(--ink)}
-.legend i{display:inline-block;width:1rem;height:0;border-top:3px solid;vertical-align:middle;margin-right:.4rem}.legend i.dash{border-top-style:dashed}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr));gap:1.4rem}
+.grid{stroke:var(--rule)}.axis,.zero{stroke:var(--soft)}.delta{fill:var(--delta)}.band{fill:currentColor;opacity:.16}
+path{stroke-linecap:round;stroke-linejoin:round}.line{stroke-width:2}.dash .line{stroke-dasharray:5 4}
+.one{fill:var(--bg);stroke:currentColor}.seed{display:none;opacity:.75}label{font-size:.875rem;color:var(--soft)}
+.each:checked~svg .seed{display:inline}.each:checked~svg .band{display:none}
+.legend{list-style:none;padding:0;margin:.2rem 0;display:flex;flex-wrap:wrap;gap:.1rem 1rem;color:var(--ink)}.legend li{min-width:0}
+.legend i{display:inline-block;width:1rem;border-top:3px solid;vertical-align:middle;margin-right:.4rem}
+.legend i.dash{border-top-style:dashed}
+.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr));gap:1.4rem}.samples div{min-width:0}
 pre{background:var(--panel);padding:.8rem;margin:0;border-radius:4px;overflow:auto;max-height:26rem;white-space:pre-wrap;
 font:.8rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-dl{margin:0;font-size:.875rem}dl div{display:grid;grid-template-columns:minmax(6rem,11rem) 1fr;gap:1rem;padding:.25rem 0;border-bottom:1px solid var(--rule)}
-dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums}details{margin:1rem 0}summary{cursor:pointer}
+dl{margin:0;font-size:.875rem}dt{color:var(--soft)}dd{margin:0;min-width:0;font-variant-numeric:tabular-nums}
+dl div{display:grid;grid-template-columns:minmax(6rem,11rem) 1fr;gap:1rem;padding:.25rem 0;border-bottom:1px solid var(--rule)}
+details{margin:1rem 0}summary{cursor:pointer}
 """ + ''.join(f'.c{i}{{color:var(--c{i})}}' for i in range(8))
 
 JS = """
@@ -606,9 +664,9 @@ for (const table of document.querySelectorAll('.sort'))
   table.querySelectorAll('thead th').forEach((th, column) => {
     const sort = () => {
       const down = th.getAttribute('aria-sort') === 'ascending', rows = [...table.tBodies[0].rows];
-      const key = row => { const v = row.cells[column].dataset.v; return v === undefined ? null : isNaN(v) ? v : +v; };
+      const key = row => { const v = row.cells[column].dataset.v; return v === undefined ? null : v === '' || isNaN(v) ? v : +v; };
       rows.sort((a, b) => { const x = key(a), y = key(b);
-        return x === null ? 1 : y === null ? -1 : (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1); });
+        return x === null ? (y === null ? 0 : 1) : y === null ? -1 : (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1); });
       for (const other of table.querySelectorAll('th')) other.removeAttribute('aria-sort');
       th.setAttribute('aria-sort', down ? 'descending' : 'ascending');
       table.tBodies[0].append(...rows);
@@ -617,12 +675,13 @@ for (const table of document.querySelectorAll('.sort'))
   });
 """
 COLUMNS = {
-    'd': 'arm minus baseline, mean', 'ms ×, FLOPs ×': 'training cost, times the baseline\'s',
+    'd': 'arm minus baseline, mean over seeds, in nats', 'ms ×, FLOPs ×': "training cost, times the baseline's",
     'n': 'runs that came to their end / runs planned', 'loss': 'mean ± standard deviation over seeds',
     'wins': 'seeds at which the arm is lower', 'p': 'of the paired t test, or of ranks where a run diverged',
     'Holm': 'p, corrected for several arms', 'flip p': 'of the exact sign-flip test', 'sd of d': 'over seeds',
     'rho': 'correlation of the arms over seeds; above zero, pairing pays',
-    'P(imp)': 'chance that a run of the arm is below a run of the baseline', 'MDE80': 'the difference that 4 of 5 such studies would find',
+    'P(imp)': 'chance that a run of the arm is below a run of the baseline',
+    'MDE80': 'the difference that 4 of 5 such studies would find',
     'other text': 'interval of d over text', 'steps': 'baseline iterations that d is worth; minus: lost',
 }
 
@@ -631,61 +690,62 @@ def kind(verdict):
     return verdict if verdict in ('helps', 'hurts', 'equivalent') else 'open'
 
 
-def head(report):
+def header(report):
     """Title, and an answer for each arm."""
-    found, plan, base = comparisons_of(report), plan_of(report), baseline_of(report)
-    items = []
-    for arm in arms_of(report):
-        c, cost = found.get(arm.get('name')), price_words(report, arm)
-        if arm is base:
-            mean, sd = mean_of(arm)
-            lead = [el('strong', 'baseline'), ' ', el('b', arm.get('name')), f': {dec(mean)}' + (f' ± {dec(sd)}' if sd is not None else ''),
-                    f', {finished(arm)} runs']
-        else:
-            lead = [el('strong', c.verdict if c else 'no verdict', class_=kind(c.verdict) if c else 'open'), ' ', el('b', arm.get('name')), ': ',
-                    minus(answer(c, plan['percent'])) if c else f'no comparison; {finished(arm)} runs came to their end']
-        items.append(el('li', el('p', *lead), el('p', minus(cost).replace(' x ', ' × ')) if cost else None, class_=kind(c.verdict) if c else 'open'))
-    about = ' · '.join(str(x) for x in (report.get('config'), f'{len(plan["seeds"])} seeds' if plan['seeds'] else None, plan['metric'],
-                                        report.get('created')) if x)
-    return el('header', el('h1', report.get('name') or 'A/B report'), el('p', about, class_='soft'), el('ul', *items, class_='answers'),
-              *(el('p', text, class_='warning') for text in warnings(report)))
+    plan, items = plan_of(report), []
+    for _, arm, c, title, word in verdicts(report):
+        cost, level = price_words(report, arm) if title == arm.get('name') else '', level_of(arm) # said once
+        said = together(minus(answer(c, plan['percent']))) if c else f'{level}, {finished(arm)} runs'
+        items.append(el('li', el('p', el('strong', word, class_=kind(word)), ' ', el('b', title), ': ', said),
+                        el('p', together(minus(cost).replace(' x ', ' × '))) if cost else None, class_=kind(word)))
+    about = [report.get('config'), f'{len(plan["seeds"])} seeds' if plan['seeds'] else None, plan['metric'], report.get('created')]
+    return el('header', el('h1', report.get('name') or 'A/B report'),
+              el('p', ' · '.join(str(x) for x in about if x), class_='soft'),
+              el('ul', *items, class_='answers'), *(el('p', text, class_='warning') for text in warnings(report)))
+
+
+def exact(x, digits=4, sign=''):
+    """A cell with a number."""
+    return dec(x, digits, sign), num(x)
+
+
+def exact_pair(x):
+    return ', '.join(dec(v, sign='+') for v in x) if x else '–', x and x[0]
 
 
 def verdict_table(report):
-    plan, found, rows = plan_of(report), comparisons_of(report), []
-    for arm in arms_of(report):
-        c, (mean, sd) = found.get(arm.get('name')) or Comparison({}), mean_of(arm)
-        word = 'baseline' if arm.get('baseline') else c.verdict
-        def signed(x):
-            return dec(x, sign='+'), x
-        def span(x):
-            return (f'{dec(x[0], sign="+")}, {dec(x[1], sign="+")}' if x else '–'), x and x[0]
-        rows.append([arm.get('name'), (el('strong', word, class_=kind(word)), word), signed(c.mean), span(c.interval),
-                     *((dec(x, 3), x) for x in (price(report, arm, 'step_ms')[1], price(report, arm, 'flops_per_token')[1])),
-                     (finished(arm), len(losses(arm))), (dec(mean) + (f' ± {dec(sd)}' if sd is not None else ''), mean),
-                     (c.wins, None if c.wins == '–' else int(c.wins.split('/')[0])), *((p_text(p), p) for p in (c.p, c.holm_p, c.flip_p)),
-                     (dec(c.sd), c.sd), (dec(c.rho, 2), c.rho), (dec(c.p_improve, 2), c.p_improve), (dec(c.mde), c.mde),
-                     span(c.text_interval), (dec(c.steps, 0, '+'), c.steps)])
-    return [table(['arm', 'verdict', 'd', f'{plan["percent"]}interval', 'ms ×', 'FLOPs ×', 'n', 'loss', 'wins', 'p', 'Holm', 'flip p',
-                   'sd of d', 'rho', 'P(imp)', 'MDE80', 'other text', 'steps'], rows, sort=True),
-            el('details', el('summary', 'What the columns mean'), listed(COLUMNS))] if rows else []
+    """The answer and the price first, so that a phone shows them."""
+    plan, rows = plan_of(report), []
+    for _, arm, c, title, word in verdicts(report):
+        c = c or Comparison({})
+        rows.append([
+            title, (el('strong', word, class_=kind(word)), str(word)), exact(c.mean, sign='+'), exact_pair(c.interval),
+            *(exact(price(report, arm, key)[1], 3) for key in ('step_ms', 'flops_per_token')), (finished(arm), len(losses(arm))),
+            (level_of(arm), mean_of(arm)[0]), (c.wins, num(c.wins.split('/')[0])),
+            *((p_text(p), p) for p in (c.p, c.holm_p, c.flip_p)), exact(c.sd), exact(c.rho, 2), exact(c.p_improve, 2), exact(c.mde),
+            exact_pair(c.text_interval), exact(c.steps, 0, '+')])
+    titles = ['arm', 'verdict', 'd', f'{plan["percent"]}interval', 'ms ×', 'FLOPs ×', 'n', 'loss', 'wins', 'p', 'Holm', 'flip p',
+              'sd of d', 'rho', 'P(imp)', 'MDE80', 'other text', 'steps']
+    return [table(titles, rows, sort=True), el('details', el('summary', 'What the columns mean'), listed(COLUMNS))] if rows else []
 
 
 def price_table(report):
-    used = [key for key in COSTS if any(price(report, arm, key)[0] is not None for arm in arms_of(report))]
-    equal = {key: title for key, title in (('loss_at_equal_time', "loss at the baseline's time"), ('loss_at_equal_flops',
-             "loss at the baseline's FLOPs")) if any(arm.get(key) for arm in arms_of(report))}
-    rows = []
-    for arm in arms_of(report):
+    arms, rows = arms_of(report), []
+    used = [key for key in COSTS if any(price(report, arm, key)[0] is not None for arm in arms)]
+    equal = [key for key in EQUAL if any(arm.get(key) for arm in arms)]
+    for arm in arms:
         row = [arm.get('name')]
         for key in used:
             value, times = price(report, arm, key)
-            row += [('–' if value is None else COSTS[key][2](value) + (f' ({times:.4g} ×)' if times is not None else ''), value)]
-        for key in equal:
-            e = arm.get(key) or {}
-            row += [(dec(e.get('loss')) + (f' at {e["iters"]}' if e.get('iters') is not None else ''), num(e.get('loss')))]
+            shows = '–' if value is None else COSTS[key][2](value) + (f' ({ratio(times)} ×)' if times is not None else '')
+            row.append((shows, value))
+        for e in (arm.get(key) or {} for key in equal):
+            row.append((dec(e.get('loss')) + (f' at {e["iters"]}' if e.get('iters') is not None else ''), num(e.get('loss'))))
         rows.append(row)
-    return [table(['arm', *(COSTS[key][0] for key in used), *equal.values()], rows, sort=True)] if used or equal else []
+    note = el('p', "Losses at the baseline's time or FLOPs are read off the arm's own curve; its schedule was not made to end "
+              'there, so they are too high.', class_='soft') if equal else None
+    titles = ['arm', *(COSTS[key][0] for key in used), *map(EQUAL.get, equal)]
+    return [table(titles, rows, sort=True), note] if used or equal else []
 
 
 def arms_table(report):
@@ -693,44 +753,53 @@ def arms_table(report):
     rows = []
     for arm in arms_of(report):
         checks = arm.get('checks') or {}
-        lines = el('details', el('summary', checks.get('status') or '–'), *(el('div', line) for line in checks['lines'])) \
-            if checks.get('lines') else checks.get('status') or '–'
-        options = ', '.join(f'{k}={v}' for k, v in (arm.get('options') or {}).items()) or '–'
-        rows.append([arm.get('name'), arm.get('variant') or '–', options, lines, checks.get('why') or '–'])
+        status = checks.get('status') or '–'
+        if checks.get('lines'):
+            status = el('details', el('summary', status), *(el('div', text) for text in checks['lines']))
+        options = ', '.join(f'{key}={v}' for key, v in (arm.get('options') or {}).items())
+        rows.append([arm.get('name'), arm.get('variant') or '–', options or '–', status, checks.get('why') or '–'])
     return [table(['arm', 'variant', 'options', 'leak suite', 'why'], rows)] if rows else []
 
 
 def runs_table(report):
     rows = [[arm.get('name'), (str(run.get('seed')), num(run.get('seed'))), run.get('status') or '–',
-             *((dec(run.get(key)), num(run.get(key))) for key in ('val_loss', 'best_val_loss')), (dec(run.get('best_iter'), 0), num(run.get('best_iter'))),
-             (dec(run.get('train_loss')), num(run.get('train_loss'))), (dec(run.get('seconds'), 1), num(run.get('seconds'))),
+             *(exact(run.get(key), digits) for key, digits in (('val_loss', 4), ('best_val_loss', 4), ('best_iter', 0),
+                                                               ('train_loss', 4), ('seconds', 1))),
              run.get('init_hash') or '–', run.get('batch_hash') or '–'] for arm in arms_of(report) for run in arm.get('runs') or []]
-    return [el('details', el('summary', f'All {len(rows)} runs'), table(
-        ['arm', 'seed', 'status', 'final loss', 'best', 'at', 'train loss', 'seconds', 'initial values', 'batches'], rows, sort=True))] if rows else []
+    titles = ['arm', 'seed', 'status', 'final loss', 'best', 'at', 'train loss', 'seconds', 'initial values', 'batches']
+    return [el('details', el('summary', f'All {len(rows)} runs'), table(titles, rows, sort=True))] if rows else []
+
+
+def plots(report):
+    """Every figure of the report's own; then those of the variants, under their names."""
+    trees, stats, drawn = forest(report), list(stat_figures(report)), []
+    if trees:
+        note = f'Thick: {trees.percent}interval over seeds; rings: each seed; grey: ±delta, the least difference that matters.'
+        dashed = ' Dashed: interval over text.' * any(c.text_interval for _, c, *_ in trees.rows)
+        drawn = [el('figure', el('h3', trees.title), forest_svg(trees), el('figcaption', note + dashed))]
+    drawn += [shown(figure, i) for i, figure in enumerate(figures(report))]
+    own = []
+    for name in dict.fromkeys(arm.get('name') for arm, _ in stats):
+        mine = [shown(figure, f'_{i}') for i, (arm, figure) in enumerate(stats) if arm.get('name') == name]
+        own += [el('h3', name), el('div', *mine, class_='figures')]
+    return [el('div', *drawn, class_='figures')] if drawn else [], own
 
 
 def page(report):
-    """(id, title, contents) of the sections in their order; those without contents are left out."""
-    trees, drawn = forest(report), figures(report)
-    plots = [el('figure', el('h3', trees.title), forest_svg(trees), el('figcaption', f'Thick: {trees.percent}interval over seeds; rings: each '
-             'seed; grey: ±delta, the least difference that matters.' + ' Dashed: interval over text.' * any(
-                 c.text_interval for _, c, *_ in trees.rows)))] if trees else []
-    plots += [shown(figure, i) for i, figure in enumerate(drawn)]
-    stats = [(arm.get('name'), shown(figure, f'_{i}')) for i, (arm, figure) in enumerate(stat_figures(report))]
-    own = [part for name in dict.fromkeys(name for name, _ in stats) for part in (
-        el('h3', name), el('div', *(drawing for other, drawing in stats if other == name), class_='figures'))]
+    """(id, title, contents) of the sections in their order."""
+    drawn, own = plots(report)
     samples = [el('div', el('h3', arm.get('name')), el('pre', arm['sample'])) for arm in arms_of(report) if arm.get('sample')]
+    gone, recipe = failures(report), report.get('recipe')
     yield 'verdicts', 'Verdicts', verdict_table(report)
     yield 'price', 'Price', price_table(report)
-    yield 'figures', 'Figures', [el('div', *plots, class_='figures')] if plots else []
+    yield 'figures', 'Figures', drawn
     yield 'diagnostics', "The variants' own diagnostics", own
     yield 'samples', 'Samples', [el('div', *samples, class_='samples')] if samples else []
     yield 'arms', 'Arms and leak suite', arms_table(report)
-    gone = failures(report)
-    yield 'failed', 'Failed runs', [table(['arm', 'seed', 'status', 'reason'], [[a, str(s), str(st), r] for a, s, st, r in gone])] if gone else []
+    yield 'failed', 'Failed runs', [table(['arm', 'seed', 'status', 'reason'], gone)] if gone else []
     yield 'runs', 'Runs', runs_table(report)
     yield 'environment', 'Environment', [listed(report['environment'])] if report.get('environment') else []
-    yield 'recipe', 'Recipe', [el('details', el('summary', 'Options of the baseline'), listed(report['recipe']))] if report.get('recipe') else []
+    yield 'recipe', 'Recipe', [el('details', el('summary', "The baseline's options"), listed(recipe))] if recipe else []
     yield 'command', 'Command', [el('pre', report['command'])] if report.get('command') else []
     yield 'statistics', 'How the statistics work', [el('p', text) for text in explained(report)]
 
@@ -738,16 +807,17 @@ def page(report):
 def write_html(report, path):
     """The report as one file that needs nothing else, not even a network."""
     sections = [(key, title, inside) for key, title, inside in page(report) if inside]
-    nav = el('nav', *(el('a', title, href=f'#{key}') for key, title, _ in sections))
-    data = json.dumps(report, ensure_ascii=True, default=str).replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"     # whatever a name may contain, nothing is loaded
-    text = '<!DOCTYPE html>\n' + el('html', el(
-        'head', el('meta', charset='utf-8'), el('meta', http_equiv='Content-Security-Policy', content=policy),
-        el('meta', name='viewport', content='width=device-width, initial-scale=1'), el('title', report.get('name') or 'A/B report'),
-        el('style', Raw(CSS))), '\n', el('body', head(report), nav, '\n', *(
-            el('section', el('h2', title), *inside, '\n', id=key) for key, title, inside in sections),
-            el('script', Raw(data), type='application/json', id='report'), el('script', Raw(JS))), lang='en')
-    Path(path).write_text(text, encoding='utf-8')
+    data = json.dumps(report, default=str)  # ASCII; < and & could end or change the script
+    for character in '<>&':
+        data = data.replace(character, f'\\u{ord(character):04x}')
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'" # whatever a name holds, nothing is loaded
+    title = report.get('name') or 'A/B report'
+    head = el('head', el('meta', charset='utf-8'), el('meta', http_equiv='Content-Security-Policy', content=policy),
+              el('meta', name='viewport', content='width=device-width, initial-scale=1'), el('title', title), el('style', Raw(CSS)))
+    body = el('body', header(report), el('nav', *(el('a', title, href=f'#{key}') for key, title, _ in sections)),
+              *(el('section', '\n', el('h2', title), *inside, id=key) for key, title, inside in sections),
+              el('script', Raw(data), type='application/json', id='report'), el('script', Raw(JS)))
+    Path(path).write_text(f'<!DOCTYPE html>\n{el("html", head, body, lang="en")}\n', encoding='utf-8')
 
 
 # -----------------------------------------------------------------------------
@@ -758,42 +828,44 @@ COLORS = '#5f656d #0b6bcb #d1570a #128a5f #a8479b #a37b00 #0b93b0 #c0304f'.split
 
 def plain(name):
     """A name for matplotlib: no mathematics, and none that it would leave out of a legend."""
-    return ' ' + str(name).replace('\\', '\\\\').replace('$', r'\$')
+    return ' ' + re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '\ufffd', str(name)).replace('$', r'\$')
 
 
 def write_plots(report, folder):
-    """The page's figures as PNGs; their paths. Without matplotlib, an extra, none."""
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError:
-        return []
+    """The page's figures as PNGs; their paths. ImportError without matplotlib, an extra."""
+    from matplotlib.figure import Figure as Canvas
     folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for figure in [forest(report), *figures(report), *(figure for _, figure in stat_figures(report))]:
         if figure is None:
             continue
-        tall = 1.4 + 0.45 * len(figure.rows) if isinstance(figure, Forest) else 4
-        canvas = Canvas(figsize=(6.4, tall), layout='constrained')
+        tree = isinstance(figure, Forest)
+        canvas = Canvas(figsize=(6.4, 1.4 + 0.45 * len(figure.rows) if tree else 4), layout='constrained')
         ax = canvas.add_subplot()
-        (draw_forest if isinstance(figure, Forest) else draw)(figure, ax)
+        (plot_forest if tree else plot)(figure, ax)
         ax.set_title(plain(figure.title), loc='left', fontsize=11)
+        ax.set_xlabel(figure.x)
         ax.spines[['top', 'right']].set_visible(False)
         written.append(folder / f'{figure.name}.png')
         canvas.savefig(written[-1], dpi=150)
     return written
 
 
-def draw(figure, ax):
+def color_of(i):
+    return COLORS[int(color_class(i)[1])]
+
+
+def plot(figure, ax):
     """A Figure on matplotlib's axes."""
     handles = []
     for s in figure.series:
-        color, style = COLORS[int(color_class(s.color).split()[0][1:])], '--' if s.color > 7 else '-'
         if figure.dots:
-            handles.append(ax.errorbar(s.x, s.y, [np.subtract(s.y, s.low), np.subtract(s.high, s.y)], fmt='o', color=color))
+            bars = [np.subtract(s.y, s.low), np.subtract(s.high, s.y)]
+            handles.append(ax.errorbar(s.x, s.y, bars, fmt='o', color=color_of(s.color)))
         else:
             if s.low:
-                ax.fill_between(s.x, s.low, s.high, color=color, alpha=0.16, linewidth=0)
-            handles += ax.plot(s.x, s.y, style, color=color, alpha=s.alpha)
+                ax.fill_between(s.x, s.low, s.high, color=color_of(s.color), alpha=0.16, linewidth=0)
+            handles += ax.plot(s.x, s.y, '--' if s.color > 7 else '-', color=color_of(s.color), alpha=s.alpha)
     if figure.log:
         ax.set_xscale('log', base=2)
         ax.xaxis.set_major_formatter('{x:g}')
@@ -802,48 +874,45 @@ def draw(figure, ax):
         ax.axhline(0, color='0.4', linewidth=0.8)
     if figure.within or figure.dots:
         ax.set_ylim(limits(figure)[1])
-    ax.set_xlabel(plain(figure.x))
-    ax.set_ylabel(plain(figure.y))
+    ax.set_ylabel(figure.y)
     ax.legend(handles, [plain(cut(s.label, 40)) for s in figure.series], frameon=False, fontsize=8)
 
 
-def draw_forest(figure, ax):
+def plot_forest(figure, ax):
     """A Forest on matplotlib's axes."""
     ax.axvspan(-figure.delta, figure.delta, color='0.6', alpha=0.2, linewidth=0)
     ax.axvline(0, color='0.4', linewidth=0.8)
     for i, (_, c, color, each) in enumerate(figure.rows):
-        color = COLORS[int(color_class(color).split()[0][1:])]
+        color, out = color_of(color), abs(c.mean) > figure.reach
         ax.plot(c.interval or (c.mean, c.mean), [i, i], color=color, linewidth=2.5)
         ax.plot(each, [i] * len(each), 'o', color=color, markersize=3.5, markerfacecolor='white')
-        ax.plot([min(max(c.mean, -figure.reach), figure.reach)], [i], 'o' if abs(c.mean) < figure.reach else '<>'[c.mean > 0],
-                color=color, clip_on=False)
+        ax.plot(np.clip(c.mean, -figure.reach, figure.reach), i, '<>'[c.mean > 0] if out else 'o', color=color, clip_on=False)
         if c.text_interval:
             ax.plot(c.text_interval, [i + 0.25] * 2, '--', color=color, linewidth=1)
     ax.set_yticks(range(len(figure.rows)), [plain(cut(row[0], 30)) for row in figure.rows])
     ax.set_ylim(len(figure.rows) - 0.4, -0.6)
     ax.set_xlim(-figure.reach, figure.reach)
-    ax.set_xlabel(figure.x)
 
 
 def text(report, width=132):
-    """The table for the terminal, a line of words an arm below it, then what a reader must know; lines of at most width columns."""
-    plan, found = plan_of(report), comparisons_of(report)
-    rows = [['variant', 'n', 'loss', f'd vs baseline [{plan["percent"]}t]', 'Holm', 'wins', 'ms x', 'FLOPs x', 'verdict']]
-    said = []
-    for arm in arms_of(report):
-        c, (mean, sd) = found.get(arm.get('name')), mean_of(arm)
-        span = f' [{dec(c.interval[0], sign="+")}, {dec(c.interval[1], sign="+")}]' if c and c.interval else ''
-        name = ''.join(ch if ch.isprintable() else '?' for ch in str(arm.get('name'))) # no control codes from a name
-        rows.append([name, finished(arm), dec(mean) + (f'±{dec(sd)}' if sd is not None else ''), dec(c and c.mean, sign='+') + span,
-                     p_text(c and c.holm_p), c.wins if c else '–', *(dec(price(report, arm, key)[1], 3) for key in ('step_ms', 'flops_per_token')),
-                     'baseline' if arm.get('baseline') else c.verdict if c else 'no verdict'])
-        cost = price_words(report, arm)
-        said += [f'{name}: ' + (f'{c.verdict}: {answer(c, plan["percent"])}' if c else 'baseline' if arm.get('baseline') else 'no comparison')
-                 + (f'; price: {cost}' if cost else '')]
+    """The table for the terminal; below it the words and the price of each arm, then what a reader must know."""
+    plan, said = plan_of(report), []
+    rows = [['variant', 'n', 'loss', f'd [{plan["percent"]}t]', 'Holm', 'wins', 'ms x', 'FLOPs x', 'verdict']]
+    for _, arm, c, title, word in verdicts(report):
+        cost, c = price_words(report, arm) if title == arm.get('name') else '', c or Comparison({})
+        span = f' [{dec(c.interval[0], sign="+")}, {dec(c.interval[1], sign="+")}]' if c.interval else ''
+        rows.append([visible(title), finished(arm), level_of(arm, '±'), dec(c.mean, sign='+') + span, p_text(c.holm_p), c.wins,
+                     *(dec(price(report, arm, key)[1], 3) for key in ('step_ms', 'flops_per_token')), word])
+        said += [f'{title}: {word}' + (f', {answer(c, plan["percent"])}' if c.arm else '')]
+        said += [f'    price: {cost}'] if cost else []
     widths = [max(map(len, column)) for column in zip(*rows)]
     widths[0] = max(min(widths[0], width - sum(widths[1:]) - 2 * len(widths)), 8)
     lines = ['  '.join(cut(cell, w).ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
     for paragraph in [*said, *warnings(report)]:
-        clean = ''.join(ch if ch.isprintable() else '?' for ch in paragraph)
-        lines += textwrap.wrap(clean, width, subsequent_indent='    ', break_on_hyphens=False)
+        lines += textwrap.wrap(visible(paragraph), width, subsequent_indent='    ', break_on_hyphens=False)
     return '\n'.join(lines)
+
+
+def visible(name):
+    """No control codes for a terminal."""
+    return ''.join(character if character.isprintable() else '?' for character in str(name))

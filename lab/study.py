@@ -1,7 +1,6 @@
 """A study: arms x seeds, one run folder each. What is to be trained, what is done, and what came out."""
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -122,7 +121,7 @@ class Study:
         for name, said in ('ab.json', 'done'), ('failed.json', 'failed'), ('task.json', 'partial'):
             if (record := read_json(folder / name)) is not None:
                 if what := difference(record['identity'], self.identity(arm)):
-                    raise Stop(f'{folder} was run with another {what}; --redo=True trains it again, --name=NAME starts another study')
+                    raise Stop(f'{folder} was run with another {what}; --redo=True trains it again, --name=NAME starts a new study')
                 return said, record
         return 'new', None
 
@@ -212,7 +211,8 @@ def train_one(task, place, kept):
     write_json(folder / 'task.json', dict(identity=task.identity))
     o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), init_from='resume' if resume else 'scratch',
                             device=place.device or arm.options.device)
-    origin = arm.origin | dict(out_dir='command line', seed='command line')
+    origin = {name: 'ab.py' if arm.origin.get(name, 'default') == 'default' else arm.origin[name] for name in arm.model_args}
+    origin = arm.origin | origin | dict(out_dir='command line', seed='ab.py') # what is no default, a resumed run compares
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     built = kept.pop('built', None) if kept.get('arm') == arm.name else None
     if built is None:

@@ -41,6 +41,28 @@ def test_distance_bias_equals_float64_math(impl, T, window):
         assert error(fast, exact) < (2e-2 if name == 'window' else 6e-3), name
 
 
+@pytest.mark.parametrize('T', [128, 256, 1000])
+@pytest.mark.parametrize('start', [0.0, 3.0])
+def test_key_bias_equals_float64_math(T, start):
+    """A bias that belongs to the key and adds up over the row, as what is forgotten does."""
+    torch.manual_seed(T)
+    q, k, v, g = torch.randn(4, 2, 3, T, 64, device='cuda', dtype=torch.bfloat16) # (B, nh, T, hs) each
+    z = torch.randn(2, 3, T, device='cuda') + start
+    pos = torch.arange(T, device='cuda').expand(2, T)
+
+    def run(impl, dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = [t.to(kind).detach().requires_grad_() for t, kind in ((q, dtype), (k, dtype), (v, dtype), (z, wide))]
+        c = torch.nn.functional.logsigmoid(leaves[3]).cumsum(-1)
+        mod = lambda s, b, h, i, j: s - c[b, h, j]
+        y = core.attend(*leaves[:3], pos, pos, mod, (torch.ones_like(c), -c), impl, plain=True)
+        return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
+
+    results = run('sdpa', torch.bfloat16), run('math', torch.float64)
+    for name, fast, exact in zip(('y', 'q', 'k', 'v', 'z'), *results, strict=True):
+        assert error(fast, exact) < (5e-2 if name == 'z' else 6e-3), (name, error(fast, exact))
+
+
 def updates(variant, compile, dropout=0.2, seed=1, **options):
     torch._dynamo.reset()
     m = machine('cuda', 'bfloat16', compile)
