@@ -1,4 +1,5 @@
 # make demo   an environment, then a variant trained and sampled on Shakespeare: minutes on a laptop, about one on a GPU
+# make ab     the environment, then a study: baseline, soft_window and alibi, 5 seeds each, about 6 minutes on two CPU cores
 # make test   the environment, then the test suite
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -6,11 +7,14 @@ TORCH  ?= torch==2.13.0
 SITE   ?= $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 BIN    := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo ab test clean
 
 demo: .venv/ready
 	$(BIN)/python train.py $$($(BIN)/python -c "import torch; print('config/train_shakespeare_char' + '_cpu' * (not torch.cuda.is_available()) + '.py')") --variant=surprise
 	$(BIN)/python sample.py --out_dir=out-surprise --num_samples=2
+
+ab: .venv/ready
+	$(BIN)/python ab.py config/ab_shakespeare_cpu.py --variants=soft_window,alibi --seeds=5
 
 test: .venv/ready
 	$(BIN)/python -m ruff check .

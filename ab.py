@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -29,11 +28,11 @@ import torch
 import model as core
 import train
 from configurator import Given, arguments, configure
-from lab import pool, study as lab_study
+from lab import ledger, pool, study as lab_study
 from lab.environment import git, versions
 from lab.errors import Stop, run as run_main
 from lab.options import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
-from lab.run import Run, last_iteration, plain
+from lab.run import Run, last_iteration
 from lab.study import Arm, Study, Task, read_json, write_json
 
 OUT = Path('out-ab')
@@ -50,7 +49,7 @@ class Options:
     baseline: str = ''                  # the arm that others are compared with; '': the first
     delta: Positive = 0.005             # differences smaller than this, in nats, count as equivalent
     alpha: Annotated[float, '(0, 0.5)'] = 0.05 # how often a study of ideas that do nothing may say that one does something
-    looks: str = ''                     # verdicts at 5,10 seeds, at a level corrected for it; who is decided stops
+    looks: str = ''                     # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
     null: bool = False                  # an arm that is the baseline with other seeds: the noise floor
     match: Literal['none', 'params', 'flops', 'time'] = 'none' # also compare with a baseline as wide as each arm, or trained as long
     lr_sweep: str = ''                  # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
@@ -404,23 +403,11 @@ def build_report(study, o, extra, seeds, pairs):
                                  peak_bytes=price['peak_bytes'], decode_tokens_per_s=price['decode_tokens_per_s'],
                                  compile_seconds=price['first_step_seconds']),
             runs=lab_study.runs_of(study, arm, seeds), curve=curve, stats=stat,
-            position_loss=lab_study.mean_positions(records[arm.name]) if records[arm.name] else None,
+            position_loss=lab_study.means([r['positions'] for r in records[arm.name].values()]) if records[arm.name] else None,
             loss_at_equal_time=lab_study.at_ratio(curve, ratio['step_ms']) if ratio else None,
             loss_at_equal_flops=lab_study.at_ratio(curve, ratio['flops_per_token']) if ratio else None, sample=sampled))
-    comparisons = []
-    for result, group, done in results:
-        for arm in group[1:]:
-            c = result['comparisons'][arm.name]
-            both = [records[a.name] for a in (group[0], arm)]
-            common = [s for s in done if all(s in r for r in both)]
-            windows = [lab_study.mean_windows({s: r[s] for s in common}) for r in both] if common else None
-            text = stats.text_interval([v - b for b, v in zip(*windows)], alpha=o.alpha) if windows else None
-            curve = curves[group[0].name]
-            mean = [sum(column) / len(column) for column in zip(*curve['val'])]
-            step = stats.step_equivalents(c['mean'], curve['iters'], mean) if c['mean'] is not None and mean else None
-            comparisons.append(dict(arm=arm.name, baseline=group[0].name, **c, words=stats.in_words(c, result), level=result['level'],
-                                    text_interval=text and [text['low'], text['high']],
-                                    step_equivalents=None if step is None else -step))
+    comparisons = [compared(result, group, arm, done, records, curves[group[0].name], o)
+                   for result, group, done in results for arm in group[1:]]
     options = base.options
     return dict(
         name=study.folder.name, command=extra['command'], config=extra['config'], created=extra['created'],
@@ -428,6 +415,21 @@ def build_report(study, o, extra, seeds, pairs):
                   lr_sweep=extra.get('sweep')),
         environment=extra['environment'], recipe=dataclasses.asdict(options) | base.model_args, arms=arms, comparisons=comparisons,
         paired=extra.get('paired'), tables=[stats.text_table(result, columns(result, prices)) for result, _, _ in results])
+
+
+def compared(result, group, arm, seeds, records, base_curve, o):
+    """lab.stats' comparison of an arm with group[0], with what other text and more steps would have made of it."""
+    from lab import stats
+    c, both = result['comparisons'][arm.name], [records[a.name] for a in (group[0], arm)]
+    common = [seed for seed in seeds if all(seed in r for r in both)]
+    text = step = None
+    if common:
+        base, var = (lab_study.means([r[seed]['windows'] for seed in common]) for r in both)
+        text = stats.text_interval([v - b for b, v in zip(base, var)], alpha=o.alpha)
+    if c['mean'] is not None:
+        step = stats.step_equivalents(c['mean'], base_curve['iters'], lab_study.means(base_curve['val']))
+    return dict(arm=arm.name, baseline=group[0].name, **c, words=stats.in_words(c, result), level=result['level'],
+                text_interval=text and [text['low'], text['high']], step_equivalents=step)
 
 
 def columns(result, prices):
@@ -451,40 +453,6 @@ def publish(report, folder, say):
     for table in report.get('tables') or []:
         print(f'\n{table}')
     print(f'\n{folder}/report.html')
-
-
-def ledger_add(report, folder):
-    """One line for the study in out-ab/ledger.jsonl, which outlives its folder, and LEDGER.md from all of them."""
-    path = OUT / 'ledger.jsonl'
-    entry = dict(name=report['name'], created=report['created'], command=report['command'], seeds=len(report['plan']['seeds']),
-                 arms={a['name']: sum(r['status'] != 'done' for r in a['runs']) for a in report['arms']},
-                 comparisons=[{n: c.get(n) for n in ('arm', 'baseline', 'n', 'mean', 'interval', 'holm_p', 'verdict')}
-                              for c in report['comparisons']])
-    lines = [line for line in ledger_lines() if line['name'] != entry['name'] or line['created'] != entry['created']]
-    path.write_text(''.join(json.dumps(plain(line)) + '\n' for line in [*lines, entry]), encoding='utf-8')
-    (OUT / 'LEDGER.md').write_text(ledger_text() + '\n', encoding='utf-8')
-
-
-def ledger_lines():
-    path = OUT / 'ledger.jsonl'
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
-
-
-def ledger_text():
-    """Every comparison ever made here, a row each: many studies find something by luck, and this says how many there were."""
-    rows = ['| study | when | arm | against | seeds | difference | 95 % interval | p (Holm) | verdict | failed runs |', '|' + ' --- |' * 10]
-    cell = lambda text: str(text).replace('|', '\\|').replace('\n', ' ')
-    for line in ledger_lines():
-        for c in line['comparisons']:
-            mean = '' if c['mean'] is None else f"{c['mean']:+.4f}"
-            span = '' if not c['interval'] else '{:+.4f} to {:+.4f}'.format(*c['interval'])
-            rows.append('| ' + ' | '.join(map(cell, (
-                line['name'], line['created'][:16].replace('T', ' '), c['arm'], c['baseline'], c['n'], mean, span,
-                '' if c['holm_p'] is None else f"{c['holm_p']:.3f}", c['verdict'], line['arms'].get(c['arm'], '')))) + ' |')
-        if not line['comparisons']:
-            rows.append(f"| {cell(line['name'])} | {line['created'][:16].replace('T', ' ')} | no comparison: runs failed |" + ' |' * 7)
-    said = f"{sum(len(line['comparisons']) for line in ledger_lines())} comparisons in {len(ledger_lines())} studies"
-    return '\n'.join([f'# Ledger\n\n{said}\n', *rows])
 
 
 # -- the whole
@@ -539,7 +507,7 @@ def run_study(o, given, say=print):
                                                   arms=[as_json(a) for a in arms], pairs={n: as_json(m) for n, m in pairs.items()}))
     report = build_report(study, o, extra, seeds, pairs)
     publish(report, study.folder, say)
-    ledger_add(report, study.folder)
+    ledger.add(report, OUT)
     if not report['comparisons']:
         raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {study.folder}/report.html')
 
@@ -625,14 +593,14 @@ def main():
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
     rest = [g for g in given if g.name not in known]
     if o.ledger:
-        return print(ledger_text())
+        return print(ledger.text(OUT))
     if o.report:
         return again(o.report)
     if o.from_csv:
         from lab.stats import read_csv
         folder = OUT / (o.name or re.sub(r'[^\w.+=-]+', '_', Path(o.from_csv).stem))
         report = from_table(read_csv(o.from_csv), o, folder, ' '.join(map(shlex.quote, ['python', *sys.argv])))
-        return ledger_add(report, folder)
+        return ledger.add(report, OUT)
     run_study(o, rest)
 
 

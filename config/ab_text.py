@@ -1,4 +1,4 @@
-"""For comparisons on larger text, each token seen once: a corpus of a million characters rewards whatever regularises (arXiv 2604.23434).
+"""For comparisons on larger text, each token seen once: a million characters reward whatever regularises (arXiv 2604.23434).
 Prepare the text with data/text/prepare.py, or give --dataset=openwebtext; 2,000 iterations read 131 million tokens."""
 
 dataset = 'text'

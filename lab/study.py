@@ -360,20 +360,13 @@ def at_ratio(curve, ratio):
     iters = curve['iters']
     if not curve['val'] or ratio <= 1:
         return None
-    mean = [sum(column) / len(column) for column in zip(*curve['val'])]
-    at = iters[-1] / ratio
+    mean, at = means(curve['val']), iters[-1] / ratio
     i = max(n for n, it in enumerate(iters) if it <= at)
     j = min(i + 1, len(iters) - 1)
     share = (at - iters[i]) / (iters[j] - iters[i]) if j > i else 0.0
     return dict(loss=mean[i] + share * (mean[j] - mean[i]), iters=math.floor(at))
 
 
-def mean_positions(records):
-    """The loss at each position, mean over seeds."""
-    columns = zip(*(record['positions'] for record in records.values()))
-    return [sum(column) / len(column) for column in columns]
-
-
-def mean_windows(records):
-    columns = zip(*(record['windows'] for record in records.values()))
-    return [sum(column) / len(column) for column in columns]
+def means(rows):
+    """Of numbers at the same place in several lists."""
+    return [sum(column) / len(column) for column in zip(*rows)]
