@@ -51,7 +51,7 @@ class Options:
     alpha: Annotated[float, '(0, 0.5)'] = 0.05 # how often a study of ideas that do nothing may say that one does something
     looks: str = ''                     # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
     null: bool = False                  # an arm that is the baseline with other seeds: the noise floor
-    match: Literal['none', 'params', 'flops', 'time'] = 'none' # also compare with a baseline as wide as each arm, or trained as long
+    match: Literal['none', 'params', 'flops', 'time'] = 'none' # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = ''                  # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     jobs: Whole = 0                     # processes at once on each device; 0: one on a GPU, one a core on CPUs
     devices: str = ''                   # GPUs to spread over: 0,1; '': the config's device

@@ -10,8 +10,11 @@ def add(report, out):
                  failed={arm['name']: sum(run['status'] != 'done' for run in arm['runs']) for arm in report['arms']},
                  comparisons=[{n: c.get(n) for n in ('arm', 'baseline', 'n', 'mean', 'interval', 'holm_p', 'verdict')}
                               for c in report['comparisons']])
-    with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:
-        f.write(json.dumps(plain(entry)) + '\n')
+    entry = json.loads(json.dumps(plain(entry)))
+    known = [(e['name'], e['comparisons']) for e in entries(out)]
+    if (entry['name'], entry['comparisons']) not in known: # the same study, reported once more
+        with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:
+            f.write(json.dumps(entry) + '\n')
     (out / 'LEDGER.md').write_text(text(out) + '\n', encoding='utf-8')
 
 
@@ -28,8 +31,9 @@ def text(out):
         when = study['created'][:16].replace('T', ' ')
         for c in study['comparisons']:
             interval = '{:+.4f} to {:+.4f}'.format(*c['interval']) if c['interval'] else ''
-            rows.append((study['name'], when, c['arm'], c['baseline'], c['n'], '' if c['mean'] is None else f"{c['mean']:+.4f}", interval,
-                         '' if c['holm_p'] is None else f"{c['holm_p']:.3f}", c['verdict'], study['failed'].get(c['arm'], '')))
+            mean, p = (form.format(x) if x is not None else '' for form, x in (('{:+.4f}', c['mean']), ('{:.3f}', c['holm_p'])))
+            rows.append((study['name'], when, c['arm'], c['baseline'], c['n'], mean, interval, p, c['verdict'],
+                         study['failed'].get(c['arm'], '')))
         if not study['comparisons']:
             rows.append((study['name'], when, ', '.join(study['failed']), '', '', '', '', '', 'none: too few runs',
                          sum(study['failed'].values())))
