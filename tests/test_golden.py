@@ -5,7 +5,6 @@ files in it: sizes, options and seeds come from each file's meta, what to compar
 """
 import importlib
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ FILES = sorted(FOLDER.glob('*.npz'))
 FAMILIES = sorted(path.stem for path in Path(__file__).parent.glob('golden_*.py') if path.stem != 'golden_common')
 SOURCES = {name: source for family in FAMILIES for name, source in importlib.import_module(family).SOURCES.items()}
 
-# Files of these sources wait for their variant; a test sees to it that an entry leaves when the variant comes.
-NOT_COVERED = {
-}
-
-
-# -- the tests
 
 def kind(path):
     variant, level, _ = path.stem.split('__')
@@ -47,13 +40,6 @@ def test_golden(path, attn, dtype, monkeypatch):
     source.levels[level](golden, source, attn, *extra)
 
 
-def test_every_file_is_covered_or_waits_by_name():
+def test_every_file_is_covered():
     assert FILES, f'{FOLDER} holds no .npz file'
-    assert [p.name for p in FILES if not covered(p) and kind(p)[0] not in NOT_COVERED] == []
-    assert not set(SOURCES) & set(NOT_COVERED)
-
-
-@pytest.mark.parametrize('name', NOT_COVERED)
-def test_nothing_waits_for_a_variant_that_is_there(name):
-    awaited = {name, *re.findall(r'variants/(\w+)\.py is not written yet', NOT_COVERED[name])}
-    assert not awaited & set(core.variants()), f'golden files of {name} can be compared now'
+    assert [p.name for p in FILES if not covered(p)] == []
