@@ -11,8 +11,6 @@ import pytest
 import torch
 from golden_common import Golden
 
-import model as core
-
 FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent / 'golden'))
 FILES = sorted(FOLDER.glob('*.npz'))
 FAMILIES = sorted(path.stem for path in Path(__file__).parent.glob('golden_*.py') if path.stem != 'golden_common')
