@@ -489,6 +489,10 @@ def run_study(o, given, say=print):
         if o.price:
             extra['prices'] = price_arms(study, runner, say, 'price_matched.json')
     extra['environment'] |= device_of(study)
+    if prices := extra.get('prices'):
+        left = sum(prices[a.name]['step_ms'] / 1000 * a.options.gradient_accumulation_steps * a.options.max_iters
+                   for a in arms if a.name in prices for seed in seeds if not study.ended(a, seed))
+        say(f'about {duration(left / len(runner.pool.free + runner.pool.workers))} of training are left, evaluations apart')
     active, shared = list(arms), study.shared()
     for look in looks:
         tasks = [study.task(arm, seed, shared, sample=seed == seeds[0]) for seed in seeds[:look] for arm in active]

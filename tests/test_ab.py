@@ -13,10 +13,12 @@ from helpers import ENV, ROOT, TINY, call, flags, log, shakespeare
 from scipy.stats import ttest_rel
 
 import ab
+import model as core
 import train
 from configurator import arguments
 from lab import pool, study as lab_study
 from lab.errors import BAD_INPUT, Stop
+from lab.flops import flops_per_token
 from lab.options import make, options as options_of, read
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False, always_save_checkpoint=False)
@@ -88,12 +90,18 @@ def test_bad_arms_are_one_line(data, options, says):
     assert not Path('out-ab').exists()
 
 
-def test_matched_baselines(data):
-    base, wide = arms_of(data, arms='base; wide: variant=gated_attention')
-    as_wide = ab.matched(base, wide, 'params', None)
-    assert abs(as_wide.model().num_params() - wide.model().num_params()) <= base.model_args['n_embd'] * base.model_args['n_layer']
-    longer = ab.matched(base, wide, 'flops', dict(base=dict(flops_per_token=2), wide=dict(flops_per_token=3)))
-    assert (longer.options.max_iters, longer.options.lr_decay_iters) == (9, 9)
+def test_matched_baselines_hit_within_a_percent(data):
+    """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
+    size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
+    base, *others = arms_of(data, variants='gated_attention,embedding_gate,surprise,gqa,mod', **size)
+    flops = {a.name: dict(flops_per_token=flops_per_token(core.load(a.options.variant).GPTConfig(**a.model_args),
+                                                          core.load(a.options.variant))[1]) for a in (base, *others)}
+    for arm in others:
+        wide, longer = ab.matched(base, arm, 'params', None), ab.matched(base, arm, 'flops', flops)
+        assert wide.model().num_params() == pytest.approx(arm.model().num_params(), rel=0.01)
+        assert longer.options.max_iters == longer.options.lr_decay_iters
+        spent = [a.options.max_iters * flops[name]['flops_per_token'] for a, name in ((longer, base.name), (arm, arm.name))]
+        assert spent[0] == pytest.approx(spent[1], rel=0.01)
 
 
 # -- a study
@@ -220,7 +228,7 @@ def without_times(x):
 def test_killed_and_continued_is_the_same_study(data):
     whole = spawned(data, 'whole')
     assert whole.wait(120) == 0, whole.stdout.read()
-    for moment in 5, 40, 150: # iterations of the first arm's second seed, or so
+    for moment in 5, 40, 90, 150, 220: # iterations of both first runs, or so
         run, began = spawned(data, 'killed'), time.monotonic()
         while run.poll() is None and time.monotonic() - began < 60:
             if sum(ab.last_iteration(folder) for folder in Path('out-ab/killed').glob('*/seed_*')) > moment * 2:

@@ -196,6 +196,11 @@ def test_looks_that_are_no_plan(looks):
 # -----------------------------------------------------------------------------
 # by simulation: the truth is known
 
+def figure(what, *rates):
+    """For pytest -s: what a simulation found."""
+    print(f"\n{what}: {', '.join(f'{rate:.4f}' for rate in rates)}")
+
+
 def share_of_verdicts(base, var, alpha=0.05):
     """How often the whole verdict is better or worse; it can only be where the t test's p is below alpha, as is checked."""
     p = ttest_rel(var, base, axis=1).pvalue
@@ -210,6 +215,7 @@ def test_studies_of_no_effect_find_one_in_five_percent(n):
     rate = (ttest_rel(var, base, axis=1).pvalue < 0.05).mean()
     assert 0.035 < rate < 0.065
     whole = share_of_verdicts(base[:1000], var[:1000])
+    figure(f'A/A, n={n}: rate of a difference by t, and of a verdict', rate, whole)
     assert whole <= (ttest_rel(var[:1000], base[:1000], axis=1).pvalue < 0.05).mean()
     assert whole > 0.01 # it does not get there by saying nothing
 
@@ -218,8 +224,10 @@ def test_studies_of_no_effect_find_one_in_five_percent(n):
 def test_looking_again_keeps_five_percent(looks):
     base, var = arms(sum(looks), looks[-1])
     ps = [ttest_rel(var[:, :n], base[:, :n], axis=1).pvalue for n in looks]
-    assert 0.035 < np.any([p < nominal_p(looks) for p in ps], axis=0).mean() < 0.065
-    assert np.any([p < 0.05 for p in ps], axis=0).mean() > 0.068 # what looking costs otherwise
+    rate, uncorrected = (np.any([p < level for p in ps], axis=0).mean() for level in (nominal_p(looks), 0.05))
+    figure(f'A/A, looks at {looks}: rate of a difference, and without correction', rate, uncorrected)
+    assert 0.035 < rate < 0.065
+    assert uncorrected > 0.068 # what looking costs otherwise
 
 
 @pytest.mark.parametrize('looks', [(5, 10), (4, 8)])
@@ -227,6 +235,7 @@ def test_the_whole_verdict_with_looks(looks):
     base, var = arms(7, looks[-1], studies=1000)
     level = nominal_p(looks)
     rates = [share_of_verdicts(base[:, :n], var[:, :n], level) for n in looks]
+    figure(f'A/A, looks at {looks}: rate of a verdict at each', *rates)
     assert sum(rates) <= 0.065
     assert (rates[0] == 0) == (looks[0] < 5) # four seeds are a screen
 
@@ -237,6 +246,7 @@ def test_planted_effects_are_found_as_predicted(n, effect):
     base, var = arms(n, n, d=-effect * sd)
     found = (ttest_rel(var, base, axis=1).pvalue < 0.05).mean()
     predicted = nct.sf(student.ppf(0.975, n - 1), n - 1, effect * sqrt(n))
+    figure(f'effect of {effect} sd, n={n}: power found, and predicted', found, predicted)
     assert found == pytest.approx(predicted, abs=0.03)
     said = [verdict(compare(*pair)) for pair in zip(base[:200], var[:200])]
     assert 'worse' not in said and said.count('better') / 200 == pytest.approx(predicted, abs=0.12)
@@ -248,14 +258,18 @@ def test_intervals_cover(n):
     assert 0.915 < ((low < 0.002) & (0.002 < high)).mean() < 0.985 # compare() itself, few
     base, var = arms(n, n, d=0.002, studies=20_000)
     interval = ttest_rel(var, base, axis=1).confidence_interval()
-    assert 0.94 < ((interval.low < 0.002) & (0.002 < interval.high)).mean() < 0.96
+    cover = ((interval.low < 0.002) & (0.002 < interval.high)).mean()
+    figure(f'95 % interval, n={n}: covers', cover)
+    assert 0.94 < cover < 0.96
 
 
 @pytest.mark.parametrize('n', [5, 10])
 @pytest.mark.parametrize('side', [-1, 1])
 def test_a_difference_of_delta_is_called_equivalent_in_five_percent(n, side):
     base, var = arms(n, n, d=side * 0.005, sd=0.002)
-    assert 0.03 < tost(base, var).mean() < 0.06
+    rate = tost(base, var).mean()
+    figure(f'TOST at a difference of {side:+} delta, n={n}: rate of equivalence', rate)
+    assert 0.03 < rate < 0.06
     said = [verdict(compare(*pair)) for pair in zip(base[:200], var[:200])]
     assert said.count('equivalent') / 200 < 0.1
 
@@ -279,8 +293,9 @@ def test_three_variants_err_together_in_five_percent():
     base = rng.standard_normal((STUDIES, 6))
     variants = 0.5 * base + rng.standard_normal((3, STUDIES, 6)) # no effect, one baseline for all
     ps = np.array([ttest_rel(var, base - base * 0.5, axis=1).pvalue for var in variants]).T # (STUDIES, 3)
-    assert (np.array([holm(p) for p in ps]) < 0.05).any(1).mean() < 0.055
-    assert (ps < 0.05).any(1).mean() > 0.1 # uncorrected
+    rate, uncorrected = (np.array([holm(p) for p in ps]) < 0.05).any(1).mean(), (ps < 0.05).any(1).mean()
+    figure('A/A, three variants: rate of any difference after Holm, and without', rate, uncorrected)
+    assert rate < 0.055 and uncorrected > 0.1
 
 
 # -----------------------------------------------------------------------------
@@ -523,9 +538,11 @@ def windows(seed, W, r):
 def test_the_text_interval_covers(r):
     covers = lambda block: np.mean([i['low'] < 0 < i['high'] for i in
                                     (text_interval(windows(seed, 435, r), block, 400, seed) for seed in range(400))])
-    assert covers(None) > 0.89
+    blocks, single = covers(None), covers(1)
+    figure(f'95 % text interval, neighbours alike by {r}: covers, and with windows as if independent', blocks, single)
+    assert blocks > 0.89
     if r:
-        assert covers(1) < covers(None) - 0.03 and covers(1) < 0.88 # windows as if independent
+        assert single < blocks - 0.03 and single < 0.88
 
 
 def test_blocks_of_the_text_interval():

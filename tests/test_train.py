@@ -42,6 +42,7 @@ from helpers import (
 from safetensors.torch import load_file
 
 import model as core
+import sample
 import train
 from configurator import configure
 from lab.data import Dataset, prepare_chars
@@ -840,3 +841,16 @@ def test_a_file_is_tested(checkout):
     done = subprocess.run(pytest_, cwd=checkout, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 10
+
+
+@pytest.mark.parametrize('variant', core.variants())
+def test_every_variant_by_the_scripts(data, tmp_path, variant):
+    """Trained, stopped, resumed to the bit and sampled."""
+    options = TINY | dict(dataset=data, variant=variant, max_iters=4, lr_decay_iters=4, eval_interval=2, dropout=0.1)
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert call(train.main, **options | dict(out_dir=whole)).code == 0
+    assert call(train.main, **options | dict(out_dir=parts, max_iters=2)).code == 0
+    assert call(train.main, init_from='resume', out_dir=parts, max_iters=4).code == 0
+    same_run(whole, parts, 4)
+    done = call(sample.main, out_dir=whole, num_samples=1, max_new_tokens=20)
+    assert done.code == 0 and len(done.out) > 20

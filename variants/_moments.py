@@ -1,5 +1,6 @@
 """How a query's attention is spread, for the variants that feed it back. github.com/tomhartke/transformer-modifications."""
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn as nn
@@ -16,7 +17,7 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
     if attn.config.attn not in ('auto', 'math'):
         raise Stop(f'attn={attn.config.attn}: gives no statistics of its weights, which this variant needs; allowed: auto, math')
     wide = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False): # half precision would lose the deviation of a head that looks nearby
+    with uncast(q.device.type): # half precision would lose the deviation of a head that looks nearby
         score = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.size(-1)) # (B, nh, T, Tk)
         score_mod, _ = attn.score_mod(x, pos_k, step)
         att = score
@@ -32,6 +33,11 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
         y = F.dropout(att, attn.attn_dropout, attn.training).to(v.dtype) @ v
     step.stat('distance', distance)
     return y, distance, variance, mean_score
+
+
+def uncast(device_type):
+    """Matrix products in the dtype of their factors, whatever autocast says; meta tensors, which have no autocast, always are."""
+    return nullcontext() if device_type == 'meta' else torch.autocast(device_type, enabled=False)
 
 
 def deviation(variance):
