@@ -132,7 +132,7 @@ def null_arm(base):
 
 def matched(base, arm, how, prices):
     """The baseline with an arm's parameters (its MLP's width), or with as many iterations as its FLOPs or its time buy."""
-    name, o = f'{base.name} with the {dict(params="parameters", flops="FLOPs", time="time")[how]} of {arm.name}', base.options
+    name, o = f'{base.name} ({how} of {arm.name})', base.options
     if how == 'params':
         with torch.device('meta'):
             count = [a.model().num_params() for a in (base, arm)]
