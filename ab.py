@@ -160,13 +160,14 @@ def with_lr(arm, factor):
 class Runner:
     """Workers for a study, a line that says how far it is, and an orderly end."""
 
-    def __init__(self, study, o, say):
-        self.study, self.o, self.say = study, o, say
-        self.pool = pool.Pool(lab_study.perform, places(o, study.arms[0].options))
+    def __init__(self, study, o, where, say):
+        self.study, self.o, self.say, self.places = study, o, say, len(where)
+        self.pool = pool.Pool(lab_study.perform, where)
         self.live = sys.stdout.isatty()
         signal.signal(signal.SIGTERM, self.interrupted)
 
     def interrupted(self, number, frame):
+        signal.signal(number, signal.SIG_IGN) # who sends one often sends two, to a process and to its group
         raise KeyboardInterrupt
 
     def run(self, tasks):
@@ -174,8 +175,8 @@ class Runner:
         try:
             yield from self.pool.run(tasks, self.tick)
         except KeyboardInterrupt:
-            self.say('stopping: each run saves where it is; a second Ctrl-C does not wait')
             with contextlib.suppress(KeyboardInterrupt):
+                self.say('stopping: each run saves where it is; a second Ctrl-C does not wait')
                 self.pool.stop()
             raise Stop(f'stopped; the same command goes on with {self.study.folder}', 130) from None
         finally:
@@ -246,13 +247,14 @@ class Runner:
 
 def places(o, options):
     """Where workers run: `jobs` on each device."""
-    kind = options.device if options.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+    count = torch.cuda.device_count()
     if o.devices:
-        names = [d if ':' in d else f'cuda:{d}' for d in o.devices.split(',')]
-    else:
-        names = ['']
-    if kind.startswith('cuda'):
+        names = [d if d.startswith('cuda:') else f'cuda:{d}' for d in o.devices.split(',')]
+        if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
+            raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, which has {count} CUDA devices')
         return [pool.Place(name, 0) for _ in range(o.jobs or 1) for name in names]
+    if options.device.startswith('cuda') or options.device == 'auto' and count:
+        return [pool.Place('', 0) for _ in range(o.jobs or 1)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return [pool.Place('', 1) for _ in range(o.jobs or cores)] # one thread each: sums in one order, however many there are
 
@@ -457,54 +459,34 @@ def publish(report, folder, say):
 
 # -- the whole
 
-def run_study(o, given, say=print):
-    arms = read_arms(o, given)
-    config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
-    study = Study(OUT / (o.name or default_name(config, arms, o)), arms, o.keep_checkpoints)
-    holder = Run(study.folder)
-    holder.lock()
+def planned(o):
+    """(looks, seeds): numbers of seeds at which there is a verdict, and all the seeds."""
     looks = numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
-        raise Stop(f'looks={o.looks}: takes growing numbers of seeds, from 2')
-    seeds = list(range(o.first_seed, o.first_seed + looks[-1]))
+        what = f'looks={o.looks}: takes growing numbers of seeds, from 2' if o.looks else f'seeds={o.seeds}: takes 2 or more'
+        raise Stop(what)
+    return looks, list(range(o.first_seed, o.first_seed + looks[-1]))
+
+
+def run_study(o, given, say=print):
+    """From the options to the report."""
+    arms, (looks, seeds) = read_arms(o, given), planned(o)
+    where = places(o, arms[0].options)
+    config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
+    study = Study(OUT / (o.name or default_name(config, arms, o)), arms, o.keep_checkpoints)
+    holder = Run(study.folder) # held as long as we live
+    holder.lock()
     if o.null:
         arms.append(null_arm(arms[0]))
     say(f'study {study.folder}: {len(arms)} arms x {len(seeds)} seeds, {arms[0].options.max_iters} iterations each'
         + (f', looks at {o.looks}' if o.looks else ''))
     for arm in arms:
         say(f'arm {arm.name}: ' + (' '.join(f'{n}={v}' for n, v in arm.given.items()) or 'the baseline'))
-    runner = Runner(study, o, say)
+    runner = Runner(study, o, where, say)
     extra = dict(command=' '.join(map(shlex.quote, ['python', *sys.argv])), config=config or None, created=now(),
                  environment=dict(versions=versions(), git=git(), data=study.hashes[arms[0].options.dataset]))
-    if o.check:
-        extra['checks'] = check_arms(study, runner, say)
-    if o.lr_sweep:
-        extra['sweep'] = sweep(study, runner, o, say)
-    if o.price or o.match in ('flops', 'time'):
-        extra['prices'] = price_arms(study, runner, say)
-    pairs = {}
-    if o.match != 'none':
-        pairs = {arm.name: matched(arms[0], arm, o.match, extra.get('prices')) for arm in arms[1:] if not arm.seed_shift}
-        arms += pairs.values()
-        if o.price:
-            extra['prices'] = price_arms(study, runner, say, 'price_matched.json')
-    extra['environment'] |= device_of(study)
-    if prices := extra.get('prices'):
-        left = sum(prices[a.name]['step_ms'] / 1000 * a.options.gradient_accumulation_steps * a.options.max_iters
-                   for a in arms if a.name in prices for seed in seeds if not study.ended(a, seed))
-        say(f'about {duration(left / len(runner.pool.free + runner.pool.workers))} of training are left, evaluations apart')
-    active, shared = list(arms), study.shared()
-    for look in looks:
-        tasks = [study.task(arm, seed, shared, sample=seed == seeds[0]) for seed in seeds[:look] for arm in active]
-        runner.train(tasks)
-        if look != looks[-1]:
-            result = judge(study, [a for a in active if a.name not in {m.name for m in pairs.values()}], seeds[:look], o, looks)
-            decided = [] if result is None else [a for a, c in result['comparisons'].items() if c['verdict'] in ('better', 'worse')]
-            for name in decided:
-                say(f"{name} is decided at {look} seeds: {result['comparisons'][name]['verdict']}")
-            active = [a for a in active if a.name not in decided and a.name not in {pairs[n].name for n in decided if n in pairs}]
-            if len(active) == 1:
-                break
+    pairs = prepare(study, runner, o, extra, say)
+    train_looks(study, runner, o, looks, seeds, pairs, say)
     runner.pool.stop(5)
     extra['paired'] = say_pairing(study, seeds, say)
     write_json(study.folder / 'study.json', dict(options=dataclasses.asdict(o), extra=extra, seeds=seeds,
@@ -514,6 +496,46 @@ def run_study(o, given, say=print):
     ledger.add(report, OUT)
     if not report['comparisons']:
         raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {study.folder}/report.html')
+
+
+def prepare(study, runner, o, extra, say):
+    """Checks, learning rates, prices and matched baselines, as asked for: into extra and study.arms. Returns {arm: its match}."""
+    arms, pairs = study.arms, {}
+    if o.check:
+        extra['checks'] = check_arms(study, runner, say)
+    if o.lr_sweep:
+        extra['sweep'] = sweep(study, runner, o, say)
+    if o.price or o.match in ('flops', 'time'):
+        extra['prices'] = price_arms(study, runner, say)
+    if o.match != 'none':
+        pairs = {arm.name: matched(arms[0], arm, o.match, extra.get('prices')) for arm in arms[1:] if not arm.seed_shift}
+        arms += pairs.values()
+        if o.price:
+            extra['prices'] = price_arms(study, runner, say, 'price_matched.json')
+    kept = read_json(study.folder / 'price.json') or {}
+    extra['environment'] |= {n: kept[n] for n in ('device', 'dtype', 'compile') if n in kept}
+    return pairs
+
+
+def train_looks(study, runner, o, looks, seeds, pairs, say):
+    """Trains up to each look; an arm that is better or worse there, and its match, train no further."""
+    if prices := read_json(study.folder / 'price.json'):
+        left = sum(prices['results'][a.name]['step_ms'] / 1000 * a.options.gradient_accumulation_steps * a.options.max_iters
+                   for a in study.arms if a.name in prices['results'] for seed in seeds if not study.ended(a, seed))
+        say(f'about {duration(left / runner.places)} of training are left, evaluations apart')
+    active, shared, matches = list(study.arms), study.shared(), {m.name for m in pairs.values()}
+    for look in looks:
+        runner.train([study.task(arm, seed, shared, sample=seed == seeds[0]) for seed in seeds[:look] for arm in active])
+        if look == looks[-1]:
+            break
+        result = judge(study, [a for a in active if a.name not in matches], seeds[:look], o, looks)
+        for name, c in (result['comparisons'] if result else {}).items():
+            if c['verdict'] in ('better', 'worse'):
+                say(f'{name} is decided at {look} seeds: {c["verdict"]}')
+                gone = {name, pairs[name].name} if name in pairs else {name}
+                active = [a for a in active if a.name not in gone]
+        if len(active) == 1:
+            break
 
 
 def as_json(arm):
@@ -561,11 +583,6 @@ def default_name(config, arms, o):
     """ab_shakespeare_char-soft_window-alibi, of bearable length."""
     words = [Path(config.split(', ')[-1]).stem] * bool(config) + [arm.folder for arm in arms[1:]] + ['null'] * o.null
     return re.sub(r'[^\w.+=-]+', '_', '-'.join(words))[:80].strip('_.-') or 'study'
-
-
-def device_of(study):
-    kept = read_json(study.folder / 'price.json')
-    return {n: kept[n] for n in ('device', 'dtype', 'compile')} if kept else {}
 
 
 def now():

@@ -84,6 +84,8 @@ def test_any_option_may_differ(data):
     (dict(variants='alibi', arms='base; b: dropout=0.1'), 'give one of the two'),
     (dict(variants='alibi', window_init=3), 'window_init=3: no such option of any arm'),
     (dict(variants='alibi', baseline='nope'), 'baseline=nope: no such arm'),
+    (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
+    (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
 ])
 def test_bad_arms_are_one_line(data, options, says):
     assert says in ran(data, **options).line(BAD_INPUT)
