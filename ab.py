@@ -341,37 +341,42 @@ def say_pairing(study, seeds, say):
 
 # -- the verdict
 
-def judge(study, arms, seeds, o, looks=None):
-    """lab.stats.study() of the arms: +inf for a run that diverged. Seeds that an arm, or the baseline, failed on drop out of that
-    arm's comparison and are counted."""
+def judge(study, arms, seeds, o):
+    """lab.stats.study() of arms on the seeds that all of them have a run of, +inf for one that diverged; None below two."""
     from lab import stats
-    losses = {}
-    for arm in arms:
-        for line in lab_study.runs_of(study, arm, seeds):
-            if line['status'] in ('done', 'diverged'):
-                losses.setdefault(arm.name, {})[line['seed']] = line['val_loss'] if line['status'] == 'done' else float('inf')
-    there = [seed for seed in seeds if all(seed in losses.get(arm.name, {}) for arm in arms)]
+    table = {arm.name: losses(study, arm, seeds) for arm in arms}
+    there = [seed for seed in seeds if all(seed in runs for runs in table.values())]
     if len(there) < 2:
         return None
-    table = {arm.name: {seed: losses[arm.name][seed] for seed in there} for arm in arms}
-    return stats.study(table, delta=o.delta, alpha=o.alpha, looks=looks if looks and len(there) in looks else None)
+    looks = numbers(o.looks, 'looks', int) if o.looks else []
+    return stats.study({name: {seed: runs[seed] for seed in there} for name, runs in table.items()}, delta=o.delta, alpha=o.alpha,
+                       looks=looks if len(there) in looks else None)
+
+
+def losses(study, arm, seeds):
+    """{seed: final loss}, inf where it diverged; runs that failed otherwise are left out."""
+    return {line['seed']: line['val_loss'] if line['status'] == 'done' else float('inf')
+            for line in lab_study.runs_of(study, arm, seeds) if line['status'] in ('done', 'diverged')}
 
 
 def judged(study, seeds, o, pairs):
-    """All comparisons: with the baseline, and of each arm with its matched baseline. [(result, arms)]"""
-    with_base = [arm for arm in study.arms if arm.name not in {m.name for m in pairs.values()}]
-    looks = numbers(o.looks, 'looks', int) if o.looks else None
-    results, left = [], with_base[1:]
-    by_seeds = {}
-    for arm in left: # arms that an earlier look decided have fewer seeds
-        done = tuple(s for s in seeds if study.ended(arm, s))
-        by_seeds.setdefault(done, []).append(arm)
-    for done, arms in by_seeds.items():
-        results.append((judge(study, [study.arms[0], *arms], list(done), o, looks), [study.arms[0], *arms], list(done)))
-    for name, match in pairs.items():
-        arm = next(a for a in study.arms if a.name == name)
-        results.append((judge(study, [match, arm], seeds, o, looks), [match, arm], seeds))
-    return [r for r in results if r[0] is not None]
+    """[(result of lab.stats, its arms, baseline first)]: with the baseline, then of each arm with its match. Arms that have other
+    seeds, because runs failed or an early look decided, have a result of their own; Holm's correction is over all the same."""
+    from lab import stats
+    matches, base = {m.name for m in pairs.values()}, study.arms[0]
+    groups = {}
+    for arm in study.arms[1:]:
+        if arm.name not in matches:
+            groups.setdefault(tuple(losses(study, arm, seeds)), []).append(arm)
+    with_base = [(judge(study, [base, *arms], seeds, o), [base, *arms]) for arms in groups.values()]
+    with_match = [(judge(study, [match, arm], seeds, o), [match, arm]) for arm in study.arms for name, match in pairs.items()
+                  if arm.name == name]
+    for family in with_base, with_match:
+        found = [result for result, _ in family if result]
+        if len(found) > 1:
+            stats.correct([c for result in found for c in result['comparisons'].values()], o.delta,
+                          min(result['level'] for result in found))
+    return [(result, arms) for result, arms in with_base + with_match if result]
 
 
 def numbers(text, name, kind):
@@ -408,29 +413,29 @@ def build_report(study, o, extra, seeds, pairs):
             position_loss=lab_study.means([r['positions'] for r in records[arm.name].values()]) if records[arm.name] else None,
             loss_at_equal_time=lab_study.at_ratio(curve, ratio['step_ms']) if ratio else None,
             loss_at_equal_flops=lab_study.at_ratio(curve, ratio['flops_per_token']) if ratio else None, sample=sampled))
-    comparisons = [compared(result, group, arm, done, records, curves[group[0].name], o)
-                   for result, group, done in results for arm in group[1:]]
+    comparisons = [compared(result, base, arm, records, curves[base.name], o)
+                   for result, (base, *others) in results for arm in others]
     options = base.options
     return dict(
         name=study.folder.name, command=extra['command'], config=extra['config'], created=extra['created'],
         plan=dict(seeds=seeds, delta=o.delta, alpha=o.alpha, looks=o.looks or None, metric=METRIC, match=o.match,
                   lr_sweep=extra.get('sweep')),
         environment=extra['environment'], recipe=dataclasses.asdict(options) | base.model_args, arms=arms, comparisons=comparisons,
-        paired=extra.get('paired'), tables=[stats.text_table(result, columns(result, prices)) for result, _, _ in results])
+        paired=extra.get('paired'), tables=[stats.text_table(result, columns(result, prices)) for result, _ in results])
 
 
-def compared(result, group, arm, seeds, records, base_curve, o):
-    """lab.stats' comparison of an arm with group[0], with what other text and more steps would have made of it."""
+def compared(result, base, arm, records, base_curve, o):
+    """lab.stats' comparison of an arm, with what other text and more steps would have made of it."""
     from lab import stats
-    c, both = result['comparisons'][arm.name], [records[a.name] for a in (group[0], arm)]
-    common = [seed for seed in seeds if all(seed in r for r in both)]
+    c, both = result['comparisons'][arm.name], [records[a.name] for a in (base, arm)]
+    common = [seed for seed in both[0] if seed in both[1]]
     text = step = None
     if common:
-        base, var = (lab_study.means([r[seed]['windows'] for seed in common]) for r in both)
-        text = stats.text_interval([v - b for b, v in zip(base, var)], alpha=o.alpha)
+        windows = (lab_study.means([r[seed]['windows'] for seed in common]) for r in both)
+        text = stats.text_interval([theirs - its for its, theirs in zip(*windows)], alpha=o.alpha)
     if c['mean'] is not None:
         step = stats.step_equivalents(c['mean'], base_curve['iters'], lab_study.means(base_curve['val']))
-    return dict(arm=arm.name, baseline=group[0].name, **c, words=stats.in_words(c, result), level=result['level'],
+    return dict(arm=arm.name, baseline=base.name, **c, words=stats.in_words(c, result), level=result['level'],
                 text_interval=text and [text['low'], text['high']], step_equivalents=step)
 
 
@@ -528,7 +533,7 @@ def train_looks(study, runner, o, looks, seeds, pairs, say):
         runner.train([study.task(arm, seed, shared, sample=seed == seeds[0]) for seed in seeds[:look] for arm in active])
         if look == looks[-1]:
             break
-        result = judge(study, [a for a in active if a.name not in matches], seeds[:look], o, looks)
+        result = judge(study, [a for a in active if a.name not in matches], seeds[:look], o)
         for name, c in (result['comparisons'] if result else {}).items():
             if c['verdict'] in ('better', 'worse'):
                 say(f'{name} is decided at {look} seeds: {c["verdict"]}')

@@ -265,19 +265,24 @@ def study(table, baseline=None, delta=0.005, alpha=0.05, looks=None):
     level = nominal_p(tuple(looks), alpha) if looks else alpha
     arms = [arm for arm in losses if arm != baseline]
     found = [compare(losses[baseline], losses[arm], delta, level) for arm in arms]
-    adjusted = zip(holm([c['p'] for c in found]), benjamini_hochberg([c['p'] for c in found]),
-                   holm([1.0 if c['tost_p'] is None else c['tost_p'] for c in found]))
-    for c, (holm_p, bh_p, tost_holm_p) in zip(found, adjusted):
-        c |= dict(holm_p=holm_p, bh_p=bh_p, tost_holm_p=tost_holm_p, verdict=verdict(c, level, holm_p, tost_holm_p))
-        if c['verdict'] == "can't tell" and c['mean'] is not None: # at the level that Holm asks of the smallest p
-            ask = dict(sd=c['sd'], difference=c['mean'], alpha=level / len(found))
-            c['seeds_difference'] = seeds_needed(lambda n, ask=ask: paired_power(n, **ask))
-            c['seeds_equivalence'] = seeds_needed(lambda n, ask=ask: tost_power(n, delta=delta, **ask))
+    correct(found, delta, level)
     return dict(
         baseline=baseline, seeds=seeds, n=len(seeds), delta=delta, alpha=alpha, looks=list(looks or ()), level=level,
         arms={arm: describe(x, seeds) for arm, x in losses.items()},
         comparisons=dict(zip(arms, found)),
     )
+
+
+def correct(family, delta, level):
+    """Gives comparisons that are judged together their corrected p values, their verdicts, and what would settle them."""
+    adjusted = zip(holm([c['p'] for c in family]), benjamini_hochberg([c['p'] for c in family]),
+                   holm([1.0 if c['tost_p'] is None else c['tost_p'] for c in family]))
+    for c, (holm_p, bh_p, tost_holm_p) in zip(family, adjusted):
+        c |= dict(holm_p=holm_p, bh_p=bh_p, tost_holm_p=tost_holm_p, verdict=verdict(c, level, holm_p, tost_holm_p))
+        if c['verdict'] == "can't tell" and c['mean'] is not None: # at the level that Holm asks of the smallest p
+            ask = dict(sd=c['sd'], difference=c['mean'], alpha=level / len(family))
+            c['seeds_difference'] = seeds_needed(lambda n, ask=ask: paired_power(n, **ask))
+            c['seeds_equivalence'] = seeds_needed(lambda n, ask=ask: tost_power(n, delta=delta, **ask))
 
 
 def describe(x, seeds):

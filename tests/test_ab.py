@@ -20,6 +20,7 @@ from lab import pool, study as lab_study
 from lab.errors import BAD_INPUT, Stop
 from lab.flops import flops_per_token
 from lab.options import make, options as options_of, read
+from lab.stats import holm
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False, always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
@@ -155,6 +156,24 @@ def test_a_diverged_arm_counts_against_it(data):
     assert [run['status'] for run in report['arms'][1]['runs']] == ['diverged'] * 5
     again = ran(data, arms='base; hot: learning_rate=1e30 grad_clip=0', seeds=5, name='d', retry=True)
     assert again.out.count('hot, seed') == 5 and 'base, seed' not in again.out
+
+
+def test_an_arm_that_failed_does_not_take_seeds_from_others(data, monkeypatch):
+    """A run that failed, not diverged, is left out of its own arm's comparison; Holm's correction counts all arms."""
+    done = ran(data, variants='alibi,gated_attention', seeds=5, name='f')
+    assert done.code == 0, done
+    alone = json.loads(Path('out-ab/f/report.json').read_text())
+    folder = Path('out-ab/f/alibi/seed_1340')
+    record = json.loads((folder / 'ab.json').read_text())
+    (folder / 'ab.json').unlink()
+    lab_study.write_json(folder / 'failed.json', dict(identity=record['identity'], status='failed', reason='out of memory'))
+    assert call(ab.main, '--report', 'out-ab/f').code == 0
+    report = json.loads(Path('out-ab/f/report.json').read_text())
+    before, after = ({c['arm']: c for c in r['comparisons']} for r in (alone, report))
+    assert (after['alibi']['n'], after['gated_attention']['n']) == (4, 5)
+    assert after['gated_attention']['p'] == before['gated_attention']['p']
+    assert [c['holm_p'] for c in report['comparisons']] == pytest.approx(holm([c['p'] for c in report['comparisons']]))
+    assert report['arms'][1]['runs'][3] | dict(status='failed', reason='out of memory') == report['arms'][1]['runs'][3]
 
 
 def test_a_change_of_code_is_named(data, monkeypatch):
