@@ -211,7 +211,8 @@ def explained(r):
            'advance. Can\'t tell: neither is shown; this is not "no effect". '
            f'Screen only: with fewer than {MIN_SEEDS} seeds not even the sign is to be trusted.')
     yield ('The interval over text says how far the difference could move on other text of the same kind, with these seeds. '
-           "Steps: the baseline's iterations that the difference is worth at the end of its curve. ") + r.paired.note
+           "Steps: the baseline's iterations that the difference is worth at the end of its curve."
+           + f' {r.paired.note}.' * bool(r.paired.note))
 
 
 # -----------------------------------------------------------------------------
