@@ -42,7 +42,7 @@ TILES = {
     256: ((128, 64, 8, 2), (128, 32, 8, 2), (32, 128, 8, 2)),
     512: ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)),
 }
-TEST_EACH_BLOCK = True # in backward_kv with windows: leave out single blocks of queries too, not only those after the last that sees
+TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
 
 def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=False, dropout=0.0, seed=None):
@@ -76,17 +76,21 @@ def store_rows(x, value, t, T, stride, HS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def window(d, w, ramp, RAMP: tl.constexpr):
-    """Whether a key at distance d is seen, g, and dg/dw."""
+def load_window(W, at, there):
+    """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
+    return tl.minimum(tl.maximum(tl.load(W + at, mask=there, other=2.0), 2.0), 1e30)
+
+
+@triton.jit
+def fade(left, per_token, RAMP: tl.constexpr):
+    """g and dg/du, where u = left per_token and left = w - 1 - d, the window's tokens beyond this key, is positive."""
+    u = left * per_token
     if RAMP:
-        u = (w - 1.0 - d) / ramp
-        g, slope = tl.minimum(u, 1.0), tl.where(u < 1.0, 1.0 / ramp, 0.0)
+        g, slope = tl.minimum(u, 1.0), tl.where(u < 1.0, 1.0, 0.0)
     else:
-        inverse = 1.0 / w
-        u = 1.0 - (d + 1.0) * inverse
-        e = tl.exp2(-u * LOG2E)
-        g, slope = 1.0 - e, e * (d + 1.0) * inverse * inverse
-    return u > 0.0, tl.maximum(g, 6e-8), slope # the last bit of 1: what is seen has some weight
+        slope = tl.exp2(u * -LOG2E)
+        g = 1.0 - slope
+    return tl.maximum(g, 6e-8), slope # the last bit of 1: what is seen has some weight
 
 
 @triton.jit
@@ -121,15 +125,19 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
     Y += b * T * nh * HS + h * HS # (B, T, nh, hs)
     i = start_i + tl.arange(0, BQ)
+    at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
     first = 0
-    if BIAS:
+    if BIAS: # about the block's first position, which is as good as about each query
         C += b * c_b + h * c_h
-        a = tl.load(A + row * T + i, mask=i < T, other=0.0) * LOG2E
-        c_i = tl.load(C + i, mask=i < T, other=0.0)
+        c_0 = tl.load(C + start_i)
+        a = tl.load(A + at, mask=i < T, other=0.0) * LOG2E
+        c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
     if WINDOW:
-        w = tl.maximum(tl.load(W + row * T + i, mask=i < T, other=2.0), 2.0) # at 2 a query sees itself alone, as below
+        w = load_window(W, at, i < T)
         first = first_key(w, i) // BK * BK
+        reach = w - 1.0 - (i - start_i).to(tl.float32)
+        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -140,7 +148,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         mean = tl.zeros((BQ,), tl.float32) # of j - i
         spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
         score = tl.zeros((BQ,), tl.float32)
-        at = (tl.arange(0, BK) - BK // 2).to(tl.float32)
+        middle = (tl.arange(0, BK) - BK // 2).to(tl.float32)
     for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
         for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
             j = start_j + tl.arange(0, BK)
@@ -148,13 +156,14 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             s = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) # (BQ, BK)
             x = s
             if BIAS:
-                c = tl.load(C + j, mask=j < T, other=0.0)
-                x += a[:, None] * (c[None, :] - c_i[:, None])
+                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                x += a[:, None] * c[None, :]
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                seen, g, _ = window((i[:, None] - j[None, :]).to(tl.float32), w[:, None], ramp, RAMP)
-                x = tl.where(seen, x, float('-inf'))
+                left = reach[:, None] + (j - start_i).to(tl.float32)[None, :]
+                g, _ = fade(left, per_token[:, None], RAMP)
+                x = tl.where(left > 0.0, x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2(top - new_top)
             p = tl.exp2(x - new_top[:, None])
@@ -163,13 +172,14 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             here = tl.sum(p, 1)
             total = total * shrink + here
             if MOMENTS: # the block's own about its middle, then merged (Chan, Golub and LeVeque): no large numbers cancel
-                p_at = p * at[None, :]
+                p_at = p * middle[None, :]
                 moment = tl.sum(p_at, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
                 share = tl.where(some, here / total, 0.0)
                 step = (start_j + BK // 2 - i).to(tl.float32) + block_mean - mean
-                spread = spread * shrink + tl.sum(p_at * at[None, :], 1) - moment * block_mean + step * step * here * (1.0 - share)
+                block_spread = tl.sum(p_at * middle[None, :], 1) - moment * block_mean
+                spread = spread * shrink + block_spread + step * step * here * (1.0 - share)
                 mean += step * share
                 score = score * shrink + tl.sum(p * s, 1)
             if DROPOUT:
@@ -180,11 +190,14 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if DROPOUT:
         y *= 256.0 / (256.0 - cut)
     store_rows(Y, (y / total[:, None]).to(Y.dtype.element_ty), i, T, nh * HS, HS, D)
-    tl.store(LSE + row * T + i, top + tl.log2(total), mask=i < T) # log2 of the sum of exp2
+    lse = top + tl.log2(total) # log2 of the sum of exp2
+    if BIAS:
+        lse -= a * c_i # about each query
+    tl.store(LSE + at, lse, mask=i < T)
     if MOMENTS:
-        tl.store(DISTANCE + row * T + i, -mean, mask=i < T)
-        tl.store(VARIANCE + row * T + i, tl.maximum(spread / total, 0.0), mask=i < T)
-        tl.store(SCORE + row * T + i, score / total / LOG2E, mask=i < T)
+        tl.store(DISTANCE + at, -mean, mask=i < T)
+        tl.store(VARIANCE + at, tl.maximum(spread / total, 0.0), mask=i < T)
+        tl.store(SCORE + at, score / total / LOG2E, mask=i < T)
 
 
 # -----------------------------------------------------------------------------
@@ -205,14 +218,12 @@ def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST,
         delta += tl.load(DSCORE + at, mask=i < T, other=0.0) * tl.load(SCORE + at, mask=i < T, other=0.0)
     tl.store(DELTA + at, delta, mask=i < T)
     if WINDOW:
-        w = tl.maximum(tl.load(W + at, mask=i < T, other=2.0), 2.0)
-        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
+        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W, at, i < T), i))
 
 
 @triton.jit
-def through_moments(s, d, distance, ddistance, dvariance, dscore):
-    """What the moments add to z; s in base 2."""
-    off = d - distance
+def through_moments(s, off, ddistance, dvariance, dscore):
+    """What the moments add to z; off: distance less its mean; s in base 2."""
     return off * (ddistance + dvariance * off) + (dscore / LOG2E) * s
 
 
@@ -236,15 +247,16 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
     first = 0
     if BIAS:
         C += b * c_b + h * c_h
+        c_0 = tl.load(C + start_i)
         a = tl.load(A + at, mask=i < T, other=0.0) * LOG2E
-        c_i = tl.load(C + i, mask=i < T, other=0.0)
+        lse += a * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+    fi = (i - start_i).to(tl.float32)
     if WINDOW:
-        w = tl.load(W + at, mask=i < T, other=2.0)
-        alone = w <= 2.0
-        w = tl.maximum(w, 2.0)
+        w = load_window(W, at, i < T)
         first = first_key(w, i) // BK * BK
+        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
     if MOMENTS:
-        distance = tl.load(DISTANCE + at, mask=i < T, other=0.0)
+        mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
         dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
         dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
@@ -260,36 +272,39 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
             j = start_j + tl.arange(0, BK)
             k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
             v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
-            d = (i[:, None] - j[None, :]).to(tl.float32)
+            fj = (j - start_i).to(tl.float32)
             s = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) # (BQ, BK)
             x = s
             if BIAS:
-                relative = tl.load(C + j, mask=j < T, other=0.0)[None, :] - c_i[:, None]
-                x += a[:, None] * relative
+                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                x += a[:, None] * c[None, :]
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                seen, g, slope = window(d, w[:, None], ramp, RAMP)
-                x = tl.where(seen, x, float('-inf'))
+                left = (w - 1.0 - fi)[:, None] + fj[None, :]
+                g, slope = fade(left, per_token[:, None], RAMP)
+                x = tl.where(left > 0.0, x, float('-inf'))
             p = tl.exp2(x - lse[:, None])
             if WINDOW:
-                bare = p * slope
+                dp_dw = p * slope # but for what belongs to the row
+                if not RAMP:
+                    dp_dw *= (fi + 1.0)[:, None] - fj[None, :] # d + 1
                 p *= g
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
             z = dp - delta[:, None]
             if MOMENTS:
-                z += through_moments(s, d, distance[:, None], ddistance[:, None], dvariance[:, None], dscore[:, None])
+                z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None], dscore[:, None])
             ds = p * z
             if NEED_A or NEED_C or WINDOW:
                 rest += tl.sum(ds, 1)
             if NEED_A:
-                da += tl.sum(ds * relative, 1)
-                a_share += tl.sum(p * relative, 1)
+                da += tl.sum(ds * c[None, :], 1)
+                a_share += tl.sum(p * c[None, :], 1)
             if WINDOW:
-                dw += tl.sum(bare * z, 1)
-                w_share += tl.sum(bare, 1)
+                dw += tl.sum(dp_dw * z, 1)
+                w_share += tl.sum(dp_dw, 1)
             if MOMENTS:
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -299,7 +314,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
     if NEED_C:
         tl.store(DC + at, -a / LOG2E * rest, mask=i < T) # backward_kv adds its own
     if WINDOW:
-        tl.store(DW + at, tl.where(alone, 0.0, dw - rest * w_share), mask=i < T)
+        du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
+        tl.store(DW + at, tl.where(w > 2.0, (dw - rest * w_share) * du_dw, 0.0), mask=i < T)
 
 
 @triton.jit
@@ -322,7 +338,9 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
     if BIAS:
         A += row * T
         C += b * c_b + h * c_h
-        c = tl.load(C + j, mask=j < T, other=0.0)
+        c_0 = tl.load(C + start_j)
+        c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+    fj = (j - start_j).to(tl.float32)
     if WINDOW:
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
@@ -346,24 +364,26 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
                 lse = tl.load(LSE + at, mask=i < T, other=float('inf'))
                 delta = tl.load(DELTA + at, mask=i < T, other=0.0)
+                fi = (i - start_j).to(tl.float32)
                 if MOMENTS:
-                    distance = tl.load(DISTANCE + at, mask=i < T, other=0.0)
+                    mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0)
                     ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
                     dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
                     dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
-                d = (i[None, :] - j[:, None]).to(tl.float32)
                 s = tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) # (BK, BQ)
                 x = s
                 if BIAS:
                     a = tl.load(A + i, mask=i < T, other=0.0)
-                    c_i = tl.load(C + i, mask=i < T, other=0.0)
-                    x += (a * LOG2E)[None, :] * (c[:, None] - c_i[None, :])
+                    lse += a * LOG2E * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+                    x += (a * LOG2E)[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    w = tl.maximum(tl.load(W + at, mask=i < T, other=2.0), 2.0)
-                    seen, g, _ = window(d, w[None, :], ramp, RAMP)
-                    x = tl.where(seen, x, float('-inf'))
+                    w = load_window(W, at, i < T)
+                    per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+                    left = (w - 1.0 - fi)[None, :] + fj[:, None]
+                    g, _ = fade(left, per_token[None, :], RAMP)
+                    x = tl.where(left > 0.0, x, float('-inf'))
                 p = tl.exp2(x - lse[None, :])
                 if WINDOW:
                     p *= g
@@ -376,7 +396,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS:
-                    z += through_moments(s, d, distance[None, :], ddistance[None, :], dvariance[None, :], dscore[None, :])
+                    z += through_moments(s, mean[None, :] - fj[:, None], ddistance[None, :], dvariance[None, :], dscore[None, :])
                 ds = p * z
                 if NEED_C:
                     dc += tl.sum(ds * a[None, :], 1)
