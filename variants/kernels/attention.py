@@ -33,14 +33,15 @@ from variants.kernels.reference import ROUNDS, threshold
 LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what the hardware has
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 
-# bytes of a row of q -> (queries, keys, warps, stages) of a block in forward, backward_q and backward_kv. The inner block divides
-# the outer: keys divide queries, but in backward_kv queries divide keys. H100.
+# bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
+# block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
+# takes so many registers that only 8 warps fit on a multiprocessor, the bound makes it 12 or 16, with few spills or none.
 TILES = {
-    32: ((128, 64, 4, 3), (128, 64, 4, 3), (64, 128, 4, 3)),
-    64: ((128, 64, 4, 3), (128, 64, 4, 3), (64, 128, 4, 3)),
-    128: ((128, 64, 8, 3), (128, 64, 8, 2), (64, 128, 8, 2)),
-    256: ((128, 64, 8, 2), (128, 32, 8, 2), (32, 128, 8, 2)),
-    512: ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)),
+    32: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
+    64: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
+    128: ((64, 64, 4, 3, 168), (64, 64, 4, 2, 168), (32, 64, 4, 3, 168)),
+    256: ((128, 64, 8, 2, 255), (128, 32, 8, 2, 255), (32, 128, 8, 2, 255)),
+    512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
 }
 TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
@@ -82,11 +83,11 @@ def load_window(W, at, there):
 
 
 @triton.jit
-def fade(left, per_token, RAMP: tl.constexpr):
+def fade(left, per_token, ramp, RAMP: tl.constexpr):
     """g and dg/du, where u = left per_token and left = w - 1 - d, the window's tokens beyond this key, is positive."""
     u = left * per_token
     if RAMP:
-        g, slope = tl.minimum(u, 1.0), tl.where(u < 1.0, 1.0, 0.0)
+        g, slope = tl.minimum(u, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
         slope = tl.exp2(u * -LOG2E)
         g = 1.0 - slope
@@ -133,10 +134,10 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         c_0 = tl.load(C + start_i)
         a = tl.load(A + at, mask=i < T, other=0.0) * LOG2E
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
+    fi = (i - start_i).to(tl.float32)
     if WINDOW:
         w = load_window(W, at, i < T)
         first = first_key(w, i) // BK * BK
-        reach = w - 1.0 - (i - start_i).to(tl.float32)
         per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
     if DROPOUT:
         seed = tl.load(SEED)
@@ -148,10 +149,10 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         mean = tl.zeros((BQ,), tl.float32) # of j - i
         spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
         score = tl.zeros((BQ,), tl.float32)
-        middle = (tl.arange(0, BK) - BK // 2).to(tl.float32)
     for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
         for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
             j = start_j + tl.arange(0, BK)
+            fj = (j - start_i).to(tl.float32)
             k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
             s = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) # (BQ, BK)
             x = s
@@ -161,8 +162,8 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = reach[:, None] + (j - start_i).to(tl.float32)[None, :]
-                g, _ = fade(left, per_token[:, None], RAMP)
+                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                g, _ = fade(left, per_token[:, None], ramp, RAMP)
                 x = tl.where(left > 0.0, x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2(top - new_top)
@@ -171,14 +172,16 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
                 p *= g
             here = tl.sum(p, 1)
             total = total * shrink + here
-            if MOMENTS: # the block's own about its middle, then merged (Chan, Golub and LeVeque): no large numbers cancel
-                p_at = p * middle[None, :]
-                moment = tl.sum(p_at, 1)
+            if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
+                near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
+                off = fj[None, :] - near[:, None]
+                p_off = p * off
+                moment = tl.sum(p_off, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
                 share = tl.where(some, here / total, 0.0)
-                step = (start_j + BK // 2 - i).to(tl.float32) + block_mean - mean
-                block_spread = tl.sum(p_at * middle[None, :], 1) - moment * block_mean
+                step = near - fi + block_mean - mean
+                block_spread = tl.sum(p_off * off, 1) - moment * block_mean
                 spread = spread * shrink + block_spread + step * step * here * (1.0 - share)
                 mean += step * share
                 score = score * shrink + tl.sum(p * s, 1)
@@ -281,14 +284,15 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0 - fi)[:, None] + fj[None, :]
-                g, slope = fade(left, per_token[:, None], RAMP)
+                d = fi[:, None] - fj[None, :]
+                left = (w - 1.0)[:, None] - d
+                g, slope = fade(left, per_token[:, None], ramp, RAMP)
                 x = tl.where(left > 0.0, x, float('-inf'))
             p = tl.exp2(x - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= (fi + 1.0)[:, None] - fj[None, :] # d + 1
+                    dp_dw *= d + 1.0
                 p *= g
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
@@ -381,8 +385,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 if WINDOW:
                     w = load_window(W, at, i < T)
                     per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
-                    left = (w - 1.0 - fi)[None, :] + fj[:, None]
-                    g, _ = fade(left, per_token[None, :], RAMP)
+                    left = (w - 1.0)[None, :] - (fi[None, :] - fj[:, None])
+                    g, _ = fade(left, per_token[None, :], ramp, RAMP)
                     x = tl.where(left > 0.0, x, float('-inf'))
                 p = tl.exp2(x - lse[None, :])
                 if WINDOW:
@@ -438,7 +442,7 @@ def settings(q, k, v, a, c, w, ramp, dropout):
 
 
 def block(tile):
-    return dict(zip(('BQ', 'BK', 'num_warps', 'num_stages'), tile, strict=True))
+    return dict(zip(('BQ', 'BK', 'num_warps', 'num_stages', 'maxnreg'), tile, strict=True))
 
 
 def canonical(*tensors):
