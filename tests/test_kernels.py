@@ -65,7 +65,8 @@ def errors(leaves, **options):
     fast, exact = run(kernels.attention, leaves, **options), run(reference.attention, leaves, torch.float64, **options)
     for name, x in fast.items():
         assert x.isfinite().all(), name
-    return {name: ((fast[name].double() - x).norm() / x.norm().clamp(min=0.01 * x.numel() ** 0.5)).item() for name, x in exact.items()}
+    norm = lambda x: x.norm().clamp(min=0.05 * x.numel() ** 0.5) # what should be 0 is small
+    return {name: ((fast[name].double() - x).norm() / norm(x)).item() for name, x in exact.items()}
 
 
 @pytest.fixture
@@ -151,9 +152,19 @@ def test_interpreted_kernels_of_any_size(T, hs, small_tiles):
         assert e < 5e-6, (name, e)
 
 
+@pytest.fixture
+def bfloat16_products(monkeypatch):
+    """The interpreter keeps bfloat16 as the bits it is and multiplies those."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
+
+    dot = InterpreterBuilder.create_dot
+    wide = lambda x: TensorHandle((x.data.astype('uint32') << 16).view('float32'), tl.float32) if x.dtype == tl.bfloat16 else x
+    monkeypatch.setattr(InterpreterBuilder, 'create_dot', lambda self, a, b, *args: dot(self, wide(a), wide(b), *args))
+
+
 @interpreted
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_interpreted_kernels_in_half_precision(dtype, small_tiles):
+def test_interpreted_kernels_in_half_precision(dtype, small_tiles, bfloat16_products):
     for case in (dict(bias='distance', moments=True), dict(window=8, dropout=0.2), dict(bias='forget')):
         for name, e in case_errors(48, 16, dtype, **case).items():
             assert e < (2e-2 if dtype == torch.bfloat16 else 3e-3), (name, e)
@@ -197,7 +208,7 @@ def test_windows_of_one_long_query_among_short_ones(each, small_tiles, monkeypat
 
 
 @interpreted
-def test_two_interpreted_runs_are_equal(small_tiles):
+def test_two_interpreted_runs_are_equal(small_tiles, bfloat16_products):
     leaves = inputs(70, 16, torch.bfloat16, 'forget', 9)
     one, two = (run(kernels.attention, leaves, moments=True, dropout=0.2, seed=seed()) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
