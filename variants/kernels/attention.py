@@ -30,8 +30,11 @@ import triton.language as tl
 
 from variants.kernels.reference import ROUNDS, threshold
 
-LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what the hardware has
+# Inside, s is q k without its scale, and x and a are over the scale, which comes with the power: exp(scale x) = exp2(unit x) with
+# unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps are base 2.
+LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
+EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
 # block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
@@ -84,14 +87,12 @@ def load_window(W, at, there):
 
 @triton.jit
 def fade(left, per_token, ramp, RAMP: tl.constexpr):
-    """g and dg/du, where u = left per_token and left = w - 1 - d, the window's tokens beyond this key, is positive."""
-    u = left * per_token
+    """g and dg/du; left = w - 1 - d, what of the window is beyond this key."""
     if RAMP:
-        g, slope = tl.minimum(u, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+        return tl.minimum(left * per_token, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
-        slope = tl.exp2(u * -LOG2E)
-        g = 1.0 - slope
-    return tl.maximum(g, 6e-8), slope # the last bit of 1: what is seen has some weight
+        e = tl.exp2(left * (per_token * -LOG2E))
+        return 1.0 - e, e
 
 
 @triton.jit
@@ -132,9 +133,9 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if BIAS: # about the block's first position, which is as good as about each query
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
-        a = tl.load(A + at, mask=i < T, other=0.0) * LOG2E
+        a = tl.load(A + at, mask=i < T, other=0.0) / scale
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
-    fi = (i - start_i).to(tl.float32)
+    fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
         w = load_window(W, at, i < T)
         first = first_key(w, i) // BK * BK
@@ -142,6 +143,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if DROPOUT:
         seed = tl.load(SEED)
 
+    unit = scale * LOG2E
     top = tl.full((BQ,), -1e30, tl.float32) # the largest x so far; finite, for a block may hold nothing that its row sees
     total = tl.zeros((BQ,), tl.float32) # of weights, as long as they are exp2(x - top) g
     y = tl.zeros((BQ, D), tl.float32)
@@ -152,9 +154,9 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
         for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
             j = start_j + tl.arange(0, BK)
-            fj = (j - start_i).to(tl.float32)
+            fj = columns + (start_j - start_i)
             k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
-            s = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) # (BQ, BK)
+            s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
                 c = tl.load(C + j, mask=j < T, other=0.0) - c_0
@@ -164,10 +166,10 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
                 g, _ = fade(left, per_token[:, None], ramp, RAMP)
-                x = tl.where(left > 0.0, x, float('-inf'))
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
-            shrink = tl.exp2(top - new_top)
-            p = tl.exp2(x - new_top[:, None])
+            shrink = tl.exp2((top - new_top) * unit)
+            p = tl.exp2(x * unit - (new_top * unit)[:, None])
             if WINDOW:
                 p *= g
             here = tl.sum(p, 1)
@@ -193,14 +195,14 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if DROPOUT:
         y *= 256.0 / (256.0 - cut)
     store_rows(Y, (y / total[:, None]).to(Y.dtype.element_ty), i, T, nh * HS, HS, D)
-    lse = top + tl.log2(total) # log2 of the sum of exp2
+    lse = top * unit + tl.log2(total)
     if BIAS:
-        lse -= a * c_i # about each query
+        lse -= a * c_i * unit # about each query
     tl.store(LSE + at, lse, mask=i < T)
     if MOMENTS:
         tl.store(DISTANCE + at, -mean, mask=i < T)
         tl.store(VARIANCE + at, tl.maximum(spread / total, 0.0), mask=i < T)
-        tl.store(SCORE + at, score / total / LOG2E, mask=i < T)
+        tl.store(SCORE + at, score / total * scale, mask=i < T)
 
 
 # -----------------------------------------------------------------------------
@@ -226,8 +228,8 @@ def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST,
 
 @triton.jit
 def through_moments(s, off, ddistance, dvariance, dscore):
-    """What the moments add to z; off: distance less its mean; s in base 2."""
-    return off * (ddistance + dvariance * off) + (dscore / LOG2E) * s
+    """What the moments add to z; off: distance less its mean; dscore times the scale."""
+    return off * (ddistance + dvariance * off) + dscore * s
 
 
 @triton.jit
@@ -246,14 +248,15 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
     dy = load_rows(DY + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
+    unit = scale * LOG2E
     delta = tl.load(DELTA + at, mask=i < T, other=0.0)
     first = 0
     if BIAS:
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
-        a = tl.load(A + at, mask=i < T, other=0.0) * LOG2E
-        lse += a * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
-    fi = (i - start_i).to(tl.float32)
+        a = tl.load(A + at, mask=i < T, other=0.0) / scale
+        lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+    fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
         w = load_window(W, at, i < T)
         first = first_key(w, i) // BK * BK
@@ -275,8 +278,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
             j = start_j + tl.arange(0, BK)
             k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
             v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
-            fj = (j - start_i).to(tl.float32)
-            s = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) # (BQ, BK)
+            fj = columns + (start_j - start_i)
+            s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
                 c = tl.load(C + j, mask=j < T, other=0.0) - c_0
@@ -287,8 +290,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
                 d = fi[:, None] - fj[None, :]
                 left = (w - 1.0)[:, None] - d
                 g, slope = fade(left, per_token[:, None], ramp, RAMP)
-                x = tl.where(left > 0.0, x, float('-inf'))
-            p = tl.exp2(x - lse[:, None])
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+            p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
@@ -299,7 +302,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
             z = dp - delta[:, None]
             if MOMENTS:
-                z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None], dscore[:, None])
+                z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
+                                     (dscore * scale)[:, None])
             ds = p * z
             if NEED_A or NEED_C or WINDOW:
                 rest += tl.sum(ds, 1)
@@ -316,7 +320,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
     if NEED_C:
-        tl.store(DC + at, -a / LOG2E * rest, mask=i < T) # backward_kv adds its own
+        tl.store(DC + at, -a * scale * rest, mask=i < T) # backward_kv adds its own
     if WINDOW:
         du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
         tl.store(DW + at, tl.where(w > 2.0, (dw - rest * w_share) * du_dw, 0.0), mask=i < T)
@@ -354,6 +358,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
     if DROPOUT:
         seed = tl.load(SEED)
 
+    unit = scale * LOG2E
     dk, dv = tl.zeros((BK, D), tl.float32), tl.zeros((BK, D), tl.float32)
     dc = tl.zeros((BK,), tl.float32)
     for diagonal in tl.static_range(1, -1, -1):
@@ -374,12 +379,12 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                     ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
                     dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
                     dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
-                s = tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) # (BK, BQ)
+                s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
                     a = tl.load(A + i, mask=i < T, other=0.0)
                     lse += a * LOG2E * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
-                    x += (a * LOG2E)[None, :] * c[:, None]
+                    x += (a / scale)[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
@@ -387,8 +392,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                     per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
                     left = (w - 1.0)[None, :] - (fi[None, :] - fj[:, None])
                     g, _ = fade(left, per_token[None, :], ramp, RAMP)
-                    x = tl.where(left > 0.0, x, float('-inf'))
-                p = tl.exp2(x - lse[None, :])
+                    x = tl.where(left > (w * EDGE)[None, :], x, float('-inf'))
+                p = tl.exp2(x * unit - lse[None, :])
                 if WINDOW:
                     p *= g
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
@@ -400,7 +405,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS:
-                    z += through_moments(s, mean[None, :] - fj[:, None], ddistance[None, :], dvariance[None, :], dscore[None, :])
+                    z += through_moments(s, mean[None, :] - fj[:, None], ddistance[None, :], dvariance[None, :],
+                                         (dscore * scale)[None, :])
                 ds = p * z
                 if NEED_C:
                     dc += tl.sum(ds * a[None, :], 1)
