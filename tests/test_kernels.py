@@ -1,6 +1,6 @@
 """The Triton kernels against float64 math: under Triton's interpreter on a CPU, and on a GPU by hand with pytest -m gpu.
 
-Without Triton (not needed on a CPU) only the reference is tested; with a GPU nothing here may be skipped.
+Without Triton (not needed on a CPU) only the reference is tested; with a GPU nothing of pytest -m gpu is ever skipped.
 """
 import math
 
@@ -18,7 +18,8 @@ except ImportError:
     if CUDA:
         raise
     kernels = None
-interpreted = pytest.mark.skipif(kernels is None or CUDA, reason='needs Triton, and no GPU: its interpreter')
+old = kernels is None or [int(n) for n in kernels.triton.__version__.split('.')[:2]] < [3, 7] # its interpreter fails on NumPy 2.4
+interpreted = pytest.mark.skipif(CUDA or old, reason="needs Triton 3.7's interpreter and no GPU")
 OUTPUTS = ('y', 'distance', 'variance', 'score')
 LEAVES = 'qkvacw'
 
@@ -241,8 +242,8 @@ def test_kernels_are_operators(small_tiles):
 # -- the kernels, on a GPU
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('T', [1, 63, 111, 128, 129, 1000, 2048])
-@pytest.mark.parametrize('hs', [16, 24, 32, 64, 96, 128])
+@pytest.mark.parametrize('T, hs', [*((T, 64) for T in (1, 63, 111, 128, 129, 1000, 2048)),
+                                   *((1000, hs) for hs in (16, 24, 32, 96, 128))])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_kernels_equal_float64_math(T, hs, dtype):
     assert CUDA

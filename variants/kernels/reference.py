@@ -9,7 +9,7 @@ ROUNDS = 7 # of Philox4x32; 7 pass every test of BigCrush (Salmon et al., 2011)
 def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=False, dropout=0.0, seed=None):
     """Causal attention over positions 0..T-1 with a bias, a window, moments and dropout, each optional; y (B, nh, T, hs).
 
-    q, k, v (B, nh, T, hs). scale: 1 / sqrt(hs). With d = i - j, the distance from query i back to key j:
+    q, k, v (B, nh, T, hs). scale, positive: 1 / sqrt(hs). With d = i - j, the distance from query i back to key j:
 
         score_ij  = scale q_i k_j
         logit_ij  = score_ij + a_i (c_j - c_i)
