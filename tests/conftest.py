@@ -1,9 +1,14 @@
 """For every test: the scripts import from a checkout, and a variant can be dropped in for one test."""
 import importlib
+import os
 import sys
 import textwrap
 
 import pytest
+import torch
+
+if not torch.cuda.is_available(): # Triton, if there at all, must know before its first import that it is to interpret
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(autouse=True)

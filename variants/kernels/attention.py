@@ -1,0 +1,526 @@
+"""Causal attention with a bias, windows, moments and dropout, each optional: four Triton kernels; reference.py is the definition.
+
+Forward, for each block of queries, going over blocks of keys with the online softmax of FlashAttention (arXiv 2205.14135):
+
+    s_ij = scale q_i k_j        x_ij = s_ij + a_i (c_j - c_i)       p_ij = exp(x_ij) g_ij / sum_j exp(x_ij) g_ij
+    y_i  = sum_j mask_ij p_ij v_j
+
+and, with d = i - j, the moments D = sum_j p d, V = sum_j p (d - D)^2, S = sum_j p s. Saved: y, logsumexp_j(x + log g), moments.
+
+Backward. Let dy, gD, gV, gS be the gradients of y, D, V, S. The gradient of p, less its mean over p, is
+
+    z_ij    = mask_ij dy_i v_j + gD (d - D) + gV (d - D)^2 + gS s_ij - delta_i
+    delta_i = dy_i y_i + gV V + gS S
+    dx_ij   = p_ij z_ij                     ds_ij = dx_ij + gS p_ij
+    dq_i    = scale sum_j ds_ij k_j         dk_j  = scale sum_i ds_ij q_i       dv_j = sum_i mask_ij p_ij dy_i
+    da_i    = sum_j dx_ij (c_j - c_i)       dc_j  = sum_i dx_ij a_i             dw_i = sum_j p_ij z_ij (dg/dw) / g
+
+sum_j dx_ij is 0, but only to the rounding of delta, that is of y. What would add it up (a and w over far keys, c over what it is
+itself a sum of) takes it off again: r_i = sum_j dx_ij is spread over the row as p_ij r_i for da and dw, and charged to c_i for dc.
+
+Nothing is T x T in memory and no sum is atomic: kernel `backward_q` owns a block of queries, `backward_kv` a block of keys, so two
+runs are bit-equal. With windows each skips the blocks that none of its queries sees: the first key of a block of queries follows
+from their windows. Scores, bias, softmax, moments and every sum are float32; products take the inputs' own precision.
+"""
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from variants.kernels.reference import ROUNDS, threshold
+
+# Inside, s is q k without its scale, and x and a are over the scale, which comes with the power: exp(scale x) = exp2(unit x) with
+# unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps are base 2.
+LOG2E = tl.constexpr(1.4426950408889634)
+PHILOX_ROUNDS = tl.constexpr(ROUNDS)
+EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
+
+# bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
+# block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
+# takes so many registers that only 8 warps fit on a multiprocessor, the bound makes it 12 or 16, with few spills or none.
+TILES = {
+    32: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
+    64: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
+    128: ((64, 64, 4, 3, 168), (64, 64, 4, 2, 168), (32, 64, 4, 3, 168)),
+    256: ((128, 64, 8, 2, 255), (128, 32, 8, 2, 255), (32, 128, 8, 2, 255)),
+    512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
+}
+TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
+
+
+def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=False, dropout=0.0, seed=None):
+    """reference.attention for head sizes to 128 in float32, float16 or bfloat16; a, c, w and the moments in float32."""
+    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
+    a, c, w = (None if x is None else x.float() for x in (a, c, w))
+    y, _, *stats = forward(q, k, v, a, c, w, seed, scale, ramp or 0.0, dropout, moments)
+    return (y, *stats) if moments else y
+
+
+# -----------------------------------------------------------------------------
+# what the kernels share
+
+@triton.jit
+def load_rows(x, t, T, stride, HS: tl.constexpr, D: tl.constexpr, GUARD: tl.constexpr):
+    """Rows t of x (T, HS), widened with zeros to (len(t), D). GUARD: some t may be T or more, and are zeros too."""
+    n = tl.arange(0, D)
+    x += t[:, None] * stride + n[None, :]
+    if GUARD:
+        return tl.load(x, mask=(t < T)[:, None] & (n < HS)[None, :], other=0.0)
+    elif HS < D:
+        return tl.load(x, mask=(n < HS)[None, :], other=0.0)
+    else:
+        return tl.load(x)
+
+
+@triton.jit
+def store_rows(x, value, t, T, stride, HS: tl.constexpr, D: tl.constexpr):
+    n = tl.arange(0, D)
+    tl.store(x + t[:, None] * stride + n[None, :], value, mask=(t < T)[:, None] & (n < HS)[None, :])
+
+
+@triton.jit
+def load_window(W, at, there):
+    """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
+    return tl.minimum(tl.maximum(tl.load(W + at, mask=there, other=2.0), 2.0), 1e30)
+
+
+@triton.jit
+def fade(left, per_token, ramp, RAMP: tl.constexpr):
+    """g and dg/du; left = w - 1 - d, what of the window is beyond this key."""
+    if RAMP:
+        return tl.minimum(left * per_token, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+    else:
+        e = tl.exp2(tl.maximum(left, 0.0) * (per_token * -LOG2E)) # beyond the window it would be infinite
+        return 1.0 - e, e
+
+
+@triton.jit
+def kept(seed, row, i, start_j, cut, BI: tl.constexpr, BJ: tl.constexpr):
+    """(BI, BJ) of reference.dropout_mask, for queries i and keys from start_j on: one call of Philox serves 16 keys."""
+    block = (start_j // 16 + tl.arange(0, BJ // 16)).to(tl.uint32)
+    zero = tl.zeros((BI, BJ // 16), tl.uint32)
+    r0, r1, r2, r3 = tl.philox(seed, zero + i[:, None].to(tl.uint32), zero + block[None, :], zero + row.to(tl.uint32), zero,
+                               n_rounds=PHILOX_ROUNDS)
+    words = tl.join(tl.join(r0, r2), tl.join(r1, r3)).reshape(BI, BJ // 4, 1) # r0 r1 r2 r3 side by side
+    return ((words >> (8 * tl.arange(0, 4))[None, None, :]) & 255).reshape(BI, BJ) >= cut
+
+
+@triton.jit
+def first_key(w, i):
+    """The first key that one of the queries i sees, or the one before it."""
+    return tl.min(tl.maximum(i + 1.0 - w, 0.0)).to(tl.int32)
+
+
+# -----------------------------------------------------------------------------
+# forward
+
+@triton.jit
+def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
+                   q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+                   HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
+                   BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
+                   PRECISION: tl.constexpr):
+    start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ # the longest rows start first
+    row = tl.program_id(1).to(tl.int64) # of B nh
+    b, h = row // nh, row % nh
+    Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    Y += b * T * nh * HS + h * HS # (B, T, nh, hs)
+    i = start_i + tl.arange(0, BQ)
+    at = row * T + i
+    q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
+    first = 0
+    if BIAS: # about the block's first position, which is as good as about each query
+        C += b * c_b + h * c_h
+        c_0 = tl.load(C + start_i)
+        a = tl.load(A + at, mask=i < T, other=0.0) / scale
+        c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
+    fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
+    if WINDOW:
+        w = load_window(W, at, i < T)
+        first = first_key(w, i) // BK * BK
+        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+    if DROPOUT:
+        seed = tl.load(SEED)
+
+    unit = scale * LOG2E
+    top = tl.full((BQ,), -1e30, tl.float32) # the largest x so far; finite, for a block may hold nothing that its row sees
+    total = tl.zeros((BQ,), tl.float32) # of weights, as long as they are exp2(x - top) g
+    y = tl.zeros((BQ, D), tl.float32)
+    if MOMENTS:
+        mean = tl.zeros((BQ,), tl.float32) # of j - i
+        spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
+        score = tl.zeros((BQ,), tl.float32)
+    for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
+        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+            j = start_j + tl.arange(0, BK)
+            fj = columns + (start_j - start_i)
+            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
+            s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
+            x = s
+            if BIAS:
+                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                x += a[:, None] * c[None, :]
+            if diagonal:
+                x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
+            if WINDOW:
+                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                g, _ = fade(left, per_token[:, None], ramp, RAMP)
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+            new_top = tl.maximum(top, tl.max(x, 1))
+            shrink = tl.exp2((top - new_top) * unit)
+            p = tl.exp2(x * unit - (new_top * unit)[:, None])
+            if WINDOW:
+                p *= g
+            here = tl.sum(p, 1)
+            total = total * shrink + here
+            if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
+                near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
+                off = fj[None, :] - near[:, None]
+                p_off = p * off
+                moment = tl.sum(p_off, 1)
+                some = here > 1e-30
+                block_mean = moment / tl.where(some, here, 1.0)
+                share = tl.where(some, here / total, 0.0)
+                step = near - fi + block_mean - mean
+                block_spread = tl.sum(p_off * off, 1) - moment * block_mean
+                spread = spread * shrink + block_spread + step * step * here * (1.0 - share)
+                mean += step * share
+                score = score * shrink + tl.sum(p * s, 1)
+            if DROPOUT:
+                p = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
+            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
+            top = new_top
+    if DROPOUT:
+        y *= 256.0 / (256.0 - cut)
+    store_rows(Y, (y / total[:, None]).to(Y.dtype.element_ty), i, T, nh * HS, HS, D)
+    lse = top * unit + tl.log2(total)
+    if BIAS:
+        lse -= a * c_i * unit # about each query
+    tl.store(LSE + at, lse, mask=i < T)
+    if MOMENTS:
+        tl.store(DISTANCE + at, -mean, mask=i < T)
+        tl.store(VARIANCE + at, tl.maximum(spread / total, 0.0), mask=i < T)
+        tl.store(SCORE + at, score / total * scale, mask=i < T)
+
+
+# -----------------------------------------------------------------------------
+# backward
+
+@triton.jit
+def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST, T, nh,
+                     HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, WINDOW: tl.constexpr, MOMENTS: tl.constexpr):
+    """delta of each query, and the first key that a block of queries sees, for backward_kv's blocks."""
+    row = tl.program_id(1).to(tl.int64)
+    own = row // nh * T * nh * HS + row % nh * HS
+    i = tl.program_id(0) * BQ + tl.arange(0, BQ)
+    y, dy = load_rows(Y + own, i, T, nh * HS, HS, D, True), load_rows(DY + own, i, T, nh * HS, HS, D, True)
+    delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
+    at = row * T + i
+    if MOMENTS:
+        delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
+        delta += tl.load(DSCORE + at, mask=i < T, other=0.0) * tl.load(SCORE + at, mask=i < T, other=0.0)
+    tl.store(DELTA + at, delta, mask=i < T)
+    if WINDOW:
+        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W, at, i < T), i))
+
+
+@triton.jit
+def through_moments(s, off, ddistance, dvariance, dscore):
+    """What the moments add to z; off: distance less its mean; dscore times the scale."""
+    return off * (ddistance + dvariance * off) + dscore * s
+
+
+@triton.jit
+def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
+               q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+               HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
+               BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
+               NEED_A: tl.constexpr, NEED_C: tl.constexpr, PRECISION: tl.constexpr):
+    start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
+    row = tl.program_id(1).to(tl.int64)
+    b, h = row // nh, row % nh
+    Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    own = b * T * nh * HS + h * HS
+    i = start_i + tl.arange(0, BQ)
+    at = row * T + i
+    q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
+    dy = load_rows(DY + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
+    lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
+    unit = scale * LOG2E
+    delta = tl.load(DELTA + at, mask=i < T, other=0.0)
+    first = 0
+    if BIAS:
+        C += b * c_b + h * c_h
+        c_0 = tl.load(C + start_i)
+        a = tl.load(A + at, mask=i < T, other=0.0) / scale
+        lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+    fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
+    if WINDOW:
+        w = load_window(W, at, i < T)
+        first = first_key(w, i) // BK * BK
+        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+    if MOMENTS:
+        mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
+        ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
+        dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
+        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+    if DROPOUT:
+        seed = tl.load(SEED)
+
+    dq = tl.zeros((BQ, D), tl.float32)
+    rest = tl.zeros((BQ,), tl.float32) # sum of dx, what rounding makes of 0
+    da, a_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    for diagonal in tl.static_range(2):
+        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+            j = start_j + tl.arange(0, BK)
+            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            fj = columns + (start_j - start_i)
+            s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
+            x = s
+            if BIAS:
+                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                x += a[:, None] * c[None, :]
+            if diagonal:
+                x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
+            if WINDOW:
+                d = fi[:, None] - fj[None, :]
+                left = (w - 1.0)[:, None] - d
+                g, slope = fade(left, per_token[:, None], ramp, RAMP)
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+            p = tl.exp2(x * unit - lse[:, None])
+            if WINDOW:
+                dp_dw = p * slope # but for what belongs to the row
+                if not RAMP:
+                    dp_dw *= d + 1.0
+                p *= g
+            dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
+            if DROPOUT:
+                dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
+            z = dp - delta[:, None]
+            if MOMENTS:
+                z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
+                                     (dscore * scale)[:, None])
+            ds = p * z
+            if NEED_A or NEED_C or WINDOW:
+                rest += tl.sum(ds, 1)
+            if NEED_A:
+                da += tl.sum(ds * c[None, :], 1)
+                a_share += tl.sum(p * c[None, :], 1)
+            if WINDOW:
+                dw += tl.sum(dp_dw * z, 1)
+                w_share += tl.sum(dp_dw, 1)
+            if MOMENTS:
+                ds += p * dscore[:, None]
+            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    store_rows(DQ + own, (dq * scale).to(DQ.dtype.element_ty), i, T, nh * HS, HS, D)
+    if NEED_A:
+        tl.store(DA + at, da - rest * a_share, mask=i < T)
+    if NEED_C:
+        tl.store(DC + at, -a * scale * rest, mask=i < T) # backward_kv adds its own
+    if WINDOW:
+        du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
+        tl.store(DW + at, tl.where(w > 2.0, (dw - rest * w_share) * du_dw, 0.0), mask=i < T)
+
+
+@triton.jit
+def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
+                q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+                HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
+                BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
+                NEED_C: tl.constexpr, BLOCKS: tl.constexpr, EACH: tl.constexpr, PRECISION: tl.constexpr):
+    """Blocks are transposed here, (BK, BQ), so that p and ds come out as their products with dy and q want them."""
+    start_j = tl.program_id(0) * BK # the first keys have the most queries
+    row = tl.program_id(1).to(tl.int64)
+    b, h = row // nh, row % nh
+    Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    own = b * T * nh * HS + h * HS
+    DY += own
+    j = start_j + tl.arange(0, BK)
+    k = load_rows(K, j, T, k_t, HS, D, not EVEN) # (BK, D)
+    v = load_rows(V, j, T, v_t, HS, D, not EVEN) # (BK, D)
+    stop = T
+    if BIAS:
+        A += row * T
+        C += b * c_b + h * c_h
+        c_0 = tl.load(C + start_j)
+        c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+    fj = (j - start_j).to(tl.float32)
+    if WINDOW:
+        blocks = tl.cdiv(T, BQ)
+        FIRST += row * blocks
+        n = tl.arange(0, BLOCKS)
+        first = tl.load(FIRST + n, mask=n < blocks, other=T)
+        stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
+    if DROPOUT:
+        seed = tl.load(SEED)
+
+    unit = scale * LOG2E
+    dk, dv = tl.zeros((BK, D), tl.float32), tl.zeros((BK, D), tl.float32)
+    dc = tl.zeros((BK,), tl.float32)
+    for diagonal in tl.static_range(1, -1, -1):
+        for start_i in tl.range(start_j if diagonal else start_j + BK, tl.minimum(start_j + BK, T) if diagonal else stop, BQ):
+            visit = True
+            if WINDOW and EACH and not diagonal:
+                visit = tl.load(FIRST + start_i // BQ) < start_j + BK
+            if visit:
+                i = start_i + tl.arange(0, BQ)
+                at = row * T + i
+                q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
+                dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
+                lse = tl.load(LSE + at, mask=i < T, other=float('inf'))
+                delta = tl.load(DELTA + at, mask=i < T, other=0.0)
+                fi = (i - start_j).to(tl.float32)
+                if MOMENTS:
+                    mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0)
+                    ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
+                    dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
+                    dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+                s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
+                x = s
+                if BIAS:
+                    a = tl.load(A + i, mask=i < T, other=0.0)
+                    lse += a * LOG2E * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+                    x += (a / scale)[None, :] * c[:, None]
+                if diagonal:
+                    x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
+                if WINDOW:
+                    w = load_window(W, at, i < T)
+                    per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+                    left = (w - 1.0)[None, :] - (fi[None, :] - fj[:, None])
+                    g, _ = fade(left, per_token[None, :], ramp, RAMP)
+                    x = tl.where(left > (w * EDGE)[None, :], x, float('-inf'))
+                p = tl.exp2(x * unit - lse[None, :])
+                if WINDOW:
+                    p *= g
+                dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
+                used = p
+                if DROPOUT:
+                    keep = kept(seed, row, i, start_j, cut, BQ, BK).T
+                    used = tl.where(keep, p, 0.0)
+                    dp = tl.where(keep, dp * (256.0 / (256.0 - cut)), 0.0)
+                dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
+                z = dp - delta[None, :]
+                if MOMENTS:
+                    z += through_moments(s, mean[None, :] - fj[:, None], ddistance[None, :], dvariance[None, :],
+                                         (dscore * scale)[None, :])
+                ds = p * z
+                if NEED_C:
+                    dc += tl.sum(ds * a[None, :], 1)
+                if MOMENTS:
+                    ds += p * dscore[None, :]
+                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    if DROPOUT:
+        dv *= 256.0 / (256.0 - cut)
+    store_rows(DK + own, (dk * scale).to(DK.dtype.element_ty), j, T, nh * HS, HS, D)
+    store_rows(DV + own, dv.to(DV.dtype.element_ty), j, T, nh * HS, HS, D)
+    if NEED_C:
+        tl.store(DC + row * T + j, dc + tl.load(DC + row * T + j, mask=j < T, other=0.0), mask=j < T)
+
+
+# -----------------------------------------------------------------------------
+# as PyTorch operators, which torch.compile leaves whole
+
+def per_head(q):
+    """An empty (B, nh, T, hs) that lies in memory as (B, T, nh, hs), so that heads are side by side again for free."""
+    B, nh, T, hs = q.size()
+    return q.new_empty(B, T, nh, hs).transpose(1, 2)
+
+
+def per_query(q, there=True):
+    return q.new_empty(q.shape[:3] if there else (0,), dtype=torch.float32)
+
+
+def settings(q, k, v, a, c, w, ramp, dropout):
+    """The kernels' common arguments: strides and sizes, constants."""
+    HS, T = q.size(-1), q.size(2)
+    D = max(16, triton.next_power_of_2(HS))
+    tiles = TILES[max(32, D * q.element_size())]
+    strides = [n for x in (q, k, v) for n in x.stride()[:3]]
+    strides += [0, 0] if c is None else [c.stride(0), c.stride(1) if c.size(1) > 1 else 0]
+    fast = q.dtype == torch.float32 and torch.get_float32_matmul_precision() != 'highest'
+    options = dict(HS=HS, D=D, EVEN=all(T % max(tile[:2]) == 0 for tile in tiles), BIAS=a is not None, WINDOW=w is not None,
+                   RAMP=ramp > 0, DROPOUT=dropout > 0, PRECISION='tf32' if fast else 'ieee')
+    return tiles, strides, options
+
+
+def block(tile):
+    return dict(zip(('BQ', 'BK', 'num_warps', 'num_stages', 'maxnreg'), tile, strict=True))
+
+
+def canonical(*tensors):
+    """Rows of a head and everything per query side by side in memory, as the kernels read them."""
+    return (x if x is None or x.stride(-1) == 1 and x.ndim == 4 else x.contiguous() for x in tensors)
+
+
+@torch.library.custom_op('variants::attention', mutates_args=())
+def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor | None, c: torch.Tensor | None,
+            w: torch.Tensor | None, seed: torch.Tensor | None, scale: float, ramp: float, dropout: float, moments: bool,
+            ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y, the logsumexp in base 2, and three moments, which are empty unless asked for."""
+    q, k, v, a, c, w = canonical(q, k, v, a, c, w)
+    B, nh, T, _ = q.size()
+    y, lse, stats = per_head(q), per_query(q), [per_query(q, moments) for _ in range(3)]
+    (tile, _, _), strides, options = settings(q, k, v, a, c, w, ramp, dropout)
+    forward_kernel[triton.cdiv(T, tile[0]), B * nh](
+        q, k, v, a, c, w, seed, y, lse, *stats, *strides, T, nh, scale, ramp, threshold(dropout),
+        MOMENTS=moments, **options, **block(tile))
+    return y, lse, *stats
+
+
+@forward.register_fake
+def _(q, k, v, a, c, w, seed, scale, ramp, dropout, moments):
+    return per_head(q), per_query(q), *(per_query(q, moments) for _ in range(3))
+
+
+@torch.library.custom_op('variants::attention_backward', mutates_args=())
+def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+             a: torch.Tensor | None, c: torch.Tensor | None, w: torch.Tensor | None, seed: torch.Tensor | None,
+             y: torch.Tensor, lse: torch.Tensor, stats: list[torch.Tensor], scale: float, ramp: float, dropout: float,
+             moments: bool, need_a: bool, need_c: bool,
+             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k, v, a, c (for every head) and w; empty where there is none."""
+    q, k, v, a, c, w, *dstats = canonical(q, k, v, a, c, w, *dstats)
+    dy = dy.transpose(1, 2).contiguous() # (B, T, nh, hs), as y is
+    B, nh, T, _ = q.size()
+    dq, dk, dv = (per_head(q) for _ in range(3))
+    da, dc, dw = (per_query(q, there) for there in (need_a, need_c, w is not None))
+    (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout)
+    blocks = triton.cdiv(T, tile_kv[0])
+    delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
+    backward_prepare[blocks, B * nh](y, dy, w, *stats[1:], *dstats[1:], delta, first, T, nh, HS=options['HS'], D=options['D'],
+                                     BQ=tile_kv[0], WINDOW=options['WINDOW'], MOMENTS=moments)
+    inputs, sizes = (q, k, v, a, c, w, seed, dy, lse, delta), (*strides, T, nh, scale, ramp, threshold(dropout))
+    backward_q[triton.cdiv(T, tile_q[0]), B * nh](
+        *inputs, stats[0], *dstats, dq, da, dc, dw, *sizes,
+        MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, **options, **block(tile_q))
+    backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
+        *inputs, first, stats[0], *dstats, dk, dv, dc, *sizes,
+        MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
+    return dq, dk, dv, da, dc, dw
+
+
+@backward.register_fake
+def _(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats, scale, ramp, dropout, moments, need_a, need_c):
+    return *(per_head(q) for _ in range(3)), *(per_query(q, there) for there in (need_a, need_c, w is not None))
+
+
+def save(ctx, inputs, output):
+    *tensors, ctx.scale, ctx.ramp, ctx.dropout, ctx.moments = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def gradients(ctx, dy, dlse, *dstats): # lse stays inside
+    q, k, v, a, c, w, seed, y, lse, *stats = ctx.saved_tensors
+    need_a, need_c, need_w = ctx.needs_input_grad[3:6]
+    dq, dk, dv, da, dc, dw = backward(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats,
+                                      ctx.scale, ctx.ramp, ctx.dropout, ctx.moments, need_a, need_c)
+    if need_c:
+        dc = dc.sum_to_size(c.size())
+    return dq, dk, dv, da if need_a else None, dc if need_c else None, dw if need_w else None, *[None] * 5
+
+
+forward.register_autograd(gradients, setup_context=save)
