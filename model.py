@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab.attention import flex_attention, sdpa_attention
+from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
 from lab.options import Count, Rate, make_checked
@@ -39,7 +39,7 @@ class GPTConfig:
     dropout: Rate = 0.0                 # 0 for pretraining; try 0.1 or more for small data
     attn_dropout: Rate | None = None    # dropout of attention weights; None: the same as dropout
     bias: bool = False                  # biases in Linears and LayerNorms, as in GPT-2; False is a bit better and faster
-    attn: Literal['auto', 'math', 'sdpa', 'flex'] = 'auto'  # how attention is computed; math is the definition
+    attn: Literal['auto', 'math', 'sdpa', 'flex', 'kernel'] = 'auto' # how attention is computed; math is the definition
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -81,26 +81,25 @@ class Step:
 # -----------------------------------------------------------------------------
 # attention: the definition, and the choice of a faster way to the same numbers (lab/attention.py)
 
-def attend(q, k, v, pos_q, pos_k, score_mod=None, outer=None, impl='auto', plain=False, dropout=0.0):
+def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', plain=False, dropout=0.0):
     """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
 
     q (B, nh, T, hs), k and v (B, nh, Tk, hs), pos_q (B, T), pos_k (B, Tk); plain: both positions are 0..T-1.
     score_mod(score, b, h, i, j) -> score, FlexAttention's signature, acts on the scaled scores.
-    outer = (a, c), (B, nh, T) and (B, nh or 1, Tk): score_mod amounts to score + a_i c_j, up to a constant for each query.
-    impl: 'math' defines the result; 'sdpa' needs outer where there is a score_mod; 'flex' needs a CUDA device and has no
-    dropout; what an impl cannot express is a Stop, never another result.
+    form: what score_mod amounts to, up to a constant for each query: dict(a=, c=), (B, nh, T) and (B, nh or 1, Tk), for
+    score + a_i c_j; dict(w=) or dict(w=, ramp=) for a window of w (B, nh, T) tokens, as in variants/kernels/reference.py.
+    impl: 'math' defines the result; 'kernel' needs a form where there is a score_mod, 'sdpa' one without a window; 'flex'
+    needs a CUDA device and has no dropout; what an impl cannot express is a Stop, never another result. The kernel drops
+    weights at a rate in 256ths.
     """
-    if impl == 'auto':
-        if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
-            impl = 'math'
-        elif score_mod is None or outer is not None:
-            impl = 'sdpa'
-        else:
-            impl = 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 else 'math' # 16: its smallest on CUDA
+    if impl == 'auto' or impl == 'kernel' and not plain: # the kernel knows positions 0..T-1 only
+        impl = choose(q, score_mod, form, plain, dropout)
+    if impl == 'kernel':
+        return kernel_attention(q, k, v, score_mod, form, dropout)
     if impl == 'sdpa':
-        if score_mod is not None and outer is None:
-            raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex')
-        return sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout)
+        if score_mod is not None and not rank_one(form):
+            raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex, kernel')
+        return sdpa_attention(q, k, v, pos_q, pos_k, form, plain, dropout)
     if impl == 'flex':
         if dropout > 0 or not q.is_cuda:
             raise Stop(f'attn=flex: has no dropout, here attn_dropout={dropout}, and no gradient on {q.device.type}; '
@@ -169,12 +168,12 @@ class CausalSelfAttention(nn.Module):
         return v
 
     def score_mod(self, x, pos_k, step):
-        """(f, outer) for attend(); queries are at step.pos, keys at pos_k. None: scores as they are."""
+        """(f, form) for attend(); queries are at step.pos, keys at pos_k. None: scores as they are."""
         return None, None
 
     def attend(self, q, k, v, x, pos_k, step): # every head, once a layer
-        score_mod, outer = self.score_mod(x, pos_k, step)
-        return attend(q, k, v, step.pos, pos_k, score_mod, outer, self.config.attn, step.plain,
+        score_mod, form = self.score_mod(x, pos_k, step)
+        return attend(q, k, v, step.pos, pos_k, score_mod, form, self.config.attn, step.plain,
                       self.attn_dropout if self.training else 0.0)
 
     def forward(self, x, step):

@@ -6,17 +6,58 @@ import torch
 import torch.nn.attention.flex_attention as flex
 import torch.nn.functional as F
 
+from lab.errors import Stop
+from variants.kernels import reference
+
+if torch.cuda.is_available():
+    from variants.kernels import attention as kernels # Triton comes with PyTorch for CUDA, and is not needed elsewhere
+
 
 def distance_bias(slope, pos_q, pos_k):
-    """(score_mod, outer) for model.attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope, pos_k[:, None])
+    """(score_mod, form) for model.attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
-def sdpa_attention(q, k, v, pos_q, pos_k, outer, plain, dropout):
+def choose(q, score_mod, form, plain, dropout):
+    """The impl that is fastest for these arguments of model.attend, of those that can express them; LOG.md has the measurements."""
+    if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
+        return 'math'
+    if q.is_cuda and plain and not beyond_kernel(q, score_mod, form) and (form is not None or q.size(2) <= 1024):
+        return 'kernel' # without a form cuDNN is faster on longer rows
+    if score_mod is None or rank_one(form):
+        return 'sdpa'
+    return 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 else 'math' # 16: its smallest on CUDA
+
+
+def rank_one(form):
+    return form is not None and form.keys() == {'a', 'c'}
+
+
+def beyond_kernel(q, score_mod, form):
+    """What the kernel cannot do of these arguments of model.attend, positions apart, or None."""
+    if score_mod is not None and form is None:
+        return 'what this variant does to the scores'
+    if q.size(-1) > 128:
+        return f'heads of {q.size(-1)} channels, at most 128'
+    return 'float64 on a GPU' if q.is_cuda and q.dtype == torch.float64 else None
+
+
+def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
+    """variants/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are plain."""
+    if why := beyond_kernel(q, score_mod, form):
+        raise Stop(f'attn=kernel: cannot compute {why}; allowed: auto, math')
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (z.to(torch.get_autocast_dtype(q.device.type)) for z in (q, k, v))
+    seed = torch.randint(2 ** 62, (1,), device=q.device) if dropout else None
+    attention = kernels.attention if q.is_cuda else reference.attention
+    return attention(q, k.to(q.dtype), v, **form or {}, moments=moments, dropout=dropout, seed=seed)
+
+
+def sdpa_attention(q, k, v, pos_q, pos_k, form, plain, dropout):
     """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
     hs = q.size(-1)
-    if outer is not None:
-        q, k, v = with_columns(q, k, v, *outer)
+    if form is not None:
+        q, k, v = with_columns(q, k, v, **form)
     mask = None if plain else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
     y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))
     return y[..., :hs]

@@ -24,13 +24,13 @@ def with_floor(attn):
     ours = attn.score_mod
 
     def score_mod(x, pos_k, step):
-        f, outer = ours(x, pos_k, step)
+        f, form = ours(x, pos_k, step)
         later = pos_k[:, None, None, :] > step.pos[:, None, :, None]
 
         def mod(s, b, h, i, j):
             a = s.masked_fill(later, float('-inf')).softmax(-1)
             return ((a + FLOOR) * (f(torch.zeros_like(s), b, h, i, j).exp() + FLOOR)).log()
-        return mod, outer
+        return mod, form
     attn.ours, attn.score_mod = ours, score_mod
 
 

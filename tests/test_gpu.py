@@ -30,7 +30,7 @@ def test_distance_bias_equals_float64_math(impl, T, window):
         def f(q, k, v, w):
             slope = 1 / w
             mod = lambda s, b, h, i, j: s - slope[b, h, i] * (pos[b, i] - pos[b, j])
-            return core.attend(q, k, v, pos, pos, mod, (slope, pos[:, None]), impl, plain=True)
+            return core.attend(q, k, v, pos, pos, mod, dict(a=slope, c=pos[:, None]), impl, plain=True)
 
         y = (torch.compile(f, dynamic=False) if impl == 'flex' else f)(*leaves)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
@@ -55,7 +55,7 @@ def test_key_bias_equals_float64_math(T, start):
         leaves = [t.to(kind).detach().requires_grad_() for t, kind in ((q, dtype), (k, dtype), (v, dtype), (z, wide))]
         c = torch.nn.functional.logsigmoid(leaves[3]).cumsum(-1)
         mod = lambda s, b, h, i, j: s - c[b, h, j]
-        y = core.attend(*leaves[:3], pos, pos, mod, (torch.ones_like(c), -c), impl, plain=True)
+        y = core.attend(*leaves[:3], pos, pos, mod, dict(a=torch.ones_like(c), c=-c), impl, plain=True)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
 
     results = run('sdpa', torch.bfloat16), run('math', torch.float64)

@@ -167,8 +167,8 @@ def qkv(T, B=2, nh=3, hs=16, dtype=torch.float64, seed=0, Tk=None):
 
 
 def linear_bias(slope, pos_q, pos_k):
-    """A slope for each query, as a score_mod and as outer."""
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), (slope, pos_k[:, None])
+    """A slope for each query, as a score_mod and its form."""
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
 def attention(impl, tensors, slope, pos_q, pos_k, plain, seed=0):
@@ -238,7 +238,7 @@ def test_a_subset_of_queries_and_late_positions(impl):
 
 def test_attention_dropout_acts_on_every_path():
     (q, k, v), pos = qkv(64), plain_positions(64)
-    for impl in 'math', 'sdpa', 'auto':
+    for impl in 'math', 'sdpa', 'auto', 'kernel':
         torch.manual_seed(0)
         runs = torch.stack([core.attend(q, k, v, pos, pos, impl=impl, plain=True, dropout=0.5) for _ in range(200)])
         exact = core.attend(q, k, v, pos, pos, impl='math')
@@ -247,10 +247,11 @@ def test_attention_dropout_acts_on_every_path():
 
 def test_what_cannot_be_expressed_is_refused():
     (q, k, v), pos = qkv(8), plain_positions(8)
-    mod, outer = linear_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos, pos)
-    assert 'attn=sdpa' in refused(core.attend, q, k, v, pos, pos, mod, None, 'sdpa', True)
-    assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, outer, 'flex', True)
-    assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, outer, 'flex', True, 0.1)
+    mod, form = linear_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos, pos)
+    for impl in 'sdpa', 'kernel':
+        assert f'attn={impl}' in refused(core.attend, q, k, v, pos, pos, mod, None, impl, True)
+    assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, form, 'flex', True)
+    assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
     auto = core.attend(q, k, v, pos, pos, mod, None, 'auto', True)

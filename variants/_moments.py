@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lab.attention import beyond_kernel, kernel_attention
 from lab.errors import Stop
 
 
@@ -14,12 +15,17 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
 
     the mean distance to the keys, in tokens; its variance, in tokens^2; the mean score, scaled as in the softmax.
     """
-    if attn.config.attn not in ('auto', 'math'):
-        raise Stop(f'attn={attn.config.attn}: gives no statistics of its weights, which this variant needs; allowed: auto, math')
+    impl, dropout = attn.config.attn, attn.attn_dropout if attn.training else 0.0
+    if impl not in ('auto', 'math', 'kernel'):
+        raise Stop(f'attn={impl}: gives no statistics of its weights, which this variant needs; allowed: auto, math, kernel')
+    score_mod, form = attn.score_mod(x, pos_k, step)
+    if step.plain and (impl == 'kernel' or impl == 'auto' and q.is_cuda and not beyond_kernel(q, score_mod, form)):
+        y, distance, variance, mean_score = kernel_attention(q, k, v, score_mod, form, dropout, moments=True)
+        step.stat('distance', distance)
+        return y, distance, variance, mean_score
     wide = torch.promote_types(q.dtype, torch.float32)
     with uncast(q.device.type): # half precision would lose the deviation of a head that looks nearby
         score = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.size(-1)) # (B, nh, T, Tk)
-        score_mod, _ = attn.score_mod(x, pos_k, step)
         att = score
         if score_mod is not None:
             b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
@@ -30,7 +36,7 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
         distance = (att * away).sum(-1)
         variance = (att * (away - distance[..., None]) ** 2).sum(-1)
         mean_score = (att * score).sum(-1)
-        y = F.dropout(att, attn.attn_dropout, attn.training).to(v.dtype) @ v
+        y = F.dropout(att, dropout).to(v.dtype) @ v
     step.stat('distance', distance)
     return y, distance, variance, mean_score
 

@@ -65,4 +65,4 @@ class CausalSelfAttention(model.CausalSelfAttention):
         def f(s, b, h, i, j):
             m = 1 + (z[b, h, i] - (pos_q[b, i] - pos_k[b, j])) / c.ramp
             return torch.where(m > 0, s + torch.log(m.clamp(1e-12, 1)), float('-inf'))
-        return f, None
+        return f, dict(w=z + 1 + c.ramp, ramp=c.ramp)

@@ -46,4 +46,4 @@ class CausalSelfAttention(model.CausalSelfAttention):
         step.stat('forget', log_f.exp())
         log_f_k, = step.extend(self.layer, log_f=log_f[..., None])
         c = (log_f_k.cumsum(-2) - log_f_k[..., :1, :]).squeeze(-1) # (B, nh, Tk), from the first token on
-        return lambda s, b, h, i, j: s - c[b, h, j], (torch.ones_like(log_f), -c)
+        return lambda s, b, h, i, j: s - c[b, h, j], dict(a=torch.ones_like(log_f), c=-c)

@@ -42,21 +42,22 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.sizes = [(n, len(list(heads))) for n, heads in groupby(cuts)] # (slices a head, heads cut like this)
 
     def attend(self, q, k, v, x, pos_k, step):
-        score_mod, outer = self.score_mod(x, pos_k, step)
+        score_mod, form = self.score_mod(x, pos_k, step)
         first, ys = 0, []
         for n, heads in self.sizes:
-            ys.append(self.attend_sliced(n, slice(first, first + heads), q, k, v, pos_k, score_mod, outer, step))
+            ys.append(self.attend_sliced(n, slice(first, first + heads), q, k, v, pos_k, score_mod, form, step))
             first += heads
         return torch.cat(ys, dim=1)
 
-    def attend_sliced(self, n, heads, q, k, v, pos_k, score_mod, outer, step):
-        """Heads of one size, each in n slices; score_mod and outer are those of the whole heads."""
+    def attend_sliced(self, n, heads, q, k, v, pos_k, score_mod, form, step):
+        """Heads of one size, each in n slices; score_mod and form are those of the whole heads."""
         q, k, v = (z[:, heads].unflatten(-1, (n, -1)).transpose(2, 3).flatten(1, 2) for z in (q, k, v)) # (B, heads n, T, hs / n)
         if self.config.fractal_scale == 'head':
             q = q * n ** -0.5
         whole = score_mod and (lambda s, b, h, i, j: score_mod(s, b, heads.start + h // n, i, j))
-        if outer is not None:
-            outer = [z if z.size(1) == 1 else z[:, heads].repeat_interleave(n, dim=1) for z in outer]
-        y = model.attend(q, k, v, step.pos, pos_k, whole, outer, self.config.attn, step.plain,
+        if form is not None:
+            each = lambda z: z if isinstance(z, float) or z.size(1) == 1 else z[:, heads].repeat_interleave(n, dim=1)
+            form = {name: each(z) for name, z in form.items()}
+        y = model.attend(q, k, v, step.pos, pos_k, whole, form, self.config.attn, step.plain,
                          self.attn_dropout if self.training else 0.0)
         return y.unflatten(1, (-1, n)).transpose(2, 3).flatten(-2) # (B, heads, T, hs)

@@ -67,7 +67,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
             distance = pos_q[b, i] - pos_k[b, j]
             u = 1 - (distance + 1) * inverse[b, h, i]
             return torch.where((u > 0) | (distance == 0), s + torch.log(-torch.expm1(-u.clamp(min=1e-12))), float('-inf'))
-        return f, None
+        return f, dict(w=1 / inverse)
 
 
 def blocks(x, fill):

@@ -33,4 +33,4 @@ class CausalSelfAttention(model.CausalSelfAttention):
         step.stat('importance', z.abs())
         all_z, = step.extend(self.layer, importance=z[..., None])
         c = (all_z - all_z[..., :1, :]).squeeze(-1) # (B, nh, Tk); softmax sees no constant, so rounding should not either
-        return lambda s, b, h, i, j: s + c[b, h, j], (torch.ones_like(z), c)
+        return lambda s, b, h, i, j: s + c[b, h, j], dict(a=torch.ones_like(z), c=c)
