@@ -92,8 +92,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', plain=
     needs a CUDA device and has no dropout; what an impl cannot express is a Stop, never another result. The kernel drops
     weights at a rate in 256ths.
     """
-    if impl == 'auto' or impl == 'kernel' and not plain: # the kernel knows positions 0..T-1 only
-        impl = choose(q, score_mod, form, plain, dropout)
+    impl = choose(impl, q, score_mod, form, plain, dropout)
     if impl == 'kernel':
         return kernel_attention(q, k, v, score_mod, form, dropout)
     if impl == 'sdpa':

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 import model as core
 from configurator import configure
+from lab.attention import watched
 from lab.data import Dataset
 from lab.device import machine
 from lab.environment import describe
@@ -202,8 +203,9 @@ def start(config, built=None):
         load_weights(update.model, weights(model))
         model = update.model
     model.to(m.device).eval()
-    with torch.no_grad(), m.autocast(): # what this variant refuses to do, it refuses before anything is written
+    with torch.no_grad(), m.autocast(), watched() as ways: # what this variant refuses to do, it refuses before anything is written
         model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
+    say(f"attention by {', '.join(sorted(ways))}")
     model.train()
     if built:
         update.reset(o.seed)

@@ -1,6 +1,8 @@
 """Fast ways to what model.math_attention defines; arguments as for model.attend."""
 import math
+from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.attention.flex_attention as flex
@@ -9,8 +11,9 @@ import torch.nn.functional as F
 from lab.errors import Stop
 from variants.kernels import reference
 
-if torch.cuda.is_available():
-    from variants.kernels import attention as kernels # Triton comes with PyTorch for CUDA, and is not needed elsewhere
+kernels = None
+if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
+    from variants.kernels import attention as kernels
 
 
 def distance_bias(slope, pos_q, pos_k):
@@ -18,15 +21,42 @@ def distance_bias(slope, pos_q, pos_k):
     return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
-def choose(q, score_mod, form, plain, dropout):
-    """The impl that is fastest for these arguments of model.attend, of those that can express them; LOG.md has the measurements."""
-    if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
-        return 'math'
-    if q.is_cuda and plain and not beyond_kernel(q, score_mod, form) and (form is not None or q.size(2) <= 1024):
-        return 'kernel' # without a form cuDNN is faster on longer rows
-    if score_mod is None or rank_one(form):
-        return 'sdpa'
-    return 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 else 'math' # 16: its smallest on CUDA
+def choose(impl, q, score_mod, form, plain, dropout, moments=False):
+    """'auto' made one of the ways to compute attention: of those that can express these arguments of model.attend the one that
+    LOG.md has measured to be fastest. 'kernel' where positions are not plain is chosen again: it knows 0..T-1 only."""
+    if impl == 'auto' or impl == 'kernel' and not plain:
+        able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
+        if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
+            impl = 'math'
+        elif able and (moments or form is not None or q.size(2) <= 1024): # plain, cuDNN is faster on longer rows
+            impl = 'kernel'
+        elif not moments and (score_mod is None or rank_one(form)):
+            impl = 'sdpa'
+        else: # 16: the smallest head that flex has on CUDA
+            impl = 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 and not moments else 'math'
+    if chosen is not None:
+        chosen.add(impl)
+    return impl
+
+
+chosen = None # while watched(): the ways taken
+
+
+@contextmanager
+def watched():
+    """A set that fills with the ways that attention is computed meanwhile."""
+    global chosen
+    chosen = set()
+    try:
+        yield chosen
+    finally:
+        chosen = None
+
+
+def working_dtype(q):
+    """What matrix products are computed in: autocast's dtype, if it is on."""
+    kind = q.device.type
+    return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else q.dtype
 
 
 def rank_one(form):
@@ -39,18 +69,19 @@ def beyond_kernel(q, score_mod, form):
         return 'what this variant does to the scores'
     if q.size(-1) > 128:
         return f'heads of {q.size(-1)} channels, at most 128'
-    return 'float64 on a GPU' if q.is_cuda and q.dtype == torch.float64 else None
+    if q.is_cuda and (kernels is None or q.dtype == torch.float64):
+        return 'float64 on a GPU' if kernels else 'anything without Triton and an NVIDIA GPU'
+    return None
 
 
 def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
     """variants/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are plain."""
     if why := beyond_kernel(q, score_mod, form):
         raise Stop(f'attn=kernel: cannot compute {why}; allowed: auto, math')
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (z.to(torch.get_autocast_dtype(q.device.type)) for z in (q, k, v))
+    dtype = working_dtype(q)
     seed = torch.randint(2 ** 62, (1,), device=q.device) if dropout else None
     attention = kernels.attention if q.is_cuda else reference.attention
-    return attention(q, k.to(q.dtype), v, **form or {}, moments=moments, dropout=dropout, seed=seed)
+    return attention(q.to(dtype), k.to(dtype), v.to(dtype), **form or {}, moments=moments, dropout=dropout, seed=seed)
 
 
 def sdpa_attention(q, k, v, pos_q, pos_k, form, plain, dropout):

@@ -14,6 +14,7 @@ import torch
 
 import model as core
 from lab import checks
+from lab.attention import watched
 from lab.checks import small
 from lab.errors import Stop
 from lab.flops import flops_per_token
@@ -254,8 +255,27 @@ def test_what_cannot_be_expressed_is_refused():
     assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
+    assert 'attn=kernel: cannot compute heads of 256' in refused(core.attend, *qkv(8, hs=256), pos, pos, impl='kernel', plain=True)
     auto = core.attend(q, k, v, pos, pos, mod, None, 'auto', True)
     assert torch.equal(auto, core.attend(q, k, v, pos, pos, mod, None, 'math', True))
+
+
+def test_it_is_said_how_attention_is_computed():
+    for variant, attn, ways in (('base', 'auto', {'sdpa'}), ('soft_window', 'auto', {'sdpa'}), ('hard_window', 'auto', {'math'}),
+                                ('head_scaling', 'auto', {'math'}), ('head_scaling', 'kernel', {'kernel'}),
+                                ('soft_window', 'kernel', {'kernel'}), ('base', 'math', {'math'})):
+        model = small(variant, attn=attn)
+        with watched() as taken:
+            model(torch.zeros(1, 8, dtype=torch.long))
+        assert taken == ways, (variant, attn, taken)
+
+
+@pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
+def test_the_kernel_leaves_decoding_to_others(variant):
+    """It knows positions 0 to T-1 only, where the cache has others."""
+    model = small(variant, 0.3, attn='kernel')
+    checks.decoding(model)
+    checks.generating(model)
 
 
 # -- sampling

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab.attention import beyond_kernel, kernel_attention
+from lab.attention import choose, kernel_attention
 from lab.errors import Stop
 
 
@@ -19,7 +19,7 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
     if impl not in ('auto', 'math', 'kernel'):
         raise Stop(f'attn={impl}: gives no statistics of its weights, which this variant needs; allowed: auto, math, kernel')
     score_mod, form = attn.score_mod(x, pos_k, step)
-    if step.plain and (impl == 'kernel' or impl == 'auto' and q.is_cuda and not beyond_kernel(q, score_mod, form)):
+    if choose(impl, q, score_mod, form, step.plain, dropout, moments=True) == 'kernel':
         y, distance, variance, mean_score = kernel_attention(q, k, v, score_mod, form, dropout, moments=True)
         step.stat('distance', distance)
         return y, distance, variance, mean_score

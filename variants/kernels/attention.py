@@ -42,10 +42,11 @@ EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds 
 TILES = {
     32: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
     64: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
-    128: ((64, 64, 4, 3, 168), (64, 64, 4, 2, 168), (32, 64, 4, 3, 168)),
+    128: ((64, 64, 4, 3, 128), (64, 64, 4, 2, 168), (32, 64, 4, 3, 168)),
     256: ((128, 64, 8, 2, 255), (128, 32, 8, 2, 255), (32, 128, 8, 2, 255)),
     512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
 }
+MORE = {128: ((64, 64, 4, 3, 168), (64, 32, 4, 3, 168), (32, 64, 4, 3, 168))} # with windows, moments or dropout
 TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
 
@@ -434,14 +435,15 @@ def per_query(q, there=True):
     return q.new_empty(q.shape[:3] if there else (0,), dtype=torch.float32)
 
 
-def settings(q, k, v, a, c, w, ramp, dropout):
+def settings(q, k, v, a, c, w, ramp, dropout, moments):
     """The kernels' common arguments: strides and sizes, constants."""
     HS, T = q.size(-1), q.size(2)
     D = max(16, triton.next_power_of_2(HS))
-    tiles = TILES[max(32, D * q.element_size())]
+    row = max(32, D * q.element_size())
+    tiles = MORE.get(row, TILES[row]) if w is not None or moments or dropout > 0 else TILES[row]
     strides = [n for x in (q, k, v) for n in x.stride()[:3]]
     strides += [0, 0] if c is None else [c.stride(0), c.stride(1) if c.size(1) > 1 else 0]
-    fast = q.dtype == torch.float32 and torch.get_float32_matmul_precision() != 'highest'
+    fast = q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == 'tf32'
     options = dict(HS=HS, D=D, EVEN=all(T % max(tile[:2]) == 0 for tile in tiles), BIAS=a is not None, WINDOW=w is not None,
                    RAMP=ramp > 0, DROPOUT=dropout > 0, PRECISION='tf32' if fast else 'ieee')
     return tiles, strides, options
@@ -464,7 +466,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor |
     q, k, v, a, c, w = canonical(q, k, v, a, c, w)
     B, nh, T, _ = q.size()
     y, lse, stats = per_head(q), per_query(q), [per_query(q, moments) for _ in range(3)]
-    (tile, _, _), strides, options = settings(q, k, v, a, c, w, ramp, dropout)
+    (tile, _, _), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     forward_kernel[triton.cdiv(T, tile[0]), B * nh](
         q, k, v, a, c, w, seed, y, lse, *stats, *strides, T, nh, scale, ramp, threshold(dropout),
         MOMENTS=moments, **options, **block(tile))
@@ -488,7 +490,7 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     B, nh, T, _ = q.size()
     dq, dk, dv = (per_head(q) for _ in range(3))
     da, dc, dw = (per_query(q, there) for there in (need_a, need_c, w is not None))
-    (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout)
+    (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
     backward_prepare[blocks, B * nh](y, dy, w, *stats[1:], *dstats[1:], delta, first, T, nh, HS=options['HS'], D=options['D'],
