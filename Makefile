@@ -23,7 +23,8 @@ test: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv $(SITE) .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
+	    ".[test$$($(BIN)/python -c 'import torch; print(",interpreter" * (torch.version.cuda is None))')]"
 	touch $@
 
 clean:
