@@ -14,6 +14,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import configurator
 import model as core
+import train
 from configurator import configure
 from lab import options as lab_options
 from lab.errors import Stop
@@ -462,7 +463,7 @@ def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeyp
 @pytest.mark.parametrize('file', sorted(f.name for f in ROOT.glob('config/*.py') if not f.name.startswith('ab_')))
 def test_every_config_file_sets_known_options_to_allowed_values(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = read(f'config/{file}', load=core.load)
+    config = configure(train.Options, core.load, [f'config/{file}'], say=lambda line: None)
     lab_options.make(core.load(config.options.variant).GPTConfig, config.model_args)
     assert Path(f'config/{file}').read_text(encoding='utf-8').startswith('"""')
     assert all(origin == 'default' or origin.startswith(f'config/{file}:') for origin in config.origin.values())

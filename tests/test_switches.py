@@ -211,6 +211,13 @@ def test_scaled_embedding_scales_tokens_alone():
         model.logits(torch.ones(1, 24).double()), base.logits(torch.ones(1, 24).double()))
 
 
+def test_forgettings_sum_is_an_operator():
+    """Its shape, strides and gradient are what they are declared to be, for views too."""
+    for x in (normal(2, 3, 9), normal(2, 9, 3).transpose(1, 2)):
+        torch.library.opcheck(torch.ops.variants.running_sum, (x.requires_grad_(),))
+        assert torch.autograd.gradcheck(torch.ops.variants.running_sum, (x,))
+
+
 def test_forgetting_multiplies_what_lies_between():
     attn, x = attention('forgetting', forget_init=0.5), normal(2, 9, 24)
     f = torch.sigmoid(attn.forget(x) + 0.5) # (B, T, nh)

@@ -32,6 +32,16 @@ class GPTConfig(model.GPTConfig):
     every: Count = 1                    # variant in every n-th layer
 
 
+@torch.library.custom_op('variants::running_sum', mutates_args=())
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    """x.cumsum(-1), which Inductor must not fuse with b: over 128 tokens it fails to (github.com/pytorch/pytorch/issues/180221)."""
+    return x.cumsum(-1)
+
+
+running_sum.register_fake(lambda x: x.new_empty(x.shape))
+running_sum.register_autograd(lambda ctx, dy: running_sum(dy.flip(-1)).flip(-1))
+
+
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, parts, layer):
@@ -45,5 +55,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
         log_f = F.logsigmoid(z.to(torch.promote_types(z.dtype, torch.float32)) + self.config.forget_init)
         step.stat('forget', log_f.exp())
         log_f_k, = step.extend(self.layer, log_f=log_f[..., None])
-        c = (log_f_k.cumsum(-2) - log_f_k[..., :1, :]).squeeze(-1) # (B, nh, Tk), from the first token on
+        log_f_k = log_f_k.squeeze(-1) # (B, nh, Tk)
+        c = running_sum(log_f_k) - log_f_k[..., :1] # from the first token on
         return lambda s, b, h, i, j: s - c[b, h, j], dict(a=torch.ones_like(log_f), c=-c)
