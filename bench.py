@@ -2,10 +2,12 @@
 
     python bench.py --variants=surprise,soft_window
     python bench.py --variants=soft_window --block_size=1024 --n_embd=768 --n_head=12 --n_layer=12 --batch_size=16
+    python bench.py --variants=soft_window,hard_window --module --block_size=4096 --n_embd=768 --n_head=12 --batch_size=4
     python bench.py --variants=surprise --check
 
 All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds. With --check
-nothing is timed: small models on the CPU show whether a variant sees the future or other rows, in half a minute or so.
+nothing is timed: small models on the CPU show whether a variant sees the future or other rows, in half a minute or so. With
+--module the attention module of one layer is timed alone.
 """
 import json
 import statistics
@@ -20,6 +22,7 @@ import torch
 import model as core
 from configurator import configure
 from lab import checks
+from lab.attention import watched
 from lab.device import machine
 from lab.environment import versions
 from lab.errors import Stop, run as run_main
@@ -41,6 +44,7 @@ class Options:
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     seed: Whole = 1337                  # of the weights and the tokens
+    module: bool = False                # time the first layer's attention module alone, forward and backward
     check: bool = False                 # look for leaks, and whether it decodes as it evaluates, instead; exit code 2 if so
 
 
@@ -57,12 +61,8 @@ class Arm:
     """One variant, ready to be timed: forward(), backward() (forward too), step() and decode()."""
 
     def __init__(self, variant, o, m, model_args):
+        self.variant, self.o, self.m, self.model, self.config = variant, o, m, *built(variant, o, m, model_args)
         parts = core.load(variant)
-        known = {f.name for f in fields(parts.GPTConfig)}
-        self.variant, self.o, self.m = variant, o, m
-        self.model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known})
-        self.model.to(m.device).train()
-        self.config = self.model.config
         self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
         optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type)
@@ -71,9 +71,10 @@ class Arm:
                                        generator=generator(o.seed, 'bench')).to(m.device)
         if m.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
-        self.compile_seconds = self.timed(self.step, 1) / 1000
+        self.compile_seconds = timed(self.step, 1, m) / 1000
         self.peak_bytes = torch.cuda.max_memory_allocated() - before if m.type == 'cuda' else None
-        self.forward, self.backward = self.replayed(self.run_forward), self.replayed(self.run_backward)
+        graphed = self.update.graphed
+        self.forward, self.backward = (replayed(call) if graphed else call for call in (self.run_forward, self.run_backward))
         self.samples = {'forward': [], 'backward': [], 'step': [], 'decode': []}
 
     @torch.no_grad()
@@ -96,28 +97,6 @@ class Arm:
                 pass
         self.model.train()
 
-    def replayed(self, call):
-        """The call as the training loop would run it: on CUDA with compile as a replayed graph."""
-        if not self.update.graphed:
-            return call
-        with torch.cuda.stream(self.update.stream):
-            for _ in range(3):
-                call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.update.stream):
-            call()
-        return graph.replay
-
-    def timed(self, call, n):
-        """Milliseconds a call, over n calls."""
-        self.m.synchronize()
-        began = time.perf_counter()
-        for _ in range(n):
-            call()
-        self.m.synchronize()
-        return 1000 * (time.perf_counter() - began) / n
-
     def result(self, peak_flops):
         median = {what: statistics.median(ms) for what, ms in self.samples.items()}
         tokens = self.o.batch_size * self.config.block_size
@@ -129,13 +108,82 @@ class Arm:
                     first_step_seconds=self.compile_seconds, samples_ms=self.samples)
 
 
+class ModuleArm:
+    """The attention module of a variant's first layer, ready to be timed: backward(), with forward, for a random cotangent."""
+
+    def __init__(self, variant, o, m, model_args):
+        self.variant, self.m, (model, self.config) = variant, m, built(variant, o, m, model_args | dict(n_layer=2))
+        self.module, shape = model.transformer.h[0].attn, (o.batch_size, self.config.block_size, self.config.n_embd)
+        self.x, self.dy = torch.randn(2, *shape, generator=generator(o.seed, 'bench')).to(m.device) # (B, T, C) each
+        self.x.requires_grad_()
+        self.call = torch.compile(self.run, fullgraph=True, dynamic=False) if m.compile else self.run
+        self.backward, self.samples = self.run_backward, {'backward': []}
+        with watched() as ways:
+            self.run(self.x)
+        self.ways = sorted(ways)
+        self.run_backward()
+        if m.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.run_backward()
+            self.peak_bytes = torch.cuda.max_memory_allocated() - before
+            self.backward = replayed(self.run_backward) if m.compile else self.run_backward
+        else:
+            self.peak_bytes = None
+
+    def run(self, x):
+        step = core.Step()
+        step.pos = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
+        step.it = torch.zeros((), device=x.device)
+        with self.m.autocast():
+            return self.module(x, step)
+
+    def run_backward(self):
+        y = self.call(self.x)
+        torch.autograd.grad(y, [self.x, *self.module.parameters()], self.dy.to(y.dtype), allow_unused=True)
+
+    def result(self):
+        return dict(variant=self.variant, ms=statistics.median(self.samples['backward']), peak_bytes=self.peak_bytes,
+                    attention=self.ways, samples_ms=self.samples)
+
+
+def built(variant, o, m, model_args):
+    """(the model on its device, its config), from those options that it has."""
+    known = {f.name for f in fields(core.load(variant).GPTConfig)}
+    model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
+    return model, model.config
+
+
+def replayed(call):
+    """The call as the compiled training loop would run it: a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    return graph.replay
+
+
+def timed(call, n, m):
+    """Milliseconds a call, over n calls."""
+    m.synchronize()
+    began = time.perf_counter()
+    for _ in range(n):
+        call()
+    m.synchronize()
+    return 1000 * (time.perf_counter() - began) / n
+
+
 def interleave(arms, rounds, seconds):
-    """Times every arm in turn, so that what drifts drifts for all: about `seconds` for each of four calls, `rounds` times."""
-    calls = {what: max(1, round(1000 * seconds / arms[0].timed(getattr(arms[0], what), 2))) for what in arms[0].samples}
+    """Times every arm in turn, so that what drifts drifts for all: about `seconds` for each of its calls, `rounds` times."""
+    calls = {what: max(1, round(1000 * seconds / timed(getattr(arms[0], what), 2, arms[0].m))) for what in arms[0].samples}
     for _ in range(rounds):
         for what, n in calls.items():
             for arm in arms:
-                arm.samples[what].append(arm.timed(getattr(arm, what), n))
+                arm.samples[what].append(timed(getattr(arm, what), n, arm.m))
 
 
 def union_config(variants):
@@ -156,7 +204,19 @@ def table(results):
         ratio(r, 'forward_backward_ms'), ratio(r, 'step_ms'), f"{r['tokens_per_s']:,.0f}",
         f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-', f"{r['mfu']:.1%}" if r['mfu'] else '-',
         f"{r['decode_tokens_per_s']:,.0f}") for r in results]
-    width = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return aligned(rows)
+
+
+def module_table(results):
+    base = results[0]
+    beside = lambda r, what, text: text + (f' ({r[what] / base[what]:.2f}x)' if r is not base else '')
+    return aligned([('variant', 'attention by', 'fwd+bwd ms', 'peak MiB')] + [(
+        r['variant'], ', '.join(r['attention']), beside(r, 'ms', f"{r['ms']:.3f}"),
+        beside(r, 'peak_bytes', f"{r['peak_bytes'] / 2**20:,.0f}") if r['peak_bytes'] else '-') for r in results])
+
+
+def aligned(rows):
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return '\n'.join('  '.join([f'{row[0]:<{width[0]}}', *(f'{cell:>{w}}' for cell, w in zip(row[1:], width[1:]))]) for row in rows)
 
 
@@ -173,7 +233,7 @@ def check(variants, model_args):
 
 
 def main():
-    argv = ['--check=True' if a == '--check' else a for a in sys.argv[1:]]
+    argv = [a + '=True' if a in ('--check', '--module') else a for a in sys.argv[1:]]
     o = configure(Options, say=lambda text: None, argv=[a for a in argv if a.startswith('--variants=')]).options
     variants = ['base', *(v for v in o.variants.split(',') if v)]
     if len(set(variants)) < len(variants):
@@ -185,13 +245,13 @@ def main():
     if m.compile:
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
-    arms = [Arm(v, o, m, model_args | config.model_args) for v in variants]
+    arms = [(ModuleArm if o.module else Arm)(v, o, m, model_args | config.model_args) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)
-    results = [arm.result(peak) for arm in arms]
+    results = [arm.result() if o.module else arm.result(peak) for arm in arms]
     print(f"\n{m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}, batch {o.batch_size} x {arms[0].config.block_size}"
-          + ('' if peak else '; no MFU: give --peak_tflops'))
-    print(table(results))
+          + ('' if peak or o.module else '; no MFU: give --peak_tflops'))
+    print(module_table(results) if o.module else table(results))
     print(json.dumps(dict(device=m.name, dtype=m.dtype, compile=m.compile, versions=versions(), results=results)))
 
 
