@@ -51,7 +51,7 @@ def test_the_last_line_is_json_with_the_numbers(done):
 
 @pytest.mark.parametrize('attn, ways', [('auto', ['sdpa', 'sdpa', 'math', 'sdpa']), ('math', ['math'] * 4), ('kernel', ['kernel'] * 4)])
 def test_the_attention_module_alone(attn, ways):
-    """With its gradients, and by which way; a module that computes more takes longer."""
+    """A row for each variant, the same numbers in both, and the way that attention went."""
     variants = 'base', 'soft_window', 'head_scaling', 'canon'
     done = call(bench.main, '--module', variants=','.join(variants[1:]), attn=attn, **SMALL | dict(block_size=64), **QUICK)
     said = json.loads(done.out.splitlines()[-1])['results']
@@ -59,7 +59,6 @@ def test_the_attention_module_alone(attn, ways):
     rows = [line.split() for line in done.out.splitlines() if line.split()[:1] and line.split()[0] in variants]
     for row, arm in zip(rows, said, strict=True):
         assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"] and len(arm['samples_ms']['backward']) == 2
-    assert said[2]['ms'] > said[0]['ms']
 
 
 def test_no_peak_no_mfu():
