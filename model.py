@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
+from lab.muon import MuonAdamW
 from lab.options import Count, Rate, make_checked
 from lab.sampling import pick
 
@@ -311,19 +312,21 @@ class GPT(nn.Module):
         if self.transformer.wpe.weight is not None:
             self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
 
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        """AdamW with nanoGPT's groups: tensors of two or more dimensions decay, vectors and scalars do not.
-        Tags: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] is what the schedule's learning rate is multiplied by."""
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
+        """AdamW with nanoGPT's groups: tensors of two or more dimensions decay, vectors and scalars do not. optimizer='muon':
+        Muon for the blocks' matrices. Tags: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] is what the schedule's
+        learning rate is multiplied by."""
         groups = defaultdict(list)
-        for p in self.parameters():
-            groups[p.ndim >= 2 and not getattr(p, 'no_decay', False), getattr(p, 'lr_scale', 1.0)].append(p)
-        groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale, lr=learning_rate * lr_scale)
-                  for (decay, lr_scale), params in groups.items()]
+        for name, p in self.named_parameters():
+            muon = optimizer == 'muon' and p.ndim == 2 and name.startswith('transformer.h.')
+            groups[p.ndim >= 2 and not getattr(p, 'no_decay', False), getattr(p, 'lr_scale', 1.0), muon].append(p)
+        groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale, lr=learning_rate * lr_scale, muon=muon)
+                  for (decay, lr_scale, muon), params in groups.items()]
         cuda = device_type == 'cuda'
         if cuda: # the learning rate as a tensor, so that a captured CUDA graph sees it change
             for group in groups:
                 group['lr'] = torch.tensor(group['lr'], device='cuda')
-        return torch.optim.AdamW(groups, betas=betas, fused=True, capturable=cuda)
+        return (MuonAdamW if optimizer == 'muon' else torch.optim.AdamW)(groups, betas=betas, fused=True, capturable=cuda)
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None, it=None):

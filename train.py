@@ -57,6 +57,7 @@ class Options:
     # model
     variant: str = 'base'               # a file in variants/, or several: a+b
     # AdamW
+    optimizer: Literal['adamw', 'muon'] = 'adamw' # muon: for the matrices of the blocks, the rest stays AdamW's
     learning_rate: NonNegative = 6e-4   # the largest of the schedule
     max_iters: Whole = 600000           # iterations in all
     weight_decay: NonNegative = 1e-1    # on matrices and embeddings
@@ -210,7 +211,7 @@ def start(config, built=None):
     if built:
         update.reset(o.seed)
     else:
-        optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type)
+        optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
         shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
         update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:

@@ -5,6 +5,8 @@ import torch.distributed as dist
 from lab.keys import key
 from model import Step
 
+KINDS = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer' # of an optimizer's state
+
 
 class Update:
     """Call it with (it, x, y, lr): x, y (n * B, T) on the device, n micro-batches of B rows.
@@ -125,7 +127,7 @@ class Update:
 
     def load_state(self, tensors, scaler):
         for name, p in self.model.named_parameters():
-            state = {kind: tensors[f'{name}.{kind}'] for kind in ('step', 'exp_avg', 'exp_avg_sq') if f'{name}.{kind}' in tensors}
+            state = {kind: tensors[f'{name}.{kind}'] for kind in KINDS if f'{name}.{kind}' in tensors}
             for kind, t in state.items(): # into the tensors that are there, which a captured graph knows
                 there = self.optimizer.state[p].setdefault(kind, t.to(self.machine.device, copy=True))
                 there.copy_(t)

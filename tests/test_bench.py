@@ -49,7 +49,8 @@ def test_the_last_line_is_json_with_the_numbers(done):
     assert wide['params'] > base['params'] and wide['flops_per_token'] > base['flops_per_token']
 
 
-@pytest.mark.parametrize('attn, ways', [('auto', ['sdpa', 'sdpa', 'math', 'sdpa']), ('math', ['math'] * 4), ('kernel', ['kernel'] * 4)])
+@pytest.mark.parametrize('attn, ways', [
+    ('auto', ['sdpa', 'sdpa', 'math', 'sdpa']), ('math', ['math'] * 4), ('kernel', ['kernel'] * 4)])
 def test_the_attention_module_alone(attn, ways):
     """A row for each variant, the same numbers in both, and the way that attention went."""
     variants = 'base', 'soft_window', 'head_scaling', 'canon'

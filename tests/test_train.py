@@ -276,6 +276,14 @@ def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, w
     assert resume(max_iters=8).line(BAD_INPUT).startswith('max_iters=8: the run in')
 
 
+def test_muon_is_resumed(go, resume, tmp_path):
+    options = HARD | dict(optimizer='muon', lr_decay_iters=12)
+    assert go('muon', **options, max_iters=12).code == go('parts', **options, max_iters=5).code == 0
+    assert resume('parts', max_iters=12).code == 0
+    same_run(tmp_path / 'parts', tmp_path / 'muon', 12)
+    assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
+
+
 def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_path):
     go(max_iters=4)
     resume(max_iters=8)
