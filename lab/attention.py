@@ -28,8 +28,8 @@ def choose(impl, q, score_mod, form, plain, dropout, moments=False):
         able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
         if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
             impl = 'math'
-        elif able and (moments or form is not None or q.size(2) <= 1024): # plain, cuDNN is faster on longer rows
-            impl = 'kernel'
+        elif able and (moments or form is not None or q.size(2) <= 1024 and torch.is_grad_enabled()):
+            impl = 'kernel' # without a form cuDNN is faster on longer rows and without a backward
         elif not moments and (score_mod is None or rank_one(form)):
             impl = 'sdpa'
         else: # 16: the smallest head that flex has on CUDA

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import model as core
-from lab import checks
+from lab import attention as attention_paths, checks
 from lab.attention import watched
 from lab.checks import small
 from lab.errors import Stop
@@ -268,6 +269,25 @@ def test_it_is_said_how_attention_is_computed():
         with watched() as taken:
             model(torch.zeros(1, 8, dtype=torch.long))
         assert taken == ways, (variant, attn, taken)
+
+
+def test_what_is_chosen_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(attention_paths, 'kernels', True)
+    bias, window, mod = dict(a=1, c=1), dict(w=1), lambda s, b, h, i, j: s
+    for want, T, more in (
+            ('kernel', 256, {}), ('sdpa', 256, dict(grad=False)), ('sdpa', 4096, {}), ('math', 1, {}),
+            ('sdpa', 256, dict(plain=False)), ('sdpa', 256, dict(dtype=torch.float32)),
+            ('kernel', 4096, dict(score_mod=mod, form=bias)), ('kernel', 256, dict(score_mod=mod, form=window, grad=False)),
+            ('sdpa', 256, dict(score_mod=mod, form=bias, plain=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
+            ('math', 256, dict(score_mod=mod, form=window, plain=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
+            ('flex', 256, dict(score_mod=mod)), ('math', 256, dict(score_mod=mod, dropout=0.1)),
+            ('math', 256, dict(score_mod=mod, hs=8)), ('kernel', 4096, dict(moments=True)),
+            ('math', 256, dict(moments=True, plain=False)), ('math', 256, dict(moments=True, score_mod=mod))):
+        q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=more.pop('dtype', torch.bfloat16),
+                            size=dict([(2, T), (-1, more.pop('hs', 64))]).get)
+        with torch.set_grad_enabled(more.pop('grad', True)):
+            options = dict(score_mod=None, form=None, plain=True, dropout=0.0) | more
+            assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
 
 
 @pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
