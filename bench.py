@@ -43,6 +43,7 @@ class Options:
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
+    optimizer: Literal['adamw', 'muon'] = 'adamw' # of the steps
     seed: Whole = 1337                  # of the weights and the tokens
     module: bool = False                # time the first layer's attention module alone, forward and backward
     check: bool = False                 # look for leaks, and whether it decodes as it evaluates, instead; exit code 2 if so
@@ -65,7 +66,7 @@ class Arm:
         parts = core.load(variant)
         self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
-        optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type)
+        optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type, o.optimizer)
         self.update = Update(self.model, optimizer, m, (1, o.batch_size, self.config.block_size), 1.0, o.seed)
         self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
                                        generator=generator(o.seed, 'bench')).to(m.device)

@@ -33,12 +33,17 @@ def run(main):
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         leave(f'{error.filename or "writing"}: {error.strerror}', DISK_FULL if full else BAD_INPUT)
-    except RuntimeError as error:           # torch.OutOfMemoryError and the CPU allocator's plain RuntimeError
-        if type(error).__name__ != 'OutOfMemoryError' and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
         first = str(error).splitlines()[0]
         leave(f'out of memory: {first} Halve --batch_size and double --gradient_accumulation_steps, '
               'which leaves the global batch as it is, or shorten --block_size', OUT_OF_MEMORY)
+
+
+def out_of_memory(error):
+    """Whether a RuntimeError is torch.OutOfMemoryError or the CPU allocator's plain one."""
+    return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
 
 
 def leave(message, code):

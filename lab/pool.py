@@ -31,7 +31,7 @@ class Worker:
         self.process.start()
         theirs.close()
         death.close()
-        self.task = self.last = None
+        self.place, self.task, self.last = place, None, None
 
     def give(self, task):
         self.task = task
@@ -79,9 +79,7 @@ class Pool:
     def idle(self):
         worker = next((w for w in self.workers if w.task is None), None)
         if worker is None and self.free:
-            place = self.free.pop(0)
-            worker = Worker(self.perform, place)
-            worker.place = place
+            worker = Worker(self.perform, self.free.pop(0))
             self.workers.append(worker)
         return worker
 

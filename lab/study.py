@@ -23,7 +23,7 @@ import train
 from lab import checks
 from lab.data import Dataset
 from lab.environment import ROOT
-from lab.errors import BUSY, DIVERGED, Stop
+from lab.errors import BUSY, DIVERGED, Stop, out_of_memory
 from lab.keys import key
 from lab.options import options as options_of
 from lab.run import Run, plain, put, revive, sha256
@@ -291,11 +291,12 @@ def price(task, place, kept):
         o = arm.options
         m = bench.machine(place.device or o.device, o.dtype, o.compile)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
-        size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed)
+        size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
+                             optimizer=o.optimizer)
         try:
             timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args)
         except RuntimeError as error:
-            if type(error).__name__ != 'OutOfMemoryError' and "can't allocate memory" not in str(error):
+            if not out_of_memory(error):
                 raise
             raise Stop(f'arm {arm.name} does not fit into the memory of {m.name}: lower --batch_size') from None
     bench.interleave(list(timed.values()), 5, 0.05)
@@ -319,6 +320,10 @@ def finished(study, arm, seeds):
     return {seed: record for seed, record in records.items() if record}
 
 
+def evaluations(folder):
+    return [line for line in Run(folder).read_log() if 'val_loss' in line]
+
+
 def runs_of(study, arm, seeds):
     """A line for the report for each seed, whatever became of it."""
     lines = []
@@ -328,7 +333,7 @@ def runs_of(study, arm, seeds):
         line = dict(seed=seed, status='missing', reason=None, val_loss=None, best_val_loss=None, best_iter=None, train_loss=None,
                     seconds=None, init_hash=None, batch_hash=None)
         if record:
-            r, evaluated = record['result'], [e for e in Run(folder).read_log() if 'val_loss' in e]
+            r, evaluated = record['result'], evaluations(folder)
             best = min(evaluated, key=lambda e: e['val_loss'])
             line |= dict(status='done', val_loss=r['val_loss'], best_val_loss=best['val_loss'], best_iter=best['iter'],
                          train_loss=r['train_loss'], seconds=r['seconds'], init_hash=record['init'], batch_hash=record['batches'])
@@ -342,7 +347,7 @@ def curves_of(study, arm, seeds):
     """(losses over the iterations for each finished seed, the variant's own statistics as means over seeds)."""
     curve, stats = dict(iters=[], val=[], train=[], seeds=[]), {}
     for seed in finished(study, arm, seeds):
-        evaluated = [e for e in Run(study.run_folder(arm, seed)).read_log() if 'val_loss' in e]
+        evaluated = evaluations(study.run_folder(arm, seed))
         curve['iters'] = [e['iter'] for e in evaluated]
         curve['seeds'].append(seed)
         for split in 'val', 'train':
