@@ -26,8 +26,8 @@ def choose(impl, q, score_mod, form, plain, dropout, moments=False):
     LOG.md has measured to be fastest. 'kernel' where positions are not plain is chosen again: it knows 0..T-1 only."""
     if impl == 'auto' or impl == 'kernel' and not plain:
         able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
-        if q.size(2) == 1: # decoding: cuDNN would plan anew for every length, 50 ms each, to save nothing
-            impl = 'math'
+        if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
+            impl = 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
         elif able and (moments or form is not None or q.size(2) <= 1024 and torch.is_grad_enabled()):
             impl = 'kernel' # without a form cuDNN is faster on longer rows and without a backward
         elif not moments and (score_mod is None or rank_one(form)):
