@@ -134,6 +134,13 @@ def test_value_residual_mixes_the_first_layers_values():
 
 # -- positions
 
+def test_ropes_angles_are_an_operator():
+    pos = torch.arange(5).expand(2, 5) + torch.tensor([[0], [3]])
+    for dtype in torch.float32, torch.float64:
+        torch.library.opcheck(torch.ops.variants.angles, (pos, 6, 100.0, dtype))
+    torch.library.opcheck(torch.ops.variants.angles, (pos[:1], 0, 100.0, torch.float32))
+
+
 def test_rope_turns_pairs_as_complex_numbers():
     attn, x = attention('rope', n_head=2, n_embd=16), normal(1, 9, 16)
     q, k, _ = attn.qkv(x)

@@ -30,12 +30,27 @@ class GPTConfig(model.GPTConfig):
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def rotated(self, q, k, step):
-        n = int(self.config.rope_share * q.size(-1)) // 2 * 2
-        pairs = torch.arange(0, n, 2, device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
-        pos = step.pos[:1] if step.plain else step.pos
-        angle = pos[:, None, :, None] * self.config.rope_base ** (-pairs / n) # (B or 1, 1, T, n / 2)
-        cos, sin = angle.cos(), angle.sin()
-        return turn(q, cos, sin), turn(k, cos, sin)
+        n, dtype = int(self.config.rope_share * q.size(-1)) // 2 * 2, torch.promote_types(q.dtype, torch.float32)
+        if not step.plain:
+            turns = angles(step.pos, n, self.config.rope_base, dtype)
+        elif (turns := step.shared.get('rope')) is None: # the same in every layer
+            turns = step.shared['rope'] = angles(step.pos[:1], n, self.config.rope_base, dtype)
+        return turn(q, *turns), turn(k, *turns)
+
+
+@torch.library.custom_op('variants::angles', mutates_args=())
+def angles(pos: torch.Tensor, n: int, base: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of pos * base^(-2 i / n), (B, 1, T, n / 2) each, for pos (B, T) and pairs i = 0 .. n / 2 - 1. An operator, so
+    that they are computed once: Inductor would put powers and sines into every kernel that turns something, for all rows."""
+    pairs = torch.arange(0, n, 2, device=pos.device, dtype=dtype)
+    angle = pos[:, None, :, None] * base ** (-pairs / n)
+    return angle.cos(), angle.sin()
+
+
+@angles.register_fake
+def _(pos, n, base, dtype):
+    shape = pos.size(0), 1, pos.size(1), n // 2
+    return pos.new_empty(shape, dtype=dtype), pos.new_empty(shape, dtype=dtype)
 
 
 def turn(x, cos, sin):
