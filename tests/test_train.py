@@ -276,6 +276,15 @@ def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, w
     assert resume(max_iters=8).line(BAD_INPUT).startswith('max_iters=8: the run in')
 
 
+@pytest.mark.parametrize('options, said', [
+    ({}, 'attention by sdpa\n'), (dict(attn='math'), 'attention by math\n'), (dict(variant='head_scaling'), 'attention by math\n'),
+    (dict(variant='sliding_window', full_every=2, window=4), 'attention by sdpa\n'),
+    (dict(variant='sliding_window', full_every=0, window=4), '')])
+def test_it_says_how_attention_is_computed(go, options, said):
+    out = go(max_iters=1, **options).out
+    assert said in out and ('attention by' in out) == bool(said)
+
+
 def test_muon_is_resumed(go, resume, tmp_path):
     options = HARD | dict(optimizer='muon', lr_decay_iters=12)
     assert go('muon', **options, max_iters=12).code == go('parts', **options, max_iters=5).code == 0
