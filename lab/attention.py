@@ -26,6 +26,7 @@ def choose(impl, q, score_mod, form, plain, dropout, moments=False):
     LOG.md has measured to be fastest. 'kernel' where positions are not plain is chosen again: it knows 0..T-1 only."""
     if impl == 'auto' or impl == 'kernel' and not plain:
         able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
+        able = able and not 0 < dropout < 0.02 # which 256ths would be far from
         if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
             impl = 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
         elif able and (moments or form is not None or q.size(2) <= 1024 and torch.is_grad_enabled()):
@@ -78,6 +79,8 @@ def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
     """variants/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are plain."""
     if why := beyond_kernel(q, score_mod, form):
         raise Stop(f'attn=kernel: cannot compute {why}; allowed: auto, math')
+    if 0 < dropout < 1 / 512:
+        raise Stop(f'attn_dropout={dropout}: attn=kernel drops in 256ths; allowed: 0, or 0.002 and more')
     dtype = working_dtype(q)
     seed = torch.randint(2 ** 62, (1,), device=q.device) if dropout else None
     attention = kernels.attention if q.is_cuda else reference.attention

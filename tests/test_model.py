@@ -256,6 +256,7 @@ def test_what_cannot_be_expressed_is_refused():
     assert 'attn=flex' in refused(core.attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
+    assert 'attn_dropout=0.001' in refused(core.attend, q, k, v, pos, pos, impl='kernel', plain=True, dropout=0.001)
     assert 'attn=kernel: cannot compute heads of 256' in refused(core.attend, *qkv(8, hs=256), pos, pos, impl='kernel', plain=True)
     auto = core.attend(q, k, v, pos, pos, mod, None, 'auto', True)
     assert torch.equal(auto, core.attend(q, k, v, pos, pos, mod, None, 'math', True))
@@ -276,7 +277,8 @@ def test_what_is_chosen_on_a_gpu(monkeypatch):
     bias, window, mod = dict(a=1, c=1), dict(w=1), lambda s, b, h, i, j: s
     for want, T, more in (
             ('kernel', 256, {}), ('sdpa', 256, dict(grad=False)), ('sdpa', 4096, {}), ('math', 1, {}),
-            ('sdpa', 256, dict(plain=False)), ('sdpa', 256, dict(dtype=torch.float32)),
+            ('sdpa', 256, dict(plain=False)), ('sdpa', 256, dict(dtype=torch.float32)), ('sdpa', 256, dict(dropout=0.01)),
+            ('kernel', 256, dict(dropout=0.1)),
             ('kernel', 4096, dict(score_mod=mod, form=bias)), ('kernel', 256, dict(score_mod=mod, form=window, grad=False)),
             ('sdpa', 256, dict(score_mod=mod, form=bias, plain=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
             ('math', 256, dict(score_mod=mod, form=window, plain=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
