@@ -28,7 +28,7 @@ def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=Fa
     q, k, v_wide = (x.to(wide) for x in (q, k, v))
     i = torch.arange(T, device=q.device)
     d = i[:, None] - i # (T, T), distances
-    score = q @ k.mT * (1 / math.sqrt(hs) if scale is None else scale) # (B, nh, T, T)
+    score = q @ k.mT / (math.sqrt(hs) if scale is None else 1 / scale) # (B, nh, T, T), rounded as in model.math_attention
     logit = score
     if a is not None:
         logit = logit + a[..., None] * (c[..., None, :] - c[..., :, None])
