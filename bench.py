@@ -118,19 +118,18 @@ class ModuleArm:
         self.x, self.dy = torch.randn(2, *shape, generator=generator(o.seed, 'bench')).to(m.device) # (B, T, C) each
         self.x.requires_grad_()
         self.call = torch.compile(self.run, fullgraph=True, dynamic=False) if m.compile else self.run
-        self.backward, self.samples = self.run_backward, {'backward': []}
+        self.samples = {'backward': []}
         with watched() as ways:
             self.run(self.x)
         self.ways = sorted(ways)
         self.run_backward()
+        self.peak_bytes = None
         if m.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.run_backward()
             self.peak_bytes = torch.cuda.max_memory_allocated() - before
-            self.backward = replayed(self.run_backward) if m.compile else self.run_backward
-        else:
-            self.peak_bytes = None
+        self.backward = replayed(self.run_backward) if m.type == 'cuda' and m.compile else self.run_backward
 
     def run(self, x):
         step = core.Step()
@@ -143,7 +142,7 @@ class ModuleArm:
         y = self.call(self.x)
         torch.autograd.grad(y, [self.x, *self.module.parameters()], self.dy.to(y.dtype), allow_unused=True)
 
-    def result(self):
+    def result(self, peak_flops):
         return dict(variant=self.variant, ms=statistics.median(self.samples['backward']), peak_bytes=self.peak_bytes,
                     attention=self.ways, samples_ms=self.samples)
 
@@ -246,13 +245,14 @@ def main():
     if m.compile:
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
-    arms = [(ModuleArm if o.module else Arm)(v, o, m, model_args | config.model_args) for v in variants]
+    kind, show = (ModuleArm, module_table) if o.module else (Arm, table)
+    arms = [kind(v, o, m, model_args | config.model_args) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)
-    results = [arm.result() if o.module else arm.result(peak) for arm in arms]
+    results = [arm.result(peak) for arm in arms]
     print(f"\n{m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}, batch {o.batch_size} x {arms[0].config.block_size}"
           + ('' if peak or o.module else '; no MFU: give --peak_tflops'))
-    print(module_table(results) if o.module else table(results))
+    print(show(results))
     print(json.dumps(dict(device=m.name, dtype=m.dtype, compile=m.compile, versions=versions(), results=results)))
 
 

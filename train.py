@@ -204,8 +204,8 @@ def start(config, built=None):
         load_weights(update.model, weights(model))
         model = update.model
     model.to(m.device).eval()
-    with m.autocast(), watched() as ways: # what this variant refuses to do, it refuses before anything is written
-        model(torch.zeros(1, block_size, dtype=torch.long, device=m.device))
+    with torch.no_grad(), m.autocast(), watched() as ways: # what this variant refuses to do, it refuses before anything is written
+        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
     if model.transformer.h[0].attn.attn_dropout > 0: # which flex has not
         ways = {'math' if way == 'flex' else way for way in ways}
     if ways: # a variant may have a way of its own

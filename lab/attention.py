@@ -21,31 +21,36 @@ def distance_bias(slope, pos_q, pos_k):
     return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
-def choose(impl, q, score_mod, form, plain, dropout, moments=False):
+def choose(impl, *arguments, **options):
+    """The way to compute attention for attn=impl; arguments as for fastest()."""
+    if chosen is not None:
+        chosen.add(fastest(impl, *arguments, **options, training=True))
+    return fastest(impl, *arguments, **options, training=torch.is_grad_enabled())
+
+
+def fastest(impl, q, score_mod, form, plain, dropout, moments=False, training=True):
     """'auto' made one of the ways to compute attention: of those that can express these arguments of model.attend the one that
     LOG.md has measured to be fastest. 'kernel' where positions are not plain is chosen again: it knows 0..T-1 only."""
-    if impl == 'auto' or impl == 'kernel' and not plain:
-        able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
-        able = able and not 0 < dropout < 0.02 # which 256ths would be far from
-        if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
-            impl = 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
-        elif able and (moments or form is not None or q.size(2) <= 1024 and torch.is_grad_enabled()):
-            impl = 'kernel' # without a form cuDNN is faster on longer rows and without a backward
-        elif not moments and (score_mod is None or rank_one(form)):
-            impl = 'sdpa'
-        else: # 16: the smallest head that flex has on CUDA
-            impl = 'flex' if q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 and not moments else 'math'
-    if chosen is not None:
-        chosen.add(impl)
-    return impl
+    if impl != 'auto' and not (impl == 'kernel' and not plain):
+        return impl
+    able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
+    able = able and not 0 < dropout < 0.02 # which 256ths would be far from
+    if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
+        return 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
+    if able and (moments or form is not None or q.size(2) <= 1024 and training):
+        return 'kernel' # without a form cuDNN is faster on longer rows and without a backward
+    if not moments and (score_mod is None or rank_one(form)):
+        return 'sdpa'
+    flex_can = q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 and not moments # 16: its smallest head on CUDA
+    return 'flex' if flex_can else 'math'
 
 
-chosen = None # while watched(): the ways taken
+chosen = None # while watched(): the ways a training pass takes
 
 
 @contextmanager
 def watched():
-    """A set that fills with the ways that attention is computed meanwhile."""
+    """A set that fills with the ways in which training would compute the attention that is computed meanwhile."""
     global chosen
     chosen = set()
     try:

@@ -76,6 +76,7 @@ def small_tiles(monkeypatch):
     if not CUDA:
         tiles = ((32, 16, 4, 1, 255), (32, 16, 4, 1, 255), (16, 32, 4, 1, 255))
         monkeypatch.setattr(kernels, 'TILES', dict.fromkeys(kernels.TILES, tiles))
+        monkeypatch.setattr(kernels, 'MORE', {})
 
 
 # -- the reference

@@ -290,6 +290,10 @@ def test_what_is_chosen_on_a_gpu(monkeypatch):
         with torch.set_grad_enabled(more.pop('grad', True)):
             options = dict(score_mod=None, form=None, plain=True, dropout=0.0) | more
             assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
+    q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=torch.bfloat16, size={2: 256, -1: 64}.get)
+    with torch.no_grad(), watched() as taken: # what is said is what training does
+        assert attention_paths.choose('auto', q, None, None, True, 0.0) == 'sdpa'
+    assert taken == {'kernel'}
 
 
 @pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
