@@ -31,9 +31,10 @@ from configurator import Given, arguments, configure
 from lab import ledger, pool, study as lab_study
 from lab.environment import git, versions
 from lab.errors import Stop, run as run_main
+from lab.flops import flops_per_token
 from lab.options import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
 from lab.run import Run, last_iteration
-from lab.study import Arm, Study, Task, read_json, write_json
+from lab.study import Arm, Study, Task, Together, read_json, write_json
 
 OUT = Path('out-ab')
 METRIC = 'validation loss after the last iteration, whole split, nats per token'
@@ -54,6 +55,7 @@ class Options:
     match: Literal['none', 'params', 'flops', 'time'] = 'none' # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = ''                  # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     jobs: Whole = 0                     # processes at once on each device; 0: one on a GPU, one a core on CPUs
+    at_once: Whole = 0                  # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''                   # GPUs to spread over: 0,1; '': the config's device
     check: bool = True                  # look for leaks before training
     price: bool = True                  # time the arms before training
@@ -202,9 +204,7 @@ class Runner:
             again = f', {self.failed} failed; --retry=True trains them again' if self.failed else ''
             self.say(f'{self.done} of {self.total} runs are done already{again}')
         self.before = {t.folder: last_iteration(t.folder) for t in todo}
-        for t, result in self.run(todo):
-            if isinstance(result, pool.Died):
-                result = lab_study.failed(t, f'its process ended with {result.exitcode}', 'failed')
+        for t, result in self.results(todo):
             self.iterations[t.folder] = self.before.get(t.folder, 0) if result['status'] != 'done' else self.iterations[t.folder]
             if result['status'] == 'done':
                 self.done += 1
@@ -216,6 +216,19 @@ class Runner:
                 self.failed += 1
                 self.line(f"{t.arm.name}, seed {t.seed}: {result['status']}: {result['reason']}")
         self.line('')
+
+    def results(self, todo):
+        """Yields (task, result), of runs that are trained at once one after the other."""
+        groups = []
+        for name in dict.fromkeys(t.arm.name for t in todo):
+            tasks = [t for t in todo if t.arm.name == name]
+            n = at_once(self.o, tasks[0].arm)
+            groups += [Together(tasks[first:first + n]) for first in range(0, len(tasks), n)]
+        for together, result in self.run(sorted(groups, key=lambda group: todo.index(group.tasks[0]))):
+            if isinstance(result, pool.Died):
+                said = f'its process ended with {result.exitcode}'
+                result = dict(results=[lab_study.failed(t, said, 'failed') for t in together.tasks])
+            yield from zip(together.tasks, result['results'])
 
     def state(self, t):
         try:
@@ -240,9 +253,23 @@ class Runner:
         trained = sum(max(0, now[f] - self.before[f]) for f in now)
         left = sum(max(0, self.iterations.get(f, 0) - now[f]) for f in now)
         seconds = (time.time() - self.begun) * left / trained if trained else None
-        at = ', '.join(f'{t.arm.name} {t.seed} at {now[t.folder]}' for t in running)
+        at = ', '.join(f'{t.arm.name} {t.seed} at {now[t.folder]}' for together in running for t in together.tasks)
         print(f'\r\x1b[K{self.done} of {self.total} runs done{f", {self.failed} failed" if self.failed else ""}; {at}'
               + (f'; {duration(seconds)} left' if seconds else ''), end='', flush=True)
+
+
+def at_once(o, arm):
+    """How many seeds of an arm one process trains at once. Eight of a small model take little longer than two on an H100 (LOG.md),
+    eight of the model of config/train_shakespeare_char.py 0.9 of their time one by one; beyond, memory is worth more."""
+    if o.at_once or not on_gpu(arm.options):
+        return o.at_once or 1
+    parts, options = core.load(arm.options.variant), arm.options
+    tokens = options.batch_size * options.gradient_accumulation_steps * arm.model_args['block_size']
+    return 8 if tokens * flops_per_token(parts.GPTConfig(**arm.model_args), parts)[1] < 2e12 else 1
+
+
+def on_gpu(options):
+    return options.device.startswith('cuda') or options.device == 'auto' and torch.cuda.is_available()
 
 
 def places(o, options):
@@ -253,7 +280,7 @@ def places(o, options):
         if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
             raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, which has {count} CUDA devices')
         return [pool.Place(name, 0) for _ in range(o.jobs or 1) for name in names]
-    if options.device.startswith('cuda') or options.device == 'auto' and count:
+    if on_gpu(options):
         return [pool.Place('', 0) for _ in range(o.jobs or 1)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return [pool.Place('', 1) for _ in range(o.jobs or cores)] # one thread each: sums in one order, however many there are

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
+from lab.dropout import Dropout
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
 from lab.muon import MuonAdamW
@@ -152,7 +154,7 @@ class CausalSelfAttention(nn.Module):
             raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; allowed: 0, or auto, math, sdpa')
         self.c_attn = parts.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
         self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
 
     def qkv(self, x): # q (B, nh, T, hs), k and v (B, nh, T, hs) or fewer heads, each for a group of queries
         B, T, C = x.size()
@@ -193,7 +195,7 @@ class MLP(nn.Module):
         self.c_fc = parts.Linear(config, config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU()
         self.c_proj = parts.Linear(config, 4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def hidden(self, x, step):
         return self.c_fc(x)
@@ -239,7 +241,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(dict(
             wte = nn.Embedding(config.vocab_size, config.n_embd),
             wpe = nn.Embedding(config.block_size, config.n_embd),
-            drop = nn.Dropout(config.dropout),
+            drop = Dropout(config.dropout),
             h = nn.ModuleList([parts.Block(config, parts, layer) for layer in range(config.n_layer)]),
             ln_f = parts.LayerNorm(config, config.n_embd),
         ))
@@ -362,6 +364,11 @@ def variants():
 
 def load(variant='base'):
     """'soft_window+surprise' -> a namespace of the seven classes to build from, and `files`, the variants' modules."""
+    return SimpleNamespace(**assembled(variant))
+
+
+@cache
+def assembled(variant): # once, for what is compiled for a class serves that class alone
     names = [name for name in variant.split('+') if name != 'base']
     for name in names:
         if name not in variants():
@@ -391,7 +398,7 @@ def load(variant='base'):
     for f in files:
         if not any(inspect.isclass(c) and c.__module__ == f.__name__ and issubclass(c, SLOTS) for c in vars(f).values()):
             raise Stop(f"{f.__name__.replace('.', '/')}.py: defines none of {', '.join(s.__name__ for s in SLOTS)}")
-    return SimpleNamespace(**parts)
+    return parts
 
 
 def own(c):

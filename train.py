@@ -225,10 +225,11 @@ def start(config, built=None):
     return o, run, m, data, model, update, state
 
 
-def train(config, built=None):
-    """The whole run; returns what start() can use again for another seed: (machine, data, model, update)."""
+def train(config, built=None, signals=None):
+    """The whole run, as a generator that yields after each iteration, whose work a device may still have before it: who drives
+    several of them trains several seeds at once. Returns what start() can use again: (machine, data, model, update)."""
     o, run, m, data, model, update, state = start(config, built)
-    main, signals, first = RANK == 0, Signals(), state['step']
+    main, signals, first = RANK == 0, signals or Signals(), state['step']
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
     rows, block_size = o.batch_size * o.gradient_accumulation_steps, model.config.block_size
@@ -296,6 +297,7 @@ def train(config, built=None):
         if last:
             break
         update(it, *batch(it), learning_rate(it, o))
+        yield
         if it % o.log_interval == 0:
             numbers = look(it)
             ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1
@@ -341,7 +343,8 @@ def stop_asked(signals, it, o):
 
 def main():
     try:
-        train(configure(Options, core.load, say=say))
+        for _ in train(configure(Options, core.load, say=say)):
+            pass
         if dist.is_initialized():
             dist.barrier() # a process that leaves while another still evaluates takes its connections along
     finally:

@@ -17,7 +17,8 @@ from lab.keys import generator
 
 ROOT = Path(__file__).absolute().parent.parent / 'data'
 SPLITS = ('train', 'val')
-RESIDENT = CHECKED = 2 << 30    # bytes: int32 tokens up to here live on the device, files up to here are read through
+RESIDENT = CHECKED = 2 << 30    # bytes: int64 tokens up to here live on the device, files up to here are read through
+AHEAD = 64                      # iterations whose batches are drawn and sent to the device together
 META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
 
 
@@ -218,9 +219,10 @@ class Dataset:
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
         self.hash = fingerprint(self.folder)
-        self.tokens = {split: ids if 4 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int32)).to(self.device)
+        self.tokens = {split: ids if 8 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int64)).to(self.device)
                        for split, ids in bins.items()}
         self.span = torch.arange(block_size + 1, device=self.device)
+        self.ahead = {}                         # (split, size, seed) -> (iteration, starts of the AHEAD batches from there on)
 
     def _open(self, split):
         size = (path := self.folder / f'{split}.bin').stat().st_size
@@ -266,8 +268,20 @@ class Dataset:
 
     def batch(self, split, it, size, seed, rank=0, world=1):
         """X, Y (size / world, T): this rank's rows of a batch."""
-        rows = self._rows(split, self.starts(split, it, size, seed)[rank * size // world:(rank + 1) * size // world])
+        mine, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
+        if torch.is_tensor(tokens):
+            rows = tokens.unfold(0, self.block_size + 1, 1)[self._starts_on_device(split, it, size, seed)[mine]]
+        else:
+            rows = self._rows(split, self.starts(split, it, size, seed)[mine])
         return rows[:, :-1].long(), rows[:, 1:].long()
+
+    def _starts_on_device(self, split, it, size, seed):
+        """starts(), drawn and sent AHEAD iterations at a time: one by one they would take longer than a small model's step."""
+        first, name = it - it % AHEAD, (split, size, seed)
+        if self.ahead.get(name, (None,))[0] != first:
+            starts = torch.stack([self.starts(split, n, size, seed) for n in range(first, first + AHEAD)])
+            self.ahead[name] = first, self._send(starts)
+        return self.ahead[name][1][it - first]
 
     def count_windows(self, split):
         return (len(self.tokens[split]) - 2) // self.block_size + 1

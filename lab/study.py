@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,8 @@ from lab.run import Run, plain, put, revive, sha256
 from lab.weights import weights
 
 # Which code a run depends on, beside its variants' files.
-CODE = ('model.py', 'train.py', 'lab/attention.py', 'lab/data.py', 'lab/keys.py', 'lab/update.py')
+CODE = ('model.py', 'train.py', 'lab/attention.py', 'lab/data.py', 'lab/dropout.py', 'lab/keys.py', 'lab/muon.py', 'lab/update.py',
+        'variants/kernels/attention.py', 'variants/kernels/reference.py')
 # Options that change where and how a run runs, not what it computes.
 ELSEWHERE = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'eval_only', 'log_interval',
              'checkpoint_minutes', 'save_best', 'always_save_checkpoint', 'backend')
@@ -76,7 +77,7 @@ class Arm:
 
 @dataclass
 class Task:
-    """For a worker: train one arm with one seed ('train'), time all arms ('price'), or check one ('check')."""
+    """For a worker: train one arm with one seed ('train', in a Together), time all arms ('price'), or check one ('check')."""
     kind: str
     arm: Arm
     seed: int = 0
@@ -90,6 +91,16 @@ class Task:
     @property
     def like(self):
         return self.kind, self.arm.name
+
+
+@dataclass
+class Together:
+    """Runs of one arm that a worker trains at once."""
+    tasks: list[Task]
+    kind = 'train'
+    arm = property(lambda self: self.tasks[0].arm)
+    folder = property(lambda self: self.tasks[0].folder)
+    like = property(lambda self: self.tasks[0].like)
 
 
 class Study:
@@ -163,19 +174,27 @@ def write_json(path, obj):
 # -- what a worker does
 
 def perform(task, place, kept):
-    """The result of a task, a dict with a status; never an exception. 'leave': this process is not to be used again."""
+    """The result of a task, a dict with a status; never an exception. 'leave': this process is not to be used again. For a
+    Together it is dict(results=[one for each of its tasks])."""
     if place.threads:
         torch.set_num_threads(place.threads)
     with output_to(task.folder):
+        if task.kind == 'train':
+            return train_together(task.tasks, place, kept)
         try:
-            return dict(train=train_one, price=price, check=check)[task.kind](task, place, kept)
-        except Stop as stop:
+            return dict(price=price, check=check)[task.kind](task, place, kept)
+        except Exception as error:
             kept.clear()
-            return failed(task, str(stop), 'diverged' if stop.code == DIVERGED else 'stopped' if stop.code > 128 else 'failed')
-        except Exception as error: # whatever a variant's code raises is one arm's failure, not the study's
-            traceback.print_exc()
-            first = (str(error).strip().splitlines() or [''])[0]
-            return failed(task, f'{type(error).__name__}: {first[:300]}', 'failed') | dict(leave=True)
+            return as_result(task, error)
+
+
+def as_result(task, error):
+    """What a task has come to that ended with this exception."""
+    if isinstance(error, Stop):
+        return failed(task, str(error), 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed')
+    traceback.print_exception(error) # whatever a variant's code raises is one arm's failure, not the study's
+    first = (str(error).strip().splitlines() or [''])[0]
+    return failed(task, f'{type(error).__name__}: {first[:300]}', 'failed') | dict(leave=True)
 
 
 def failed(task, reason, status):
@@ -184,14 +203,19 @@ def failed(task, reason, status):
     return dict(status=status, reason=reason)
 
 
+def output_of(folder):
+    """The file for what a run prints."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return open(Path(folder) / 'output.txt', 'a', encoding='utf-8', buffering=1)
+
+
 @contextmanager
 def output_to(folder):
-    """What the worker prints goes to output.txt in the run's folder."""
+    """What the worker prints, and the libraries in it, goes to output.txt in the run's folder."""
     if not folder:
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / 'output.txt', 'a', encoding='utf-8') as f:
+    with output_of(folder) as f:
         kept = os.dup(1), os.dup(2)
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
@@ -205,21 +229,50 @@ def output_to(folder):
                 os.close(old)
 
 
-def train_one(task, place, kept):
+def train_together(tasks, place, kept):
+    """Trains runs of one arm in turn, an iteration each; on a GPU in a stream each, where their kernels overlap. Every run is what
+    it would be alone. What does not fit into memory beside the others is trained after them, one by one."""
+    arm, signals, waiting, width, results = tasks[0].arm, train.Signals(), list(tasks), len(tasks), {}
+    device = place.device or arm.options.device
+    on_gpu = torch.cuda.is_available() and device.startswith(('auto', 'cuda'))
+    if kept.get('arm') != arm.name:
+        kept.clear()
+        kept.update(arm=arm.name, built={})
+    while waiting:
+        now, waiting = waiting[:width], waiting[width:]
+        runs = {n: one_run(task, device, kept['built'].pop(n, None), signals) for n, task in enumerate(now)}
+        streams = [torch.cuda.Stream(device.replace('auto', 'cuda')) if on_gpu and len(now) > 1 else None for _ in now]
+        with ExitStack() as files:
+            outputs = [files.enter_context(output_of(task.folder)) for task in now]
+            while runs:
+                for n in list(runs):
+                    try:
+                        with redirect_stdout(outputs[n]), redirect_stderr(outputs[n]), torch.cuda.stream(streams[n]):
+                            next(runs[n])
+                        continue
+                    except StopIteration as end:
+                        kept['built'][n], results[now[n].seed] = end.value, dict(status='done')
+                    except Exception as error:
+                        if len(now) > 1 and out_of_memory(error):
+                            waiting, width = [*waiting, now[n]], 1
+                        else:
+                            results[now[n].seed] = as_result(now[n], error)
+                    del runs[n]
+    return dict(results=[results[task.seed] for task in tasks], leave=any(r.get('leave') for r in results.values()))
+
+
+def one_run(task, device, built, signals):
+    """Trains one run, a generator that yields after each iteration; returns what the next run in its place can use again."""
     arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
     resume = (folder / 'task.json').exists() and (folder / 'config.json').exists()
     write_json(folder / 'task.json', dict(identity=task.identity))
-    o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), init_from='resume' if resume else 'scratch',
-                            device=place.device or arm.options.device)
+    o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), init_from='resume' if resume else 'scratch', device=device)
     origin = {name: 'ab.py' if arm.origin.get(name, 'default') == 'default' else arm.origin[name] for name in arm.model_args}
     origin = arm.origin | origin | dict(out_dir='command line', seed='ab.py') # what is no default, a resumed run compares
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
-    built = kept.pop('built', None) if kept.get('arm') == arm.name else None
-    if built is None:
-        kept.clear()
     for attempt in range(100):
         try:
-            built = train.train(config, built)
+            built = yield from train.train(config, built, signals)
             break
         except Stop as stop: # who held the folder is being killed
             if stop.code != BUSY or attempt == 99:
@@ -235,8 +288,7 @@ def train_one(task, place, kept):
     write_json(folder / 'ab.json', record)
     if not task.keep_checkpoints:
         shutil.rmtree(Run(folder).ckpt, ignore_errors=True)
-    kept.update(arm=arm.name, built=built)
-    return dict(status='done')
+    return built
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
 """One training iteration: forward and backward of every micro-batch, clipping, AdamW. On CUDA one replayed graph."""
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 
@@ -28,7 +30,9 @@ class Update:
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
-        self.stream = torch.cuda.Stream() if self.graphed else None
+        if self.graphed:
+            self.stream = torch.cuda.Stream()
+            self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
 
     def forward(self, x, y, it):
         step = Step(it=it)
@@ -36,7 +40,6 @@ class Update:
         return loss, step.losses
 
     def __call__(self, it, x, y, lr):
-        torch.manual_seed(key(self.seed, 'noise', it, self.rank)) # dropout and noise; a graph reads the generator at each replay
         for group in self.optimizer.param_groups:
             if isinstance(group['lr'], torch.Tensor):
                 group['lr'].fill_(lr * group['lr_scale'])
@@ -45,21 +48,35 @@ class Update:
         self.it.fill_(it)
         self.x.copy_(x.view_as(self.x))
         self.y.copy_(y.view_as(self.y))
+        noise = key(self.seed, 'noise', it, self.rank) # dropout and whatever else is random
         if not self.graphed:
+            torch.manual_seed(noise)
             return self.run()
+        self.noise.manual_seed(noise) # which the graph reads at each replay
         if self.graph is not None:
             return self.graph.replay()
-        with torch.cuda.stream(self.stream): # the first calls are real ones, and warm up what a capture needs
-            self.stream.wait_stream(torch.cuda.default_stream())
+        caller = torch.cuda.current_stream()
+        self.stream.wait_stream(caller)
+        with self.own_noise(), torch.cuda.stream(self.stream): # the first calls are real ones, and warm up what a capture needs
             self.run()
-        torch.cuda.default_stream().wait_stream(self.stream)
-        self.calls += 1
-        if self.calls == 3:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.run()
-            self.graph = graph
+            self.calls += 1
+            if self.calls == 3:
+                torch.cuda.synchronize()
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.run()
+        caller.wait_stream(self.stream)
+
+    @contextmanager
+    def own_noise(self):
+        """The device's generator draws from self.noise meanwhile."""
+        default = torch.cuda.default_generators[torch.cuda.current_device()]
+        others = default.graphsafe_get_state()
+        default.graphsafe_set_state(self.noise)
+        try:
+            yield
+        finally:
+            default.graphsafe_set_state(others)
 
     def run(self):
         self.backward()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import ENV, ROOT, TINY, call, flags, log, shakespeare
 from scipy.stats import ttest_rel
 
@@ -21,6 +22,7 @@ from lab.errors import BAD_INPUT, Stop
 from lab.flops import flops_per_token
 from lab.options import make, options as options_of, read
 from lab.stats import holm
+from lab.study import Study, Together
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False, always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
@@ -109,16 +111,19 @@ def test_matched_baselines_hit_within_a_percent(data):
 
 # -- a study
 
-def test_a_study_is_its_runs(data):
-    """Each run, the second of a process too, is to the bit what train.py makes of the same options alone."""
-    done = ran(data, variants='alibi', seeds=2, name='s', null=True)
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_a_study_is_its_runs(data, at_once):
+    """Each run, the second of a process or beside another, is to the bit what train.py makes of the same options alone."""
+    done = ran(data, variants='alibi', seeds=2, name='s', null=True, at_once=at_once, dropout=0.1)
     assert done.code == 0, done
     assert 'seed 1338: batches equal in 2 arms' in done.out and 'alibi: screen' in done.out
     for seed in 1337, 1338:
         for arm, variant in ('base', 'base'), ('alibi', 'alibi'):
-            call(train.main, **SMALL | dict(dataset=data, seed=seed, variant=variant, out_dir='alone'))
+            call(train.main, **SMALL | dict(dataset=data, seed=seed, variant=variant, out_dir='alone', dropout=0.1))
             assert log(f'out-ab/s/{arm}/seed_{seed}') == log('alone')
-    call(train.main, **SMALL | dict(dataset=data, seed=101337, out_dir='alone'))
+            said = Path(f'out-ab/s/{arm}/seed_{seed}/output.txt').read_text()
+            assert said.count('best val loss') == 1 and f'seed_{seed}' in said and f'seed_{2675 - seed}' not in said
+    call(train.main, **SMALL | dict(dataset=data, seed=101337, out_dir='alone', dropout=0.1))
     assert log('out-ab/s/null/seed_1337') == log('alone') # the null arm: other seeds
     report = json.loads(Path('out-ab/s/report.json').read_text())
     assert report['paired'] == dict(batches_equal=True, init_equal=True, note=report['paired']['note'])
@@ -131,19 +136,42 @@ def test_a_study_is_its_runs(data):
 
     kept = Path('out-ab/s/alibi/seed_1337/ab.json').read_bytes()
     Path('out-ab/s/alibi/seed_1338/ab.json').unlink()
-    again = ran(data, variants='alibi', seeds=2, name='s', null=True)
+    again = ran(data, variants='alibi', seeds=2, name='s', null=True, dropout=0.1)
     assert again.code == 0 and '5 of 6 runs are done already' in again.out and again.out.count('alibi, seed') == 1
     assert losses('s') == found and Path('out-ab/s/alibi/seed_1337/ab.json').read_bytes() == kept
 
-    refused = ran(data, variants='alibi', seeds=2, name='s', null=True, learning_rate=5e-3).line(BAD_INPUT)
+    refused = ran(data, variants='alibi', seeds=2, name='s', null=True, learning_rate=5e-3, dropout=0.1).line(BAD_INPUT)
     assert 'was run with another learning_rate (0.01 then, 0.005 now)' in refused and '--redo=True' in refused
-    redone = ran(data, variants='alibi', seeds=2, name='s', redo=True, learning_rate=5e-3)
+    redone = ran(data, variants='alibi', seeds=2, name='s', redo=True, learning_rate=5e-3, dropout=0.1)
     assert redone.code == 0 and losses('s')['base'] != found['base']
 
     call(ab.main, '--report', 'out-ab/s')
     listed = call(ab.main, '--ledger')
     assert '3 comparisons in 2 studies' in listed.out, listed # the first study was reported twice, with one result
     assert Path('out-ab/LEDGER.md').read_text() == listed.out
+
+
+def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
+    """Of four at once one has an error of its own and two no memory beside others: these are trained again, alone."""
+    arm, = [a for a in arms_of(data, arms='base', null=True)]
+    study, alone, trained = Study('study', [arm]), train.train, []
+
+    def crowded(config, built, signals):
+        seed = config.options.seed
+        trained.append(seed)
+        yield
+        if seed == 2:
+            raise ValueError('its own')
+        if seed > 2 and trained.count(seed) == 1:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return (yield from alone(config, built, signals))
+
+    monkeypatch.setattr(train, 'train', crowded)
+    tasks = [study.task(arm, seed) for seed in (1, 2, 3, 4)]
+    done = lab_study.perform(Together(tasks), pool.Place('', 1), {})
+    assert [result['status'] for result in done['results']] == ['done', 'failed', 'done', 'done'] and done['leave']
+    assert 'ValueError: its own' in done['results'][1]['reason'] and trained == [1, 2, 3, 4, 3, 4]
+    assert [study.state(arm, seed)[0] for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
 
 
 def test_a_diverged_arm_counts_against_it(data):
@@ -268,16 +296,17 @@ def test_killed_and_continued_is_the_same_study(data):
 
 
 @pytest.mark.skipif(not hasattr(os, 'setsid'), reason='POSIX signals')
-def test_ctrl_c_saves_and_goes_on(data):
-    run = spawned(data, 'c', max_iters=100_000, lr_decay_iters=100_000)
-    while not any(Path('out-ab/c').glob('*/seed_*/log.jsonl')):
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_ctrl_c_saves_and_goes_on(data, at_once):
+    run = spawned(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
+    while len(list(Path('out-ab/c').glob('*/seed_*/log.jsonl'))) < 2 * at_once: # two processes
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.05)
     time.sleep(0.3)
     run.send_signal(signal.SIGINT)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 130 and 'the same command goes on' in out.splitlines()[-1], out
-    assert list(Path('out-ab/c').glob('*/seed_*/ckpt/step_*')), out
+    assert len(list(Path('out-ab/c').glob('*/seed_*/ckpt'))) == 2 * at_once, out
 
 
 def fails(task, place, kept):

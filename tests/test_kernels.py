@@ -66,7 +66,8 @@ def errors(leaves, **options):
     fast, exact = run(kernels.attention, leaves, **options), run(reference.attention, leaves, torch.float64, **options)
     for name, x in fast.items():
         assert x.isfinite().all(), name
-    norm = lambda x: x.norm().clamp(min=0.05 * x.numel() ** 0.5) # what should be 0 is small
+    zero = lambda x: x.abs().max() < 1e-9 # where each query sees one key, its gradient is a difference of equal terms of about 1
+    norm = lambda x: x.norm().clamp(min=(1.0 if zero(x) else 0.05) * x.numel() ** 0.5)
     return {name: ((fast[name].double() - x).norm() / norm(x)).item() for name, x in exact.items()}
 
 
@@ -249,7 +250,7 @@ def test_kernels_are_operators(small_tiles):
 def test_kernels_equal_float64_math(T, hs, dtype):
     assert CUDA
     bounds = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-    for case in (*CASES, dict(window=100), dict(window=3000, moments=True)):
+    for case in (*CASES, dict(window=100), dict(window=3000, moments=True)) if hs == 64 else (CASES[0], *CASES[-4:]):
         for name, e in case_errors(T, hs, dtype, device='cuda', **case).items():
             assert e < bounds[dtype], (case, name, e)
 
