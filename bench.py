@@ -44,6 +44,7 @@ class Options:
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     optimizer: Literal['adamw', 'muon'] = 'adamw' # of the steps
+    seeds: Count = 1                    # also time the steps of this many seeds at once, as ab.py trains them
     seed: Whole = 1337                  # of the weights and the tokens
     module: bool = False                # time the first layer's attention module alone, forward and backward
     check: bool = False                 # look for leaks, and whether it decodes as it evaluates, instead; exit code 2 if so
@@ -59,24 +60,34 @@ class GPTConfig(core.GPTConfig):
 
 
 class Arm:
-    """One variant, ready to be timed: forward(), backward() (forward too), step() and decode()."""
+    """One variant, ready to be timed: forward(), backward() (forward too), step(), decode() and together(), many seeds' steps."""
 
     def __init__(self, variant, o, m, model_args):
         self.variant, self.o, self.m, self.model, self.config = variant, o, m, *built(variant, o, m, model_args)
         parts = core.load(variant)
         self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
-        optimizer = self.model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type, o.optimizer)
-        self.update = Update(self.model, optimizer, m, (1, o.batch_size, self.config.block_size), 1.0, o.seed)
+        self.update = self.update_of(self.model)
         self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
                                        generator=generator(o.seed, 'bench')).to(m.device)
         if m.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
         self.compile_seconds = timed(self.step, 1, m) / 1000
         self.peak_bytes = torch.cuda.max_memory_allocated() - before if m.type == 'cuda' else None
-        graphed = self.update.graphed
-        self.forward, self.backward = (replayed(call) if graphed else call for call in (self.run_forward, self.run_backward))
+        self.forward, self.backward = self.run_forward, self.run_backward
         self.samples = {'forward': [], 'backward': [], 'step': [], 'decode': []}
+        self.updates = [self.update, *(self.update_of(built(variant, o, m, model_args)[0]) for _ in range(o.seeds - 1))]
+        self.streams = [torch.cuda.Stream() if m.type == 'cuda' else None for _ in self.updates]
+        if self.update.graphed:
+            for _ in range(3): # until every step is a graph
+                self.together()
+            self.forward, self.backward = (replayed(call, self.update.graph.pool()) for call in (self.forward, self.backward))
+        if o.seeds > 1:
+            self.samples['together'] = []
+
+    def update_of(self, model):
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.m.type, self.o.optimizer)
+        return Update(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed)
 
     @torch.no_grad()
     def run_forward(self):
@@ -89,6 +100,11 @@ class Arm:
 
     def step(self):
         self.update(1, self.x, self.y, 1e-3)
+
+    def together(self):
+        for update, stream in zip(self.updates, self.streams, strict=True):
+            with torch.cuda.stream(stream):
+                update(1, self.x, self.y, 1e-3)
 
     def decode(self):
         self.model.eval()
@@ -106,6 +122,7 @@ class Arm:
                     step_ms=median['step'], tokens_per_s=1000 * tokens / median['step'], peak_bytes=self.peak_bytes,
                     mfu=self.train_flops * tokens / (median['step'] / 1000) / peak_flops if peak_flops else None,
                     decode_tokens_per_s=1000 * self.o.decode_tokens / median['decode'],
+                    seeds=self.o.seeds, seeds_step_ms=median.get('together'),
                     first_step_seconds=self.compile_seconds, samples_ms=self.samples)
 
 
@@ -154,15 +171,15 @@ def built(variant, o, m, model_args):
     return model, model.config
 
 
-def replayed(call):
-    """The call as the compiled training loop would run it: a CUDA graph."""
+def replayed(call, pool=None):
+    """The call as the compiled training loop would run it: a CUDA graph; pool: the memory of another that never runs beside it."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         call()
     return graph.replay
 
@@ -198,12 +215,13 @@ def table(results):
     base = results[0]
     ratio = lambda r, what: f'{r[what]:.2f}' + (f' ({r[what] / base[what]:.2f}x)' if r is not base else '')
     head = ('variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB', 'MFU',
-            'decode tok/s')
+            'decode tok/s', *([f"{base['seeds']} seeds ms (of one)"] if base['seeds_step_ms'] else []))
     rows = [head] + [(
         r['variant'], f"{r['params'] / 1e6:.2f}M", f"{r['flops_per_token'] / 1e6:.1f}", ratio(r, 'forward_ms'),
         ratio(r, 'forward_backward_ms'), ratio(r, 'step_ms'), f"{r['tokens_per_s']:,.0f}",
         f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-', f"{r['mfu']:.1%}" if r['mfu'] else '-',
-        f"{r['decode_tokens_per_s']:,.0f}") for r in results]
+        f"{r['decode_tokens_per_s']:,.0f}",
+        *([f"{r['seeds_step_ms']:.2f} ({r['seeds_step_ms'] / r['step_ms']:.2f}x)"] if r['seeds_step_ms'] else [])) for r in results]
     return aligned(rows)
 
 

@@ -24,9 +24,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
-from lab.dropout import Dropout
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
+from lab.layers import Dropout, Embedding
 from lab.muon import MuonAdamW
 from lab.options import Count, Rate, make_checked
 from lab.sampling import pick
@@ -239,7 +239,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict(dict(
-            wte = nn.Embedding(config.vocab_size, config.n_embd),
+            wte = Embedding(config.vocab_size, config.n_embd),
             wpe = nn.Embedding(config.block_size, config.n_embd),
             drop = Dropout(config.dropout),
             h = nn.ModuleList([parts.Block(config, parts, layer) for layer in range(config.n_layer)]),

@@ -99,6 +99,34 @@ def test_dropout_is_keyed_by_iteration_under_graphs():
     assert len(set(loss[:5])) == 5
 
 
+@pytest.mark.parametrize('variant', ['base', 'soft_window', 'head_scaling', 'forgetting'])
+def test_runs_repeat_to_the_bit_alone_and_beside_others(variant):
+    """Twice alone, and in turn with two other seeds, each in a stream."""
+    def ready(seed):
+        m = machine('cuda', 'bfloat16', True)
+        model = core.build(variant, seed, dropout=0.2, **SIZE).cuda().train()
+        return Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, (2, 8, 256), 1.0, seed)
+
+    def trained(*seeds):
+        runs = [ready(seed) for seed in seeds]
+        streams = [torch.cuda.Stream() for _ in seeds]
+        torch.cuda.synchronize()
+        for it in range(12):
+            for update, stream in zip(runs, streams):
+                with torch.cuda.stream(stream):
+                    update(it, *batch(it), 1e-3)
+        torch.cuda.synchronize()
+        numbers = [update.numbers()[0] for update in runs]
+        return {seed: (n, [p.clone() for p in update.params]) for seed, n, update in zip(seeds, numbers, runs)}
+
+    torch._dynamo.reset()
+    alone, again, together = trained(1), trained(1), trained(2, 1, 3)
+    for other in again, together:
+        assert other[1][0] == alone[1][0]
+        assert all(torch.equal(a, b) for a, b in zip(other[1][1], alone[1][1]))
+    assert together[2][0] != together[3][0]
+
+
 def test_not_finite_leaves_the_weights_under_graphs():
     model, update = updates('base', True)
     for it in range(5):
