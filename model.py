@@ -364,11 +364,6 @@ def variants():
 
 def load(variant='base'):
     """'soft_window+surprise' -> a namespace of the seven classes to build from, and `files`, the variants' modules."""
-    return SimpleNamespace(**assembled(variant))
-
-
-@cache
-def assembled(variant): # once, for what is compiled for a class serves that class alone
     names = [name for name in variant.split('+') if name != 'base']
     for name in names:
         if name not in variants():
@@ -377,12 +372,17 @@ def assembled(variant): # once, for what is compiled for a class serves that cla
                        f"there are: base, {', '.join(variants())}")
         if names.count(name) > 1:
             raise Stop(f'variant={variant}: {name} is named twice')
-    files = [import_module('variants.' + name) for name in names]
+    return SimpleNamespace(**assembled(variant, *(import_module('variants.' + name) for name in names)))
+
+
+@cache # for what is compiled for a class serves that class alone
+def assembled(variant, *files):
+    """What load() makes of the files of a variant, as a dict."""
     for f, g in combinations(files, 2):
         for one, two in ((f, g), (g, f)):
             if why := getattr(one, 'CLASHES', {}).get(two.__name__.removeprefix('variants.')):
                 raise Stop(f'variant={variant}: these two do not go together: {why}')
-    parts = dict(files=files)
+    parts = dict(files=list(files))
     for slot in SLOTS:
         mine = [c for f in files if (c := vars(f).get(slot.__name__)) and c.__module__ == f.__name__]
         for c in mine:

@@ -298,7 +298,7 @@ class Dataset:
         for starts in (chosen * T).split(size):
             rows, left = self._rows(split, starts), total - starts          # left (B,): targets from here to the end
             past = self.span[:T] >= self._send(left)[:, None]
-            yield (rows[:, :-1].long().masked_fill_(past, 0), rows[:, 1:].long().masked_fill_(past, -1),
+            yield (rows[:, :-1].long().masked_fill(past, 0), rows[:, 1:].long().masked_fill(past, -1), # both may be views of rows
                    int(left.clamp(max=T).sum()))
 
 
