@@ -17,7 +17,7 @@ from lab.keys import generator
 
 ROOT = Path(__file__).absolute().parent.parent / 'data'
 SPLITS = ('train', 'val')
-RESIDENT = CHECKED = 2 << 30    # bytes: int64 tokens up to here live on the device, files up to here are read through
+RESIDENT = CHECKED = 2 << 30    # bytes: int32 tokens up to here live on the device, files up to here are read through
 AHEAD = 64                      # iterations whose batches are drawn and sent to the device together
 META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
 
@@ -219,7 +219,7 @@ class Dataset:
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
         self.hash = fingerprint(self.folder)
-        self.tokens = {split: ids if 8 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        self.tokens = {split: ids if 4 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int32)).to(self.device)
                        for split, ids in bins.items()}
         self.span = torch.arange(block_size + 1, device=self.device)
         self.ahead = {}                         # (split, size, seed) -> (iteration, starts of the AHEAD batches from there on)
@@ -298,7 +298,7 @@ class Dataset:
         for starts in (chosen * T).split(size):
             rows, left = self._rows(split, starts), total - starts          # left (B,): targets from here to the end
             past = self.span[:T] >= self._send(left)[:, None]
-            yield (rows[:, :-1].long().masked_fill(past, 0), rows[:, 1:].long().masked_fill(past, -1), # both may be views of rows
+            yield (rows[:, :-1].long().masked_fill_(past, 0), rows[:, 1:].long().masked_fill_(past, -1),
                    int(left.clamp(max=T).sum()))
 
 

@@ -30,8 +30,8 @@ from lab.run import Run, plain, put, revive, sha256
 from lab.weights import weights
 
 # Which code a run depends on, beside its variants' files.
-CODE = ('model.py', 'train.py', 'lab/attention.py', 'lab/data.py', 'lab/keys.py', 'lab/layers.py', 'lab/muon.py', 'lab/update.py',
-        'variants/kernels/attention.py', 'variants/kernels/reference.py')
+CODE = ('model.py', 'train.py', 'lab/attention.py', 'lab/data.py', 'lab/embedding.py', 'lab/keys.py', 'lab/muon.py',
+        'lab/update.py', 'variants/kernels/attention.py', 'variants/kernels/reference.py')
 # Options that change where and how a run runs, not what it computes.
 ELSEWHERE = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'eval_only', 'log_interval',
              'checkpoint_minutes', 'save_best', 'always_save_checkpoint', 'backend')

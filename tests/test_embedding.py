@@ -1,0 +1,29 @@
+"""The embedding as a GPU computes it, on the CPU: the arithmetic is the same."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lab.embedding import lookup
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 9), (2, 3, 5)])
+def test_lookup_is_an_embedding(shape):
+    torch.manual_seed(5)
+    weight, idx = torch.randn(65, 16, dtype=torch.float64, requires_grad=True), torch.randint(65, shape)
+    dy = torch.randn(*shape, 16, dtype=torch.float64)
+    results = [(y, torch.autograd.grad(y, weight, dy)[0]) for y in (lookup(weight, idx), F.embedding(idx, weight))]
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_lookups_gradient_is_not_rounded_by_autocast():
+    torch.manual_seed(6)
+    weight, idx, dy = torch.randn(65, 16, requires_grad=True), torch.randint(65, (8, 32)), torch.randn(8, 32, 16)
+
+    def loss(weight):
+        with torch.autocast('cpu', torch.bfloat16):
+            return (lookup(weight, idx) * dy).sum()
+
+    exact, = torch.autograd.grad((F.embedding(idx, weight) * dy).sum(), weight)
+    for f in loss, torch.compile(loss, fullgraph=True, backend='aot_eager'):
+        torch.testing.assert_close(torch.autograd.grad(f(weight), weight)[0], exact, rtol=0, atol=1e-5)
