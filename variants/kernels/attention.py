@@ -81,9 +81,18 @@ def store_rows(x, value, t, T, stride, HS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def load_window(W, at, there):
+def load_each(x, t, T, other, GUARD: tl.constexpr):
+    """x[t] (len(t),). GUARD: some t may be T or more, and are `other`."""
+    if GUARD:
+        return tl.load(x + t, mask=t < T, other=other)
+    else:
+        return tl.load(x + t)
+
+
+@triton.jit
+def load_window(w, t, T, GUARD: tl.constexpr):
     """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
-    return tl.minimum(tl.maximum(tl.load(W + at, mask=there, other=2.0), 2.0), 1e30)
+    return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, GUARD), 2.0), 1e30)
 
 
 @triton.jit
@@ -138,7 +147,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W, at, i < T)
+        w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
         per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
     if DROPOUT:
@@ -160,7 +169,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
@@ -224,7 +233,7 @@ def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST,
         delta += tl.load(DSCORE + at, mask=i < T, other=0.0) * tl.load(SCORE + at, mask=i < T, other=0.0)
     tl.store(DELTA + at, delta, mask=i < T)
     if WINDOW:
-        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W, at, i < T), i))
+        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W + row * T, i, T, True), i))
 
 
 @triton.jit
@@ -259,7 +268,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
         lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W, at, i < T)
+        w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
         per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
     if MOMENTS:
@@ -283,7 +292,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
@@ -340,6 +349,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
     own = b * T * nh * HS + h * HS
     DY += own
+    LSE, DELTA = LSE + row * T, DELTA + row * T
     j = start_j + tl.arange(0, BK)
     k = load_rows(K, j, T, k_t, HS, D, not EVEN) # (BK, D)
     v = load_rows(V, j, T, v_t, HS, D, not EVEN) # (BK, D)
@@ -348,14 +358,17 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
         A += row * T
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_j)
-        c = tl.load(C + j, mask=j < T, other=0.0) - c_0
+        c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
+        W += row * T
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
         n = tl.arange(0, BLOCKS)
         first = tl.load(FIRST + n, mask=n < blocks, other=T)
         stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
+    if MOMENTS:
+        DISTANCE, DDISTANCE, DVARIANCE, DSCORE = DISTANCE + row * T, DDISTANCE + row * T, DVARIANCE + row * T, DSCORE + row * T
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -369,27 +382,26 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 visit = tl.load(FIRST + start_i // BQ) < start_j + BK
             if visit:
                 i = start_i + tl.arange(0, BQ)
-                at = row * T + i
                 q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
-                lse = tl.load(LSE + at, mask=i < T, other=float('inf'))
-                delta = tl.load(DELTA + at, mask=i < T, other=0.0)
+                lse = load_each(LSE, i, T, float('inf'), not EVEN)
+                delta = load_each(DELTA, i, T, 0.0, not EVEN)
                 fi = (i - start_j).to(tl.float32)
                 if MOMENTS:
-                    mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0)
-                    ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
-                    dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
-                    dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+                    mean = fi - load_each(DISTANCE, i, T, 0.0, not EVEN)
+                    ddistance = load_each(DDISTANCE, i, T, 0.0, not EVEN)
+                    dvariance = load_each(DVARIANCE, i, T, 0.0, not EVEN)
+                    dscore = load_each(DSCORE, i, T, 0.0, not EVEN)
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
-                    a = tl.load(A + i, mask=i < T, other=0.0)
-                    lse += a * LOG2E * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
-                    x += (a / scale)[None, :] * c[:, None]
+                    a = load_each(A, i, T, 0.0, not EVEN)
+                    lse += a * LOG2E * (load_each(C, i, T, 0.0, not EVEN) - c_0)
+                    x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    w = load_window(W, at, i < T)
+                    w = load_window(W, i, T, not EVEN)
                     per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
                     left = (w - 1.0)[None, :] - (fi[None, :] - fj[:, None])
                     g, _ = fade(left, per_token[None, :], ramp, RAMP)
