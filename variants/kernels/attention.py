@@ -47,6 +47,7 @@ TILES = {
     512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
 }
 MORE = {128: ((64, 64, 4, 3, 168), (64, 32, 4, 3, 168), (32, 64, 4, 3, 168))} # with windows, moments or dropout
+COLUMNS_FROM, BASE = 2048, 64 # tokens: key_columns take a launch of their own, which shorter rows do not pay for; their c is about one
 TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
 
@@ -117,6 +118,14 @@ def kept(seed, row, i, start_j, cut, BI: tl.constexpr, BJ: tl.constexpr):
 
 
 @triton.jit
+def thirds(x):
+    """x as a sum of three numbers in bfloat16, to float32's precision; in float32."""
+    one = x.to(tl.bfloat16).to(tl.float32)
+    two = (x - one).to(tl.bfloat16).to(tl.float32)
+    return one, two, (x - one - two).to(tl.bfloat16).to(tl.float32)
+
+
+@triton.jit
 def first_key(w, i):
     """The first key that one of the queries i sees, or the one before it."""
     return tl.min(tl.maximum(i + 1.0 - w, 0.0)).to(tl.int32)
@@ -127,7 +136,7 @@ def first_key(w, i):
 
 @triton.jit
 def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
-                   q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+                   q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                    HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                    BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
                    PRECISION: tl.constexpr):
@@ -219,9 +228,26 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
 # backward
 
 @triton.jit
-def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST, T, nh,
-                     HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, WINDOW: tl.constexpr, MOMENTS: tl.constexpr):
-    """delta of each query, and the first key that a block of queries sees, for backward_kv's blocks."""
+def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
+    """(T, 16) for each of C's heads: 1, c in thirds about the first of its BASE keys, and that one's c about the row's first."""
+    start = tl.program_id(0) * BASE
+    row, b, h = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2), tl.program_id(1), tl.program_id(2)
+    C += b * c_b + h * c_h
+    j = start + tl.arange(0, BASE)
+    base = tl.load(C + start)
+    c_1, c_2, c_3 = thirds(load_each(C, j, T, 0.0, True) - base)
+    b_1, b_2, b_3 = thirds(base - tl.load(C) + tl.zeros((BASE,), tl.float32))
+    n = tl.arange(0, 16)[None, :]
+    x = tl.where(n == 0, 1.0, tl.where(n == 1, c_1[:, None], tl.where(n == 2, c_2[:, None], tl.where(n == 3, c_3[:, None], 0.0))))
+    x += tl.where(n == 4, b_1[:, None], tl.where(n == 5, b_2[:, None], tl.where(n == 6, b_3[:, None], 0.0)))
+    store_rows(COLUMNS + row * T * 16, x.to(tl.bfloat16), j, T, 16, 16, 16)
+
+
+@triton.jit
+def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, c_b, c_h, T, nh,
+                     HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
+                     MOMENTS: tl.constexpr):
+    """For backward_kv's blocks of queries: delta, the first key that one sees, and LSE about the block's first position."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -232,6 +258,11 @@ def backward_prepare(Y, DY, W, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, FIRST,
         delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
         delta += tl.load(DSCORE + at, mask=i < T, other=0.0) * tl.load(SCORE + at, mask=i < T, other=0.0)
     tl.store(DELTA + at, delta, mask=i < T)
+    if BIAS:
+        C += row // nh * c_b + row % nh * c_h
+        own_c = load_each(C, i, T, 0.0, True) - tl.load(C + tl.program_id(0) * BQ)
+        lse = tl.load(LSE + at, mask=i < T, other=0.0) + tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
+        tl.store(NEAR_LSE + at, lse, mask=i < T)
     if WINDOW:
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W + row * T, i, T, True), i))
 
@@ -243,11 +274,11 @@ def through_moments(s, off, ddistance, dvariance, dscore):
 
 
 @triton.jit
-def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
-               q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
+               q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
-               NEED_A: tl.constexpr, NEED_C: tl.constexpr, PRECISION: tl.constexpr):
+               NEED_A: tl.constexpr, NEED_C: tl.constexpr, COLUMN_SUMS: tl.constexpr, PRECISION: tl.constexpr):
     start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
@@ -282,6 +313,9 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
     dq = tl.zeros((BQ, D), tl.float32)
     rest = tl.zeros((BQ,), tl.float32) # sum of dx, what rounding makes of 0
     da, a_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    if COLUMN_SUMS: # rest, da and a_share are products with the keys' columns, for which tensor cores have time
+        COLUMNS += (b * c_n + h % c_n) * T * 16
+        sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
     dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     for diagonal in tl.static_range(2):
         for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
@@ -315,17 +349,27 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
                 z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
                                      (dscore * scale)[:, None])
             ds = p * z
-            if NEED_A or NEED_C or WINDOW:
-                rest += tl.sum(ds, 1)
-            if NEED_A:
-                da += tl.sum(ds * c[None, :], 1)
-                a_share += tl.sum(p * c[None, :], 1)
+            if COLUMN_SUMS:
+                keys = load_rows(COLUMNS, j, T, 16, 16, 16, diagonal and not EVEN) # (BK, 16)
+                sums = tl.dot(ds.to(tl.bfloat16), keys, sums)
+                if NEED_A:
+                    shares = tl.dot(p.to(tl.bfloat16), keys, shares)
+            else:
+                if NEED_A or NEED_C or WINDOW:
+                    rest += tl.sum(ds, 1)
+                if NEED_A:
+                    da += tl.sum(ds * c[None, :], 1)
+                    a_share += tl.sum(p * c[None, :], 1)
             if WINDOW:
                 dw += tl.sum(dp_dw * z, 1)
                 w_share += tl.sum(dp_dw, 1)
             if MOMENTS:
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    if COLUMN_SUMS:
+        ones = (tl.arange(0, 16) == 0)[None, :]
+        rest, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
+        a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
     store_rows(DQ + own, (dq * scale).to(DQ.dtype.element_ty), i, T, nh * HS, HS, D)
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
@@ -337,8 +381,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, DISTANCE, DDISTANCE, DVAR
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
-                q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, T, nh, scale, ramp, cut,
+def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
+                q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
                 NEED_C: tl.constexpr, BLOCKS: tl.constexpr, EACH: tl.constexpr, PRECISION: tl.constexpr):
@@ -349,7 +393,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
     own = b * T * nh * HS + h * HS
     DY += own
-    LSE, DELTA = LSE + row * T, DELTA + row * T
+    NEAR_LSE, DELTA = NEAR_LSE + row * T, DELTA + row * T
     j = start_j + tl.arange(0, BK)
     k = load_rows(K, j, T, k_t, HS, D, not EVEN) # (BK, D)
     v = load_rows(V, j, T, v_t, HS, D, not EVEN) # (BK, D)
@@ -384,7 +428,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 i = start_i + tl.arange(0, BQ)
                 q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
-                lse = load_each(LSE, i, T, float('inf'), not EVEN)
+                lse = load_each(NEAR_LSE, i, T, float('inf'), not EVEN)
                 delta = load_each(DELTA, i, T, 0.0, not EVEN)
                 fi = (i - start_j).to(tl.float32)
                 if MOMENTS:
@@ -396,7 +440,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, FIRST, DISTANCE, DDISTAN
                 x = s
                 if BIAS:
                     a = load_each(A, i, T, 0.0, not EVEN)
-                    lse += a * LOG2E * (load_each(C, i, T, 0.0, not EVEN) - c_0)
+                    lse += a * (LOG2E * (tl.load(C + start_i) - c_0))
                     x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
@@ -454,7 +498,7 @@ def settings(q, k, v, a, c, w, ramp, dropout, moments):
     row = max(32, D * q.element_size())
     tiles = MORE.get(row, TILES[row]) if w is not None or moments or dropout > 0 else TILES[row]
     strides = [n for x in (q, k, v) for n in x.stride()[:3]]
-    strides += [0, 0] if c is None else [c.stride(0), c.stride(1) if c.size(1) > 1 else 0]
+    strides += [0, 0, 1] if c is None else [c.stride(0), c.stride(1) if c.size(1) > 1 else 0, c.size(1)]
     fast = q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == 'tf32'
     options = dict(HS=HS, D=D, EVEN=all(T % max(tile[:2]) == 0 for tile in tiles), BIAS=a is not None, WINDOW=w is not None,
                    RAMP=ramp > 0, DROPOUT=dropout > 0, PRECISION='tf32' if fast else 'ieee')
@@ -505,14 +549,20 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
-    backward_prepare[blocks, B * nh](y, dy, w, *stats[1:], *dstats[1:], delta, first, T, nh, HS=options['HS'], D=options['D'],
-                                     BQ=tile_kv[0], WINDOW=options['WINDOW'], MOMENTS=moments)
-    inputs, sizes = (q, k, v, a, c, w, seed, dy, lse, delta), (*strides, T, nh, scale, ramp, threshold(dropout))
+    near_lse = lse if c is None else per_query(q)
+    backward_prepare[blocks, B * nh](
+        y, dy, a, c, w, lse, *stats[1:], *dstats[1:], delta, near_lse, first, *strides[-3:-1], T, nh, BQ=tile_kv[0], MOMENTS=moments,
+        **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW')})
+    columns = None
+    if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
+        columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
+        key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
+    inputs, sizes = (q, k, v, a, c, w, seed, dy), (*strides, T, nh, scale, ramp, threshold(dropout))
     backward_q[triton.cdiv(T, tile_q[0]), B * nh](
-        *inputs, stats[0], *dstats, dq, da, dc, dw, *sizes,
-        MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, **options, **block(tile_q))
+        *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
+        COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        *inputs, first, stats[0], *dstats, dk, dv, dc, *sizes,
+        *inputs, near_lse, delta, first, stats[0], *dstats, dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dq, dk, dv, da, dc, dw
 
