@@ -34,6 +34,7 @@ from variants.kernels.reference import ROUNDS, threshold
 # unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps are base 2.
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
+MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
 EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
@@ -47,7 +48,7 @@ TILES = {
     512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
 }
 MORE = {128: ((64, 64, 4, 3, 168), (64, 32, 4, 3, 168), (32, 64, 4, 3, 168))} # with windows, moments or dropout
-COLUMNS_FROM, BASE = 2048, 64 # tokens: key_columns take a launch of their own, which shorter rows do not pay for; their c is about one
+COLUMNS_FROM, BASE = 2048, 64 # tokens: shorter rows do not pay for the launch that makes key_columns; their c is about one of so many
 TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
 
@@ -97,12 +98,21 @@ def load_window(w, t, T, GUARD: tl.constexpr):
 
 
 @triton.jit
-def fade(left, per_token, ramp, RAMP: tl.constexpr):
-    """g and dg/du; left = w - 1 - d, what of the window is beyond this key."""
+def fade_rate(w, ramp, RAMP: tl.constexpr):
+    """For fade(), of each query."""
     if RAMP:
-        return tl.minimum(left * per_token, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+        return tl.full(w.shape, 1.0, tl.float32) / ramp
     else:
-        e = tl.exp2(tl.maximum(left, 0.0) * (per_token * -LOG2E)) # beyond the window it would be infinite
+        return tl.full(w.shape, 1.0, tl.float32) / w * -LOG2E
+
+
+@triton.jit
+def fade(left, rate, ramp, RAMP: tl.constexpr):
+    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; both are 0 where there is nothing."""
+    if RAMP:
+        return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+    else:
+        e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
         return 1.0 - e, e
 
 
@@ -158,7 +168,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if WINDOW:
         w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
-        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+        rate = fade_rate(w, ramp, RAMP)
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -183,8 +193,8 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
-                g, _ = fade(left, per_token[:, None], ramp, RAMP)
+                left = (w - 1.0 - fi)[:, None] + fj[None, :]
+                g, _ = fade(left, rate[:, None], ramp, RAMP)
                 x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
@@ -244,10 +254,11 @@ def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, c_b, c_h, T, nh,
+def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, c_b, c_h, T, nh, ramp,
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
-                     MOMENTS: tl.constexpr):
-    """For backward_kv's blocks of queries: delta, the first key that one sees, and LSE about the block's first position."""
+                     RAMP: tl.constexpr, MOMENTS: tl.constexpr):
+    """For backward_kv's blocks of queries: delta, LSE about the block's first position, the first key that one sees, and what a
+    window fades by per token, which is a division."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -264,7 +275,10 @@ def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DE
         lse = tl.load(LSE + at, mask=i < T, other=0.0) + tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
         tl.store(NEAR_LSE + at, lse, mask=i < T)
     if WINDOW:
-        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(load_window(W + row * T, i, T, True), i))
+        w = load_window(W + row * T, i, T, True)
+        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
+        if not RAMP:
+            tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
 
 
 @triton.jit
@@ -301,7 +315,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     if WINDOW:
         w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
-        per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
+        rate = fade_rate(w, ramp, RAMP)
     if MOMENTS:
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
@@ -331,15 +345,14 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                d = fi[:, None] - fj[None, :]
-                left = (w - 1.0)[:, None] - d
-                g, slope = fade(left, per_token[:, None], ramp, RAMP)
+                left = (w - 1.0 - fi)[:, None] + fj[None, :]
+                g, slope = fade(left, rate[:, None], ramp, RAMP)
                 x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= d + 1.0
+                    dp_dw *= w[:, None] - left # d + 1
                 p *= g
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
@@ -381,7 +394,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
+def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
                 q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -405,7 +418,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, DISTANCE, DD
         c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
-        W += row * T
+        W, FADE = W + row * T, FADE + row * T
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
         n = tl.arange(0, BLOCKS)
@@ -446,13 +459,11 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, DISTANCE, DD
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
                     w = load_window(W, i, T, not EVEN)
-                    per_token = tl.full(w.shape, 1.0, tl.float32) / (ramp if RAMP else w)
-                    left = (w - 1.0)[None, :] - (fi[None, :] - fj[:, None])
-                    g, _ = fade(left, per_token[None, :], ramp, RAMP)
-                    x = tl.where(left > (w * EDGE)[None, :], x, float('-inf'))
-                p = tl.exp2(x * unit - lse[None, :])
-                if WINDOW:
-                    p *= g
+                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
+                    g, _ = fade((w - 1.0 - fi)[None, :] + fj[:, None], rate[None, :], ramp, RAMP)
+                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # beyond the window times 0, which infinity would not be
+                else:
+                    p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
                 used = p
                 if DROPOUT:
@@ -549,10 +560,10 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
-    near_lse = lse if c is None else per_query(q)
+    near_lse, fade_of = lse if c is None else per_query(q), per_query(q, w is not None)
     backward_prepare[blocks, B * nh](
-        y, dy, a, c, w, lse, *stats[1:], *dstats[1:], delta, near_lse, first, *strides[-3:-1], T, nh, BQ=tile_kv[0], MOMENTS=moments,
-        **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW')})
+        y, dy, a, c, w, lse, *stats[1:], *dstats[1:], delta, near_lse, first, fade_of, *strides[-3:-1], T, nh, ramp,
+        BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
@@ -562,7 +573,7 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
         *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
         COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        *inputs, near_lse, delta, first, stats[0], *dstats, dk, dv, dc, *sizes,
+        *inputs, near_lse, delta, first, fade_of, stats[0], *dstats, dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dq, dk, dv, da, dc, dw
 
