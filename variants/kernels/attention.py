@@ -48,7 +48,7 @@ TILES = {
     512: ((64, 32, 8, 2, 255), (64, 32, 8, 2, 255), (32, 64, 8, 2, 255)),
 }
 MORE = {128: ((64, 64, 4, 3, 168), (64, 32, 4, 3, 168), (32, 64, 4, 3, 168))} # with windows, moments or dropout
-COLUMNS_FROM, BASE = 2048, 64 # tokens: shorter rows do not pay for the launch that makes key_columns; their c is about one of so many
+COLUMNS_FROM, BASE = 2048, 64 # tokens: shorter rows do not pay for the launch of key_columns; c is about one key of so many
 TEST_EACH_BLOCK = True # in backward_kv with windows: leave out each block of queries that sees nothing, not only those at the end
 
 
@@ -345,14 +345,15 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0 - fi)[:, None] + fj[None, :]
+                d = fi[:, None] - fj[None, :]
+                left = (w - 1.0)[:, None] - d
                 g, slope = fade(left, rate[:, None], ramp, RAMP)
                 x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= w[:, None] - left # d + 1
+                    dp_dw *= d + 1.0
                 p *= g
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
@@ -461,7 +462,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                     w = load_window(W, i, T, not EVEN)
                     rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
                     g, _ = fade((w - 1.0 - fi)[None, :] + fj[:, None], rate[None, :], ramp, RAMP)
-                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # beyond the window times 0, which infinity would not be
+                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
