@@ -205,7 +205,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
                 near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
-                off = fj[None, :] - near[:, None]
+                off = fj[None, :] - near[:, None] if diagonal else (columns - (BK - 1))[None, :]
                 p_off = p * off
                 moment = tl.sum(p_off, 1)
                 some = here > 1e-30
@@ -267,7 +267,10 @@ def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DE
     at = row * T + i
     if MOMENTS:
         delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
-        delta += tl.load(DSCORE + at, mask=i < T, other=0.0) * tl.load(SCORE + at, mask=i < T, other=0.0)
+        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
+        if not (BIAS or WINDOW): # nobody asks for dx without gS
+            delta -= dscore
     tl.store(DELTA + at, delta, mask=i < T)
     if BIAS:
         C += row // nh * c_b + row % nh * c_h
@@ -377,7 +380,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if WINDOW:
                 dw += tl.sum(dp_dw * z, 1)
                 w_share += tl.sum(dp_dw, 1)
-            if MOMENTS:
+            if MOMENTS and (BIAS or WINDOW):
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     if COLUMN_SUMS:
@@ -479,7 +482,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                 ds = p * z
                 if NEED_C:
                     dc += tl.sum(ds * a[None, :], 1)
-                if MOMENTS:
+                if MOMENTS and (BIAS or WINDOW):
                     ds += p * dscore[None, :]
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     if DROPOUT:
