@@ -1,5 +1,6 @@
 """A study: arms x seeds, one run folder each. What is to be trained, what is done, and what came out."""
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -184,7 +185,6 @@ def perform(task, place, kept):
         try:
             return dict(price=price, check=check)[task.kind](task, place, kept)
         except Exception as error:
-            kept.clear()
             return as_result(task, error)
 
 
@@ -235,12 +235,13 @@ def train_together(tasks, place, kept):
     arm, signals, waiting, width, results = tasks[0].arm, train.Signals(), list(tasks), len(tasks), {}
     device = place.device or arm.options.device
     on_gpu = torch.cuda.is_available() and device.startswith(('auto', 'cuda'))
-    if kept.get('arm') != arm.name:
-        kept.clear()
-        kept.update(arm=arm.name, built={})
+    if kept.get('arm') != arm.name: # all that runs of one arm share is compiled code, of which Dynamo keeps eight versions
+        torch._dynamo.reset()
+        kept.update(arm=arm.name)
     while waiting:
+        gc.collect() # what runs before these held on the device
         now, waiting = waiting[:width], waiting[width:]
-        runs = {n: one_run(task, device, kept['built'].pop(n, None), signals) for n, task in enumerate(now)}
+        runs = {n: one_run(task, device, signals) for n, task in enumerate(now)}
         streams = [torch.cuda.Stream(device.replace('auto', 'cuda')) if on_gpu and len(now) > 1 else None for _ in now]
         with ExitStack() as files:
             outputs = [files.enter_context(output_of(task.folder)) for task in now]
@@ -250,8 +251,8 @@ def train_together(tasks, place, kept):
                         with redirect_stdout(outputs[n]), redirect_stderr(outputs[n]), torch.cuda.stream(streams[n]):
                             next(runs[n])
                         continue
-                    except StopIteration as end:
-                        kept['built'][n], results[now[n].seed] = end.value, dict(status='done')
+                    except StopIteration:
+                        results[now[n].seed] = dict(status='done')
                     except Exception as error:
                         if len(now) > 1 and out_of_memory(error):
                             waiting, width = [*waiting, now[n]], 1
@@ -261,8 +262,8 @@ def train_together(tasks, place, kept):
     return dict(results=[results[task.seed] for task in tasks], leave=any(r.get('leave') for r in results.values()))
 
 
-def one_run(task, device, built, signals):
-    """Trains one run, a generator that yields after each iteration; returns what the next run in its place can use again."""
+def one_run(task, device, signals):
+    """Trains one run and writes what is to be kept of it; a generator that yields after each iteration."""
     arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
     resume = (folder / 'task.json').exists() and (folder / 'config.json').exists()
     write_json(folder / 'task.json', dict(identity=task.identity))
@@ -272,13 +273,12 @@ def one_run(task, device, built, signals):
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     for attempt in range(100):
         try:
-            built = yield from train.train(config, built, signals)
+            m, data, model = yield from train.train(config, signals)
             break
         except Stop as stop: # who held the folder is being killed
             if stop.code != BUSY or attempt == 99:
                 raise
             time.sleep(0.1)
-    m, data, model, _ = built
     windows, positions = token_losses(m, data, model, o)
     shift, result = arm.seed_shift, read_json(folder / 'result.json')
     record = dict(identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
@@ -288,7 +288,6 @@ def one_run(task, device, built, signals):
     write_json(folder / 'ab.json', record)
     if not task.keep_checkpoints:
         shutil.rmtree(Run(folder).ckpt, ignore_errors=True)
-    return built
 
 
 @torch.no_grad()
