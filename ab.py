@@ -218,7 +218,7 @@ class Runner:
         self.line('')
 
     def results(self, todo):
-        """Yields (task, result), of runs that are trained at once one after the other."""
+        """Yields (task, result). A worker is given several runs of an arm at once, see at_once()."""
         groups = []
         for name in dict.fromkeys(t.arm.name for t in todo):
             tasks = [t for t in todo if t.arm.name == name]
@@ -259,8 +259,8 @@ class Runner:
 
 
 def at_once(o, arm):
-    """How many seeds of an arm one process trains at once. Eight of a small model take little longer than two on an H100 (LOG.md),
-    eight of the model of config/train_shakespeare_char.py 0.9 of their time one by one; beyond, memory is worth more."""
+    """How many seeds of an arm one process trains at once. On an H100 eight of a small model take 2.4 times as long as one, eight of
+    config/train_shakespeare_char.py 7.3 times (LOG.md); with larger ones nothing is gained, and memory lost."""
     if o.at_once or not on_gpu(arm.options):
         return o.at_once or 1
     parts, options = core.load(arm.options.variant), arm.options
