@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -219,12 +220,12 @@ class Runner:
 
     def results(self, todo):
         """Yields (task, result). A worker is given several runs of an arm at once, see at_once()."""
-        groups = []
-        for name in dict.fromkeys(t.arm.name for t in todo):
-            tasks = [t for t in todo if t.arm.name == name]
-            n = at_once(self.o, tasks[0].arm)
-            groups += [Together(tasks[first:first + n]) for first in range(0, len(tasks), n)]
-        for together, result in self.run(sorted(groups, key=lambda group: todo.index(group.tasks[0]))):
+        width = {name: at_once(self.o, arm) for name, arm in {t.arm.name: t.arm for t in todo}.items()}
+        groups, before = {}, Counter()
+        for t in todo:
+            groups.setdefault((t.arm.name, before[t.arm.name] // width[t.arm.name]), []).append(t)
+            before[t.arm.name] += 1
+        for together, result in self.run([Together(tasks) for tasks in groups.values()]):
             if isinstance(result, pool.Died):
                 said = f'its process ended with {result.exitcode}'
                 result = dict(results=[lab_study.failed(t, said, 'failed') for t in together.tasks])

@@ -196,10 +196,8 @@ def start(config):
     if tensors is not None:
         load_weights(model, tensors)
     model.to(m.device).eval()
-    with torch.no_grad(), m.autocast(), watched() as ways: # what this variant refuses to do, it refuses before anything is written
-        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
-    if model.transformer.h[0].attn.attn_dropout > 0: # which flex has not
-        ways = {'math' if way == 'flex' else way for way in ways}
+    with torch.no_grad(), m.autocast(), watched(model.transformer.h[0].attn.attn_dropout) as ways:
+        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device)) # refuses before anything is written
     if ways: # a variant may have a way of its own
         say(f"attention by {', '.join(sorted(ways))}")
     model.train()

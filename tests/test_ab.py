@@ -174,6 +174,13 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     assert [study.state(arm, seed)[0] for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
 
 
+def test_what_no_run_can_begin_with_fails_them_all(data):
+    arm, = arms_of(data, arms='base', null=True, device='cuda:77')
+    tasks = [Study('study', [arm]).task(arm, seed) for seed in (1, 2)]
+    done = lab_study.perform(Together(tasks), pool.Place('', 1), {})
+    assert [(r['status'], 'device=cuda:77: not on this machine' in r['reason']) for r in done['results']] == [('failed', True)] * 2
+
+
 def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
     """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
     compile_ = torch.compile
