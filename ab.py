@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -218,13 +219,13 @@ class Runner:
         self.line('')
 
     def results(self, todo):
-        """Yields (task, result), of runs that are trained at once one after the other."""
-        groups = []
-        for name in dict.fromkeys(t.arm.name for t in todo):
-            tasks = [t for t in todo if t.arm.name == name]
-            n = at_once(self.o, tasks[0].arm)
-            groups += [Together(tasks[first:first + n]) for first in range(0, len(tasks), n)]
-        for together, result in self.run(sorted(groups, key=lambda group: todo.index(group.tasks[0]))):
+        """Yields (task, result). A worker is given several runs of an arm at once, see at_once()."""
+        width = {name: at_once(self.o, arm) for name, arm in {t.arm.name: t.arm for t in todo}.items()}
+        groups, before = {}, Counter()
+        for t in todo:
+            groups.setdefault((t.arm.name, before[t.arm.name] // width[t.arm.name]), []).append(t)
+            before[t.arm.name] += 1
+        for together, result in self.run([Together(tasks) for tasks in groups.values()]):
             if isinstance(result, pool.Died):
                 said = f'its process ended with {result.exitcode}'
                 result = dict(results=[lab_study.failed(t, said, 'failed') for t in together.tasks])
@@ -259,8 +260,8 @@ class Runner:
 
 
 def at_once(o, arm):
-    """How many seeds of an arm one process trains at once. Eight of a small model take little longer than two on an H100 (LOG.md),
-    eight of the model of config/train_shakespeare_char.py 0.9 of their time one by one; beyond, memory is worth more."""
+    """How many seeds of an arm one process trains at once. On an H100 eight of a small model take 2.4 times as long as one, eight
+    of config/train_shakespeare_char.py 7.3 times (LOG.md); with larger ones nothing is gained, and memory lost."""
     if o.at_once or not on_gpu(arm.options):
         return o.at_once or 1
     parts, options = core.load(arm.options.variant), arm.options

@@ -136,7 +136,7 @@ class ModuleArm:
         self.x.requires_grad_()
         self.call = torch.compile(self.run, fullgraph=True, dynamic=False) if m.compile else self.run
         self.samples = {'backward': []}
-        with watched() as ways:
+        with watched(self.module.attn_dropout) as ways:
             self.run(self.x)
         self.ways = sorted(ways)
         self.run_backward()

@@ -155,12 +155,8 @@ class Signals:
         self.got = signal.Signals(number)
 
 
-def start(config, built=None):
-    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one).
-
-    built: (machine, data, model, update) of another run with the same options but for the seed, to be used again: what is
-    compiled stays compiled, and the run is to the bit what it would be without.
-    """
+def start(config):
+    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
     o, model_args, origin, saved, tensors, optim = config.options, dict(config.model_args), config.origin, None, None, None
     run = Run(out_dir_of(o, config.origin))
     if RANK == 0 and not o.eval_only:
@@ -176,7 +172,7 @@ def start(config, built=None):
         o, model_args, origin = resumed(config, saved)
     o = dataclasses.replace(o, out_dir=str(run.out_dir))
     local = WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available()
-    m = built[0] if built else machine(f'cuda:{LOCAL_RANK}' if local else o.device, o.dtype, o.compile)
+    m = machine(f'cuda:{LOCAL_RANK}' if local else o.device, o.dtype, o.compile)
     if o.gradient_accumulation_steps % WORLD:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
     if WORLD > 1:
@@ -186,7 +182,7 @@ def start(config, built=None):
     if o.init_from not in ('scratch', *GPT2):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
     block_size = make_checked(core.load(o.variant).GPTConfig, model_args).block_size
-    data = built[1] if built else Dataset(o.dataset, block_size, m.device)
+    data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
@@ -199,24 +195,15 @@ def start(config, built=None):
         model = core.build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_weights(model, tensors)
-    if built:
-        *_, update = built
-        load_weights(update.model, weights(model))
-        model = update.model
     model.to(m.device).eval()
-    with torch.no_grad(), m.autocast(), watched() as ways: # what this variant refuses to do, it refuses before anything is written
-        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device))
-    if model.transformer.h[0].attn.attn_dropout > 0: # which flex has not
-        ways = {'math' if way == 'flex' else way for way in ways}
+    with torch.no_grad(), m.autocast(), watched(model.transformer.h[0].attn.attn_dropout) as ways:
+        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device)) # refuses before anything is written
     if ways: # a variant may have a way of its own
         say(f"attention by {', '.join(sorted(ways))}")
     model.train()
-    if built:
-        update.reset(o.seed)
-    else:
-        optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
-        shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
-        update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
+    optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
+    shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
+    update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:
         update.load_state(optim, saved['scaler'])
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
@@ -225,10 +212,10 @@ def start(config, built=None):
     return o, run, m, data, model, update, state
 
 
-def train(config, built=None, signals=None):
+def train(config, signals=None):
     """The whole run, as a generator that yields after each iteration, whose work a device may still have before it: who drives
-    several of them trains several seeds at once. Returns what start() can use again: (machine, data, model, update)."""
-    o, run, m, data, model, update, state = start(config, built)
+    several of them trains several seeds at once. Returns (machine, data, model)."""
+    o, run, m, data, model, update, state = start(config)
     main, signals, first = RANK == 0, signals or Signals(), state['step']
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
@@ -315,7 +302,7 @@ def train(config, built=None, signals=None):
             peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         track(None)
         say(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
-    return m, data, model, update
+    return m, data, model
 
 
 def losses_at(it, o, m, data, model):

@@ -21,11 +21,11 @@ def distance_bias(slope, pos_q, pos_k):
     return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
-def choose(impl, *arguments, **options):
+def choose(impl, q, score_mod, form, plain, dropout, moments=False):
     """The way to compute attention for attn=impl; arguments as for fastest()."""
     if chosen is not None:
-        chosen.add(fastest(impl, *arguments, **options, training=True))
-    return fastest(impl, *arguments, **options, training=torch.is_grad_enabled())
+        chosen.add(fastest(impl, q, score_mod, form, plain, training_dropout, moments))
+    return fastest(impl, q, score_mod, form, plain, dropout, moments, training=torch.is_grad_enabled())
 
 
 def fastest(impl, q, score_mod, form, plain, dropout, moments=False, training=True):
@@ -45,14 +45,14 @@ def fastest(impl, q, score_mod, form, plain, dropout, moments=False, training=Tr
     return 'flex' if flex_can else 'math'
 
 
-chosen = None # while watched(): the ways a training pass takes
+chosen, training_dropout = None, 0.0 # while watched(): the ways a training pass takes
 
 
 @contextmanager
-def watched():
-    """A set that fills with the ways in which training would compute the attention that is computed meanwhile."""
-    global chosen
-    chosen = set()
+def watched(dropout):
+    """A set that fills with the ways in which training with this dropout would compute what attention is computed meanwhile."""
+    global chosen, training_dropout
+    chosen, training_dropout = set(), dropout
     try:
         yield chosen
     finally:

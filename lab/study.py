@@ -1,5 +1,6 @@
 """A study: arms x seeds, one run folder each. What is to be trained, what is done, and what came out."""
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ import model as core
 import train
 from lab import checks
 from lab.data import Dataset
+from lab.device import machine
 from lab.environment import ROOT
 from lab.errors import BUSY, DIVERGED, Stop, out_of_memory
 from lab.keys import key
@@ -179,13 +181,10 @@ def perform(task, place, kept):
     if place.threads:
         torch.set_num_threads(place.threads)
     with output_to(task.folder):
-        if task.kind == 'train':
-            return train_together(task.tasks, place, kept)
         try:
-            return dict(price=price, check=check)[task.kind](task, place, kept)
+            return dict(train=train_together, price=price, check=check)[task.kind](task, place, kept)
         except Exception as error:
-            kept.clear()
-            return as_result(task, error)
+            return dict(results=[as_result(t, error) for t in task.tasks]) if task.kind == 'train' else as_result(task, error)
 
 
 def as_result(task, error):
@@ -229,19 +228,20 @@ def output_to(folder):
                 os.close(old)
 
 
-def train_together(tasks, place, kept):
+def train_together(together, place, kept):
     """Trains runs of one arm in turn, an iteration each; on a GPU in a stream each, where their kernels overlap. Every run is what
     it would be alone. What does not fit into memory beside the others is trained after them, one by one."""
-    arm, signals, waiting, width, results = tasks[0].arm, train.Signals(), list(tasks), len(tasks), {}
+    arm, signals, waiting, width, results = together.arm, train.Signals(), together.tasks, len(together.tasks), {}
     device = place.device or arm.options.device
-    on_gpu = torch.cuda.is_available() and device.startswith(('auto', 'cuda'))
-    if kept.get('arm') != arm.name:
-        kept.clear()
-        kept.update(arm=arm.name, built={})
+    on_gpu = machine(device).type == 'cuda'
+    if kept.get('arm') != arm.name: # all that runs of one arm share is compiled code, of which Dynamo keeps eight versions
+        torch._dynamo.reset()
+        kept.update(arm=arm.name)
     while waiting:
+        gc.collect() # what runs before these held on the device
         now, waiting = waiting[:width], waiting[width:]
-        runs = {n: one_run(task, device, kept['built'].pop(n, None), signals) for n, task in enumerate(now)}
-        streams = [torch.cuda.Stream(device.replace('auto', 'cuda')) if on_gpu and len(now) > 1 else None for _ in now]
+        runs = {n: one_run(task, device, signals) for n, task in enumerate(now)}
+        streams = [torch.cuda.Stream() if on_gpu and len(now) > 1 else None for _ in now]
         with ExitStack() as files:
             outputs = [files.enter_context(output_of(task.folder)) for task in now]
             while runs:
@@ -250,19 +250,19 @@ def train_together(tasks, place, kept):
                         with redirect_stdout(outputs[n]), redirect_stderr(outputs[n]), torch.cuda.stream(streams[n]):
                             next(runs[n])
                         continue
-                    except StopIteration as end:
-                        kept['built'][n], results[now[n].seed] = end.value, dict(status='done')
+                    except StopIteration:
+                        results[now[n].seed] = dict(status='done')
                     except Exception as error:
                         if len(now) > 1 and out_of_memory(error):
                             waiting, width = [*waiting, now[n]], 1
                         else:
                             results[now[n].seed] = as_result(now[n], error)
                     del runs[n]
-    return dict(results=[results[task.seed] for task in tasks], leave=any(r.get('leave') for r in results.values()))
+    return dict(results=[results[task.seed] for task in together.tasks], leave=any(r.get('leave') for r in results.values()))
 
 
-def one_run(task, device, built, signals):
-    """Trains one run, a generator that yields after each iteration; returns what the next run in its place can use again."""
+def one_run(task, device, signals):
+    """Trains one run and writes what is to be kept of it; a generator that yields after each iteration."""
     arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
     resume = (folder / 'task.json').exists() and (folder / 'config.json').exists()
     write_json(folder / 'task.json', dict(identity=task.identity))
@@ -272,13 +272,12 @@ def one_run(task, device, built, signals):
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     for attempt in range(100):
         try:
-            built = yield from train.train(config, built, signals)
+            m, data, model = yield from train.train(config, signals)
             break
         except Stop as stop: # who held the folder is being killed
             if stop.code != BUSY or attempt == 99:
                 raise
             time.sleep(0.1)
-    m, data, model, _ = built
     windows, positions = token_losses(m, data, model, o)
     shift, result = arm.seed_shift, read_json(folder / 'result.json')
     record = dict(identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
@@ -288,7 +287,6 @@ def one_run(task, device, built, signals):
     write_json(folder / 'ab.json', record)
     if not task.keep_checkpoints:
         shutil.rmtree(Run(folder).ckpt, ignore_errors=True)
-    return built
 
 
 @torch.no_grad()
@@ -341,7 +339,7 @@ def price(task, place, kept):
     timed = {}
     for arm in task.arms:
         o = arm.options
-        m = bench.machine(place.device or o.device, o.dtype, o.compile)
+        m = machine(place.device or o.device, o.dtype, o.compile)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
         size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
                              optimizer=o.optimizer)

@@ -149,12 +149,3 @@ class Update:
                 there = self.optimizer.state[p].setdefault(kind, t.to(self.machine.device, copy=True))
                 there.copy_(t)
         self.scaler.load_state_dict(scaler)
-
-    def reset(self, seed):
-        """As if new, for another run with this model and all that is compiled: no optimizer state, nothing bad, another seed."""
-        self.seed = seed
-        for state in self.optimizer.state.values():
-            for t in state.values():
-                t.zero_()
-        self.bad.zero_()
-        self.scaler.load_state_dict(torch.amp.GradScaler(self.machine.type, enabled=self.scaler.is_enabled()).state_dict())

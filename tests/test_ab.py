@@ -156,7 +156,7 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     arm, = [a for a in arms_of(data, arms='base', null=True)]
     study, alone, trained = Study('study', [arm]), train.train, []
 
-    def crowded(config, built, signals):
+    def crowded(config, signals):
         seed = config.options.seed
         trained.append(seed)
         yield
@@ -164,7 +164,7 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
             raise ValueError('its own')
         if seed > 2 and trained.count(seed) == 1:
             raise torch.OutOfMemoryError('CUDA out of memory.')
-        return (yield from alone(config, built, signals))
+        return (yield from alone(config, signals))
 
     monkeypatch.setattr(train, 'train', crowded)
     tasks = [study.task(arm, seed) for seed in (1, 2, 3, 4)]
@@ -172,6 +172,26 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     assert [result['status'] for result in done['results']] == ['done', 'failed', 'done', 'done'] and done['leave']
     assert 'ValueError: its own' in done['results'][1]['reason'] and trained == [1, 2, 3, 4, 3, 4]
     assert [study.state(arm, seed)[0] for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
+
+
+def test_what_no_run_can_begin_with_fails_them_all(data):
+    arm, = arms_of(data, arms='base', null=True, device='cuda:77')
+    tasks = [Study('study', [arm]).task(arm, seed) for seed in (1, 2)]
+    done = lab_study.perform(Together(tasks), pool.Place('', 1), {})
+    assert [(r['status'], 'device=cuda:77: not on this machine' in r['reason']) for r in done['results']] == [('failed', True)] * 2
+
+
+def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
+    """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile_(f, **options | dict(backend='eager')))
+    arms = arms_of(data, variants=','.join(core.variants()[:10]), compile=True, max_iters=1, eval_iters=1)
+    study, kept = Study('study', arms), {}
+    for arm in arms:
+        torch._dynamo.utils.counters.clear()
+        done = lab_study.perform(Together([study.task(arm, seed) for seed in (1, 2)]), pool.Place('', 1), kept)
+        assert done['results'] == [dict(status='done')] * 2, done
+        assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
 
 
 def test_a_diverged_arm_counts_against_it(data):

@@ -67,7 +67,8 @@ def errors(leaves, **options):
     for name, x in fast.items():
         assert x.isfinite().all(), name
     q, *_, w = leaves
-    alone = q.size(2) == 1 or w is not None and (w < 2).all() # with one key: gradients are differences of equal terms of about 1
+    alone = q.size(2) == 1 or w is not None and (w < 2).all() # with one key, gradients are differences of equal terms of about 1
+    alone = alone and q.dtype.itemsize == 2 # which half precision has rounded
     norm = lambda x: x.norm().clamp(min=(1.0 if alone else 0.05) * x.numel() ** 0.5) # what should be 0 is small
     return {name: ((fast[name].double() - x).norm() / norm(x)).item() for name, x in exact.items()}
 
@@ -254,7 +255,7 @@ def test_kernels_are_operators(small_tiles):
 def test_kernels_equal_float64_math(T, hs, dtype):
     assert CUDA
     bounds = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-    for case in (*CASES, dict(window=100), dict(window=3000, moments=True)) if hs == 64 else (CASES[0], *CASES[-4:]):
+    for case in (*CASES, dict(window=100), dict(window=3000, moments=True)):
         for name, e in case_errors(T, hs, dtype, device='cuda', **case).items():
             assert e < bounds[dtype], (case, name, e)
 

@@ -267,7 +267,7 @@ def test_it_is_said_how_attention_is_computed():
                                 ('head_scaling', 'auto', {'math'}), ('head_scaling', 'kernel', {'kernel'}),
                                 ('soft_window', 'kernel', {'kernel'}), ('base', 'math', {'math'})):
         model = small(variant, attn=attn)
-        with watched() as taken:
+        with watched(0.0) as taken:
             model(torch.zeros(1, 8, dtype=torch.long))
         assert taken == ways, (variant, attn, taken)
 
@@ -291,9 +291,10 @@ def test_what_is_chosen_on_a_gpu(monkeypatch):
             options = dict(score_mod=None, form=None, plain=True, dropout=0.0) | more
             assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
     q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=torch.bfloat16, size={2: 256, -1: 64}.get)
-    with torch.no_grad(), watched() as taken: # what is said is what training does
-        assert attention_paths.choose('auto', q, None, None, True, 0.0) == 'sdpa'
-    assert taken == {'kernel'}
+    for dropout, way in (0.0, 'kernel'), (0.01, 'sdpa'), (0.2, 'kernel'): # what is said is what training does
+        with torch.no_grad(), watched(dropout) as taken:
+            assert attention_paths.choose('auto', q, None, None, True, 0.0) == 'sdpa'
+        assert taken == {way}
 
 
 @pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
