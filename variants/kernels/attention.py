@@ -34,8 +34,7 @@ from variants.kernels.reference import ROUNDS, threshold
 # unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps are base 2.
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
-MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
-EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
+EDGE, CLIFF = tl.constexpr(4e-7), tl.constexpr(1e30) # u up to EDGE, its rounding, is not seen: logits fall off the cliff
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
 # block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
@@ -99,21 +98,28 @@ def load_window(w, t, T, GUARD: tl.constexpr):
 
 @triton.jit
 def fade_rate(w, ramp, RAMP: tl.constexpr):
-    """For fade(), of each query."""
+    """For beyond(), of each query."""
     if RAMP:
         return tl.full(w.shape, 1.0, tl.float32) / ramp
     else:
-        return tl.full(w.shape, 1.0, tl.float32) / w * -LOG2E
+        return tl.full(w.shape, 1.0, tl.float32) / w * LOG2E
 
 
 @triton.jit
-def fade(left, rate, ramp, RAMP: tl.constexpr):
-    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; both are 0 where there is nothing."""
+def beyond(d, w, rate, RAMP: tl.constexpr):
+    """u, times log2(e) without a ramp: what of the window is beyond a key at distance d, 0 or less where it is not seen."""
+    return (w - 1.0 - d) * rate if RAMP else (LOG2E - rate) - d * rate
+
+
+@triton.jit
+def weigh(exponent, u, RAMP: tl.constexpr):
+    """exp2(exponent) g and its derivative by g's u."""
+    p = tl.exp2(exponent)
     if RAMP:
-        return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+        return p * tl.minimum(u, 1.0), tl.where(u <= 1.0, p, 0.0)
     else:
-        e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
-        return 1.0 - e, e
+        less = tl.exp2(exponent - u) # p exp(-u)
+        return p - less, less
 
 
 @triton.jit
@@ -193,14 +199,15 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0 - fi)[:, None] + fj[None, :]
-                g, _ = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+                u = beyond(fi[:, None] - fj[None, :], w[:, None], rate[:, None], RAMP)
+                x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
-            p = tl.exp2(x * unit - (new_top * unit)[:, None])
+            exponent = x * unit - (new_top * unit)[:, None]
             if WINDOW:
-                p *= g
+                p, _ = weigh(exponent, u, RAMP)
+            else:
+                p = tl.exp2(exponent)
             here = tl.sum(p, 1)
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
@@ -349,15 +356,15 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 d = fi[:, None] - fj[None, :]
-                left = (w - 1.0)[:, None] - d
-                g, slope = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
-            p = tl.exp2(x * unit - lse[:, None])
+                u = beyond(d, w[:, None], rate[:, None], RAMP)
+                x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
+            exponent = x * unit - lse[:, None]
             if WINDOW:
-                dp_dw = p * slope # but for what belongs to the row
+                p, dp_dw = weigh(exponent, u, RAMP)
                 if not RAMP:
-                    dp_dw *= d + 1.0
-                p *= g
+                    dp_dw *= d + 1.0 # but for what belongs to the row
+            else:
+                p = tl.exp2(exponent)
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
@@ -463,9 +470,10 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
                     w = load_window(W, i, T, not EVEN)
-                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
-                    g, _ = fade((w - 1.0 - fi)[None, :] + fj[:, None], rate[None, :], ramp, RAMP)
-                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
+                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, 0.0, not EVEN)
+                    u = beyond(fi[None, :] - fj[:, None], w[None, :], rate[None, :], RAMP)
+                    x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
+                    p, _ = weigh(x * unit - lse[None, :], u, RAMP)
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
