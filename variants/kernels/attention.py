@@ -213,13 +213,12 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
                 near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
                 off = fj[None, :] - near[:, None] if diagonal else (columns - (BK - 1))[None, :]
-                p_off = p * off
-                moment = tl.sum(p_off, 1)
+                moment = tl.sum(p * off, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
                 share = tl.where(some, here / total, 0.0)
                 step = near - fi + block_mean - mean
-                block_spread = tl.sum(p_off * off, 1) - moment * block_mean
+                block_spread = tl.sum(p * (off * off), 1) - moment * block_mean
                 spread = spread * shrink + block_spread + step * step * here * (1.0 - share)
                 mean += step * share
                 score = score * shrink + tl.sum(p * s, 1)
@@ -274,11 +273,12 @@ def pick(sums, first: tl.constexpr, last: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, c_b, c_h, T, nh, ramp,
+def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, NEAR_MEAN,
+                     S_FACTOR, c_b, c_h, T, nh, scale, ramp,
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
                      RAMP: tl.constexpr, MOMENTS: tl.constexpr):
-    """For backward_kv's blocks of queries: delta, LSE about the block's first position, the first key that one sees, and what a
-    window fades by per token, which is a division."""
+    """For backward_kv's blocks of queries: delta, LSE and the keys' mean position about the block's first, the first key that one
+    sees, and what a window fades by per token, which is a division."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -289,6 +289,9 @@ def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DE
         delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
         dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
         delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
+        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
+        tl.store(NEAR_MEAN + at, mean, mask=i < T)
+        tl.store(S_FACTOR + at, dscore * scale, mask=i < T)
         if not (BIAS or WINDOW): # nobody asks for dx without gS
             delta -= dscore
     tl.store(DELTA + at, delta, mask=i < T)
@@ -305,9 +308,9 @@ def backward_prepare(Y, DY, A, C, W, LSE, VARIANCE, SCORE, DVARIANCE, DSCORE, DE
 
 
 @triton.jit
-def through_moments(s, off, ddistance, dvariance, dscore):
-    """What the moments add to z; off: distance less its mean; dscore times the scale."""
-    return off * (ddistance + dvariance * off) + dscore * s
+def but_dp(s, off, ddistance, dvariance, dscore, delta):
+    """z without what y's gradient adds; off: distance less its mean; dscore times the scale."""
+    return off * (ddistance + dvariance * off) + (dscore * s - delta)
 
 
 @triton.jit
@@ -382,10 +385,11 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
-            z = dp - delta[:, None]
-            if MOMENTS:
-                z += through_moments(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
-                                     (dscore * scale)[:, None])
+            if MOMENTS: # a product adds to what is there, for nothing
+                z = dp + but_dp(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
+                                (dscore * scale)[:, None], delta[:, None])
+            else:
+                z = dp - delta[:, None]
             ds = p * z
             if COLUMN_SUMS:
                 keys = load_rows(COLUMNS, j, T, 16, 16, 16, diagonal and not EVEN) # (BK, 16)
@@ -424,7 +428,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DK, DV, DC,
+def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_MEAN, S_FACTOR, DDISTANCE, DVARIANCE, DK, DV, DC,
                 q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -455,7 +459,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
         first = tl.load(FIRST + n, mask=n < blocks, other=T)
         stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
     if MOMENTS:
-        DISTANCE, DDISTANCE, DVARIANCE, DSCORE = DISTANCE + row * T, DDISTANCE + row * T, DVARIANCE + row * T, DSCORE + row * T
+        NEAR_MEAN, DDISTANCE, DVARIANCE, S_FACTOR = NEAR_MEAN + row * T, DDISTANCE + row * T, DVARIANCE + row * T, S_FACTOR + row * T
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -473,12 +477,11 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
                 lse = load_each(NEAR_LSE, i, T, float('inf'), not EVEN)
                 delta = load_each(DELTA, i, T, 0.0, not EVEN)
-                fi = (i - start_j).to(tl.float32)
                 if MOMENTS:
-                    mean = fi - load_each(DISTANCE, i, T, 0.0, not EVEN)
+                    mean = load_each(NEAR_MEAN, i, T, 0.0, not EVEN) + (start_i - start_j)
                     ddistance = load_each(DDISTANCE, i, T, 0.0, not EVEN)
                     dvariance = load_each(DVARIANCE, i, T, 0.0, not EVEN)
-                    dscore = load_each(DSCORE, i, T, 0.0, not EVEN)
+                    s_factor = load_each(S_FACTOR, i, T, 0.0, not EVEN)
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
@@ -490,6 +493,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                 if WINDOW:
                     w = load_window(W, i, T, not EVEN)
                     rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, 0.0, not EVEN)
+                    fi = tl.arange(0, BQ).to(tl.float32) + (start_i - start_j)
                     u = beyond(fi[None, :] - fj[:, None], w[None, :], rate[None, :], RAMP)
                     x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
                     p, _ = weigh(x * unit - lse[None, :], u, RAMP)
@@ -504,13 +508,14 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, DISTAN
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS:
-                    z += through_moments(s, mean[None, :] - fj[:, None], ddistance[None, :], dvariance[None, :],
-                                         (dscore * scale)[None, :])
+                    off = mean[None, :] - fj[:, None]
+                    z += s_factor[None, :] * s
+                    z += off * (ddistance[None, :] + dvariance[None, :] * off)
                 ds = p * z
                 if NEED_C:
                     dc += tl.sum(ds * a[None, :], 1)
                 if MOMENTS and (BIAS or WINDOW):
-                    ds += p * dscore[None, :]
+                    ds += p * (s_factor / scale)[None, :]
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     if DROPOUT:
         dv *= 256.0 / (256.0 - cut)
@@ -592,8 +597,10 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
     near_lse, fade_of = lse if c is None else per_query(q), per_query(q, w is not None)
+    near_mean, s_factor = (per_query(q, moments) for _ in range(2))
     backward_prepare[blocks, B * nh](
-        y, dy, a, c, w, lse, *stats[1:], *dstats[1:], delta, near_lse, first, fade_of, *strides[-3:-1], T, nh, ramp,
+        y, dy, a, c, w, lse, *stats, *dstats[1:], delta, near_lse, first, fade_of, near_mean, s_factor,
+        *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c or w is not None) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
@@ -604,7 +611,7 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
         *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
         COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        *inputs, near_lse, delta, first, fade_of, stats[0], *dstats, dk, dv, dc, *sizes,
+        *inputs, near_lse, delta, first, fade_of, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dq, dk, dv, da, dc, dw
 
