@@ -62,12 +62,12 @@ class GPTConfig(core.GPTConfig):
 class Arm:
     """One variant, ready to be timed: forward(), backward() (forward too), step(), decode() and together(), many seeds' steps."""
 
-    def __init__(self, variant, o, m, model_args):
+    def __init__(self, variant, o, m, model_args, turns):
         self.variant, self.o, self.m, self.model, self.config = variant, o, m, *built(variant, o, m, model_args)
         parts = core.load(variant)
         self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
-        self.update = self.update_of(self.model)
+        self.update = self.update_of(self.model, turns)
         self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
                                        generator=generator(o.seed, 'bench')).to(m.device)
         if m.type == 'cuda':
@@ -81,13 +81,13 @@ class Arm:
         if self.update.graphed:
             for _ in range(3): # until every step is a graph
                 self.together()
-            self.forward, self.backward = (replayed(call, self.update.graph.pool()) for call in (self.forward, self.backward))
+            self.forward, self.backward = (replayed(call, turns) for call in (self.forward, self.backward))
         if o.seeds > 1:
             self.samples['together'] = []
 
-    def update_of(self, model):
+    def update_of(self, model, turns=None):
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.m.type, self.o.optimizer)
-        return Update(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed)
+        return Update(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed, turns=turns)
 
     @torch.no_grad()
     def run_forward(self):
@@ -129,7 +129,7 @@ class Arm:
 class ModuleArm:
     """The attention module of a variant's first layer, ready to be timed: backward(), with forward, for a random cotangent."""
 
-    def __init__(self, variant, o, m, model_args):
+    def __init__(self, variant, o, m, model_args, turns):
         self.variant, self.m, (model, self.config) = variant, m, built(variant, o, m, model_args | dict(n_layer=2))
         self.module, shape = model.transformer.h[0].attn, (o.batch_size, self.config.block_size, self.config.n_embd)
         self.x, self.dy = torch.randn(2, *shape, generator=generator(o.seed, 'bench')).to(m.device) # (B, T, C) each
@@ -146,7 +146,7 @@ class ModuleArm:
             before = torch.cuda.memory_allocated()
             self.run_backward()
             self.peak_bytes = torch.cuda.max_memory_allocated() - before
-        self.backward = replayed(self.run_backward) if m.type == 'cuda' and m.compile else self.run_backward
+        self.backward = replayed(self.run_backward, turns) if m.type == 'cuda' and m.compile else self.run_backward
 
     def run(self, x):
         step = core.Step()
@@ -171,15 +171,19 @@ def built(variant, o, m, model_args):
     return model, model.config
 
 
-def replayed(call, pool=None):
-    """The call as the compiled training loop would run it: a CUDA graph; pool: the memory of another that never runs beside it."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+def shared(m):
+    """What graphs share that never run side by side, so that many arms need no more memory than the largest; None without graphs."""
+    return SimpleNamespace(stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle()) if m.type == 'cuda' else None
+
+
+def replayed(call, turns):
+    """The call as the compiled training loop would run it: a CUDA graph; turns: see shared()."""
+    with torch.cuda.stream(turns.stream):
         for _ in range(3):
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    with torch.cuda.graph(graph, pool=turns.pool, stream=turns.stream):
         call()
     return graph.replay
 
@@ -264,7 +268,8 @@ def main():
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
     kind, show = (ModuleArm, module_table) if o.module else (Arm, table)
-    arms = [kind(v, o, m, model_args | config.model_args) for v in variants]
+    turns = shared(m)
+    arms = [kind(v, o, m, model_args | config.model_args, turns) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)
     results = [arm.result(peak) for arm in arms]

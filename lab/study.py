@@ -336,15 +336,16 @@ def sample(m, data, model, o):
 def price(task, place, kept):
     """What each arm costs, timed in turn in this process: {arm: numbers of bench.py}."""
     kept.clear()
-    timed = {}
+    timed, turns = {}, None
     for arm in task.arms:
         o = arm.options
         m = machine(place.device or o.device, o.dtype, o.compile)
+        turns = turns or bench.shared(m)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
         size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
                              optimizer=o.optimizer)
         try:
-            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args)
+            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, turns)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

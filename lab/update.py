@@ -16,9 +16,11 @@ class Update:
     Nothing in a call waits for the device. A loss or gradient that is not finite sets `bad` on the device, which makes this
     and every later optimizer step do nothing: the weights stay those before it until the host looks, see numbers(). In
     float16 a gradient that overflows is the scaler's business, and only the loss counts.
+
+    turns: .stream and .pool, a stream and memory shared by graphs that never run side by side; None: its own.
     """
 
-    def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1):
+    def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1, turns=None):
         self.model, self.optimizer, self.machine = model, optimizer, machine
         self.params, self.seed, self.rank, self.world = list(model.parameters()), seed, rank, world
         self.buffers = [b for b in model.buffers() if b.is_floating_point()]
@@ -31,7 +33,7 @@ class Update:
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         if self.graphed:
-            self.stream = torch.cuda.Stream()
+            self.stream, self.pool = (turns.stream, turns.pool) if turns else (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
 
     def forward(self, x, y, it):
@@ -63,7 +65,7 @@ class Update:
             if self.calls == 3:
                 torch.cuda.synchronize()
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream):
+                with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
                     self.run()
         caller.wait_stream(self.stream)
 
