@@ -172,7 +172,7 @@ def built(variant, o, m, model_args):
 
 
 def shared(m):
-    """What graphs share that never run side by side, so that many arms need no more memory than the largest; None without graphs."""
+    """What graphs share that never run side by side, so that arms need the memory of the largest; None without graphs."""
     return SimpleNamespace(stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle()) if m.type == 'cuda' else None
 
 

@@ -459,7 +459,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
         first = tl.load(FIRST + n, mask=n < blocks, other=T)
         stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
     if MOMENTS:
-        NEAR_MEAN, DDISTANCE, DVARIANCE, S_FACTOR = NEAR_MEAN + row * T, DDISTANCE + row * T, DVARIANCE + row * T, S_FACTOR + row * T
+        DDISTANCE, DVARIANCE = DDISTANCE + row * T, DVARIANCE + row * T
+        NEAR_MEAN, S_FACTOR = NEAR_MEAN + row * T, S_FACTOR + row * T
     if DROPOUT:
         seed = tl.load(SEED)
 
