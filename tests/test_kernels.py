@@ -78,8 +78,7 @@ def small_tiles(monkeypatch):
     """Blocks so small that short inputs have every kind of block, and the interpreter time for them."""
     if not CUDA:
         tiles = ((32, 16, 4, 1, 255), (32, 16, 4, 1, 255), (16, 32, 4, 1, 255))
-        monkeypatch.setattr(kernels, 'TILES', dict.fromkeys(kernels.TILES, tiles))
-        monkeypatch.setattr(kernels, 'MORE', {})
+        monkeypatch.setattr(kernels, 'tiles_of', lambda *_: tiles)
 
 
 # -- the reference
