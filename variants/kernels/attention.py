@@ -34,7 +34,8 @@ from variants.kernels.reference import ROUNDS, threshold
 # unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps are base 2.
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
-EDGE, CLIFF = tl.constexpr(4e-7), tl.constexpr(1e30) # u up to EDGE, its rounding, is not seen: logits fall off the cliff
+MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
+EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
 # block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
@@ -97,28 +98,21 @@ def load_window(w, t, T, GUARD: tl.constexpr):
 
 @triton.jit
 def fade_rate(w, ramp, RAMP: tl.constexpr):
-    """For beyond(), of each query."""
+    """For fade(), of each query."""
     if RAMP:
         return tl.full(w.shape, 1.0, tl.float32) / ramp
     else:
-        return tl.full(w.shape, 1.0, tl.float32) / w * LOG2E
+        return tl.full(w.shape, 1.0, tl.float32) / w * -LOG2E
 
 
 @triton.jit
-def beyond(d, w, rate, RAMP: tl.constexpr):
-    """u, times log2(e) without a ramp: what of the window is beyond a key at distance d, 0 or less where it is not seen."""
-    return (w - 1.0 - d) * rate if RAMP else (LOG2E - rate) - d * rate
-
-
-@triton.jit
-def weigh(exponent, u, RAMP: tl.constexpr):
-    """exp2(exponent) g and its derivative by g's u."""
-    p = tl.exp2(exponent)
+def fade(left, rate, ramp, RAMP: tl.constexpr):
+    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; both are 0 where there is nothing."""
     if RAMP:
-        return p * tl.minimum(u, 1.0), tl.where(u <= 1.0, p, 0.0)
+        return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
-        less = tl.exp2(exponent - u) # p exp(-u)
-        return p - less, less
+        e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
+        return 1.0 - e, e
 
 
 @triton.jit
@@ -198,15 +192,14 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if diagonal:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                u = beyond(fi[:, None] - fj[None, :], w[:, None], rate[:, None], RAMP)
-                x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
+                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                g, _ = fade(left, rate[:, None], ramp, RAMP)
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
-            exponent = x * unit - (new_top * unit)[:, None]
+            p = tl.exp2(x * unit - (new_top * unit)[:, None])
             if WINDOW:
-                p, _ = weigh(exponent, u, RAMP)
-            else:
-                p = tl.exp2(exponent)
+                p *= g
             here = tl.sum(p, 1)
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
@@ -243,32 +236,19 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
 # backward
 
 @triton.jit
-def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr, BIAS: tl.constexpr):
-    """(T, 16) in bfloat16, to be added up: column 0 is 1; 1 to 3 are j, exact to T = 2^22; 4 to 9 are c, to float32's precision.
-
-    c is taken about the row's first and comes in thirds, those of BASE keys about their first and those of that one.
-    """
+def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
+    """(T, 16) for each of C's heads: 1, c in thirds about the first of its BASE keys, and that one's c about the row's first."""
     start = tl.program_id(0) * BASE
     row, b, h = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2), tl.program_id(1), tl.program_id(2)
+    C += b * c_b + h * c_h
     j = start + tl.arange(0, BASE)
+    base = tl.load(C + start)
+    c_1, c_2, c_3 = thirds(load_each(C, j, T, 0.0, True) - base)
+    b_1, b_2, b_3 = thirds(base - tl.load(C) + tl.zeros((BASE,), tl.float32))
     n = tl.arange(0, 16)[None, :]
-    far = start // (256 * BASE) * (256 * BASE)
-    x = tl.where(n == 0, 1.0, tl.where(n == 1, (j - start)[:, None], tl.where(n == 2, start - far, tl.where(n == 3, far, 0.0))))
-    if BIAS:
-        C += b * c_b + h * c_h
-        base = tl.load(C + start)
-        c_1, c_2, c_3 = thirds(load_each(C, j, T, 0.0, True) - base)
-        b_1, b_2, b_3 = thirds(base - tl.load(C) + tl.zeros((BASE,), tl.float32))
-        x += tl.where(n == 4, c_1[:, None], tl.where(n == 5, c_2[:, None], tl.where(n == 6, c_3[:, None], 0.0)))
-        x += tl.where(n == 7, b_1[:, None], tl.where(n == 8, b_2[:, None], tl.where(n == 9, b_3[:, None], 0.0)))
+    x = tl.where(n == 0, 1.0, tl.where(n == 1, c_1[:, None], tl.where(n == 2, c_2[:, None], tl.where(n == 3, c_3[:, None], 0.0))))
+    x += tl.where(n == 4, b_1[:, None], tl.where(n == 5, b_2[:, None], tl.where(n == 6, b_3[:, None], 0.0)))
     store_rows(COLUMNS + row * T * 16, x.to(tl.bfloat16), j, T, 16, 16, 16)
-
-
-@triton.jit
-def pick(sums, first: tl.constexpr, last: tl.constexpr):
-    """(BQ,): columns first to last of products with key_columns, added up."""
-    n = tl.arange(0, 16)[None, :]
-    return tl.sum(tl.where((n >= first) & (n <= last), sums, 0.0), 1)
 
 
 @triton.jit
@@ -352,11 +332,10 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     dq = tl.zeros((BQ, D), tl.float32)
     rest = tl.zeros((BQ,), tl.float32) # sum of dx, what rounding makes of 0
     da, a_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
-    dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
-    if COLUMN_SUMS: # all five are products with the keys' columns, for which tensor cores have time
+    if COLUMN_SUMS: # rest, da and a_share are products with the keys' columns, for which tensor cores have time
         COLUMNS += (b * c_n + h % c_n) * T * 16
-        of_ds, of_p = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
-        of_dw, of_dp_dw = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
+        sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
+    dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     for diagonal in tl.static_range(2):
         for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
             j = start_j + tl.arange(0, BK)
@@ -372,15 +351,15 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 d = fi[:, None] - fj[None, :]
-                u = beyond(d, w[:, None], rate[:, None], RAMP)
-                x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
-            exponent = x * unit - lse[:, None]
+                left = (w - 1.0)[:, None] - d
+                g, slope = fade(left, rate[:, None], ramp, RAMP)
+                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+            p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
-                p, dp_dw = weigh(exponent, u, RAMP) # but for what belongs to the row
-                if not (RAMP or COLUMN_SUMS):
+                dp_dw = p * slope # but for what belongs to the row
+                if not RAMP:
                     dp_dw *= d + 1.0
-            else:
-                p = tl.exp2(exponent)
+                p *= g
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
@@ -392,30 +371,25 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             ds = p * z
             if COLUMN_SUMS:
                 keys = load_rows(COLUMNS, j, T, 16, 16, 16, diagonal and not EVEN) # (BK, 16)
-                of_ds = tl.dot(ds.to(tl.bfloat16), keys, of_ds)
+                sums = tl.dot(ds.to(tl.bfloat16), keys, sums)
                 if NEED_A:
-                    of_p = tl.dot(p.to(tl.bfloat16), keys, of_p)
-                if WINDOW:
-                    of_dw = tl.dot((dp_dw * z).to(tl.bfloat16), keys, of_dw)
-                    of_dp_dw = tl.dot(dp_dw.to(tl.bfloat16), keys, of_dp_dw)
+                    shares = tl.dot(p.to(tl.bfloat16), keys, shares)
             else:
                 if NEED_A or NEED_C or WINDOW:
                     rest += tl.sum(ds, 1)
                 if NEED_A:
                     da += tl.sum(ds * c[None, :], 1)
                     a_share += tl.sum(p * c[None, :], 1)
-                if WINDOW:
-                    dw += tl.sum(dp_dw * z, 1)
-                    w_share += tl.sum(dp_dw, 1)
+            if WINDOW:
+                dw += tl.sum(dp_dw * z, 1)
+                w_share += tl.sum(dp_dw, 1)
             if MOMENTS and (BIAS or WINDOW):
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     if COLUMN_SUMS:
-        rest, da, a_share = pick(of_ds, 0, 0), pick(of_ds, 4, 9), pick(of_p, 4, 9)
-        dw, w_share = pick(of_dw, 0, 0), pick(of_dp_dw, 0, 0)
-        if not RAMP: # times d + 1
-            dw = dw * (i + 1.0) - pick(of_dw, 1, 3)
-            w_share = w_share * (i + 1.0) - pick(of_dp_dw, 1, 3)
+        ones = (tl.arange(0, 16) == 0)[None, :]
+        rest, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
+        a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
     store_rows(DQ + own, (dq * scale).to(DQ.dtype.element_ty), i, T, nh * HS, HS, D)
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
@@ -492,11 +466,10 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
                     w = load_window(W, i, T, not EVEN)
-                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, 0.0, not EVEN)
-                    fi = tl.arange(0, BQ).to(tl.float32) + (start_i - start_j)
-                    u = beyond(fi[None, :] - fj[:, None], w[None, :], rate[None, :], RAMP)
-                    x = tl.minimum(x, u * CLIFF - EDGE * CLIFF)
-                    p, _ = weigh(x * unit - lse[None, :], u, RAMP)
+                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
+                    d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
+                    g, _ = fade((w - 1.0)[None, :] - d, rate[None, :], ramp, RAMP)
+                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
@@ -617,9 +590,9 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
         *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
-    if (need_a or need_c or w is not None) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
-        columns = torch.empty(B, strides[-1], T, 16, dtype=torch.bfloat16, device=q.device)
-        key_columns[triton.cdiv(T, BASE), B, strides[-1]](c, columns, *strides[-3:-1], T, BASE=BASE, BIAS=c is not None)
+    if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
+        columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
+        key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
     inputs, sizes = (q, k, v, a, c, w, seed, dy), (*strides, T, nh, scale, ramp, threshold(dropout))
     backward_q[triton.cdiv(T, tile_q[0]), B * nh](
         *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
