@@ -287,12 +287,6 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, 
 
 
 @triton.jit
-def but_dp(s, off, ddistance, dvariance, dscore, delta):
-    """z without what y's gradient adds; off: distance less its mean; dscore times the scale."""
-    return off * (ddistance + dvariance * off) + (dscore * s - delta)
-
-
-@triton.jit
 def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
                q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
@@ -363,9 +357,10 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
-            if MOMENTS: # a product adds to what is there, for nothing
-                z = dp + but_dp(s, mean[:, None] - fj[None, :], ddistance[:, None], dvariance[:, None],
-                                (dscore * scale)[:, None], delta[:, None])
+            if MOMENTS: # in this order the product adds dp to the rest, for nothing
+                off = mean[:, None] - fj[None, :]
+                s_part = (dscore * scale)[:, None] * s - delta[:, None]
+                z = dp + (off * (ddistance[:, None] + dvariance[:, None] * off) + s_part)
             else:
                 z = dp - delta[:, None]
             ds = p * z
@@ -480,7 +475,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
                     dp = tl.where(keep, dp * (256.0 / (256.0 - cut)), 0.0)
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
-                if MOMENTS:
+                if MOMENTS: # not in the order above, in which these loads leave the pipeline
                     off = mean[None, :] - fj[:, None]
                     z += s_factor[None, :] * s
                     z += off * (ddistance[None, :] + dvariance[None, :] * off)
