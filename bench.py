@@ -29,7 +29,7 @@ from lab.errors import Stop, run as run_main
 from lab.flops import flops_per_token
 from lab.keys import generator
 from lab.options import Count, Positive, Whole
-from lab.update import Update
+from lab.update import Update, turns_on
 
 
 @dataclass
@@ -171,13 +171,8 @@ def built(variant, o, m, model_args):
     return model, model.config
 
 
-def shared(m):
-    """What graphs share that never run side by side, so that arms need the memory of the largest; None without graphs."""
-    return SimpleNamespace(stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle()) if m.type == 'cuda' else None
-
-
 def replayed(call, turns):
-    """The call as the compiled training loop would run it: a CUDA graph; turns: see shared()."""
+    """The call as the compiled training loop would run it: a CUDA graph; turns: see lab/update.py."""
     with torch.cuda.stream(turns.stream):
         for _ in range(3):
             call()
@@ -268,7 +263,7 @@ def main():
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
     kind, show = (ModuleArm, module_table) if o.module else (Arm, table)
-    turns = shared(m)
+    turns = turns_on(m)
     arms = [kind(v, o, m, model_args | config.model_args, turns) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)

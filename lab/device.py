@@ -76,6 +76,6 @@ def machine(device='auto', dtype='auto', compile='auto'):
         compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
     if compile and type == 'cuda':
         from torch._inductor import config as inductor
-        if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel: 5.5 ms a step, 5.2 without it
+        if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
             inductor.triton.mix_order_reduction = False
     return Machine(device, type, dtype, compile)

@@ -29,6 +29,7 @@ from lab.errors import BUSY, DIVERGED, Stop, out_of_memory
 from lab.keys import key
 from lab.options import options as options_of
 from lab.run import Run, plain, put, revive, sha256
+from lab.update import turns_on
 from lab.weights import weights
 
 # Which code a run depends on, beside its variants' files.
@@ -340,7 +341,7 @@ def price(task, place, kept):
     for arm in task.arms:
         o = arm.options
         m = machine(place.device or o.device, o.dtype, o.compile)
-        turns = turns or bench.shared(m)
+        turns = turns or turns_on(m)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
         size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
                              optimizer=o.optimizer)

@@ -1,5 +1,6 @@
 """One training iteration: forward and backward of every micro-batch, clipping, AdamW. On CUDA one replayed graph."""
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,11 @@ from model import Step
 KINDS = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer' # of an optimizer's state
 
 
+def turns_on(machine):
+    """A stream and memory for graphs of which one runs at a time: together they need that of the largest. None without CUDA."""
+    return SimpleNamespace(stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle()) if machine.type == 'cuda' else None
+
+
 class Update:
     """Call it with (it, x, y, lr): x, y (n * B, T) on the device, n micro-batches of B rows.
 
@@ -17,7 +23,7 @@ class Update:
     and every later optimizer step do nothing: the weights stay those before it until the host looks, see numbers(). In
     float16 a gradient that overflows is the scaler's business, and only the loss counts.
 
-    turns: .stream and .pool, a stream and memory shared by graphs that never run side by side; None: its own.
+    turns: what its graph shares with others that never run beside it, see turns_on(); None: nothing.
     """
 
     def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1, turns=None):
@@ -33,7 +39,7 @@ class Update:
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         if self.graphed:
-            self.stream, self.pool = (turns.stream, turns.pool) if turns else (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
+            self.turns = turns or turns_on(machine)
             self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
 
     def forward(self, x, y, it):
@@ -57,17 +63,17 @@ class Update:
         self.noise.manual_seed(noise) # which the graph reads at each replay
         if self.graph is not None:
             return self.graph.replay()
-        caller = torch.cuda.current_stream()
-        self.stream.wait_stream(caller)
-        with self.own_noise(), torch.cuda.stream(self.stream): # the first calls are real ones, and warm up what a capture needs
+        caller, stream = torch.cuda.current_stream(), self.turns.stream
+        stream.wait_stream(caller)
+        with self.own_noise(), torch.cuda.stream(stream): # the first calls are real ones, and warm up what a capture needs
             self.run()
             self.calls += 1
             if self.calls == 3:
                 torch.cuda.synchronize()
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
+                with torch.cuda.graph(self.graph, pool=self.turns.pool, stream=stream):
                     self.run()
-        caller.wait_stream(self.stream)
+        caller.wait_stream(stream)
 
     @contextmanager
     def own_noise(self):

@@ -107,7 +107,7 @@ def fade_rate(w, ramp, RAMP: tl.constexpr):
 
 @triton.jit
 def fade(left, rate, ramp, RAMP: tl.constexpr):
-    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; both are 0 where there is nothing."""
+    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; g is 0 where there is nothing."""
     if RAMP:
         return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
@@ -499,14 +499,15 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
 def tiles_of(row, T, window, moments, dropout):
     """TILES, and at head size 64 in half precision what measured faster where there is more to do for a score, or long rows."""
     forward, q, kv = TILES[row]
-    if row == 128 and (window or moments or dropout):
-        forward = (64, 64, 4, 3, 168)
-    if row == 128 and (window or moments and dropout):
-        q = (64, 32, 4, 3, 168)
-    if row == 128 and moments and dropout:
-        kv = (32, 64, 4, 2, 255)
-    elif row == 128 and T >= 8192 and not window:
-        kv = (64, 64, 4, 2, 255)
+    if row == 128:
+        if window or moments or dropout:
+            forward = (64, 64, 4, 3, 168)
+        if window or moments and dropout:
+            q = (64, 32, 4, 3, 168)
+        if moments and dropout:
+            kv = (32, 64, 4, 2, 255)
+        elif T >= 8192 and not window:
+            kv = (64, 64, 4, 2, 255)
     return forward, q, kv
 
 
