@@ -35,7 +35,7 @@ from variants.kernels.reference import ROUNDS, threshold
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
-EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
+EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) may round to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
 # block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
