@@ -158,7 +158,8 @@ class CausalSelfAttention(nn.Module):
 
     def qkv(self, x): # q (B, nh, T, hs), k and v (B, nh, T, hs) or fewer heads, each for a group of queries
         B, T, C = x.size()
-        return (z.view(B, T, -1, C // self.n_head).transpose(1, 2) for z in self.c_attn(x).split(self.n_embd, dim=2))
+        heads = self.c_attn(x).view(B, T, -1, C // self.n_head) # of queries, then of keys, then of values
+        return (z.transpose(1, 2) for z in heads.split(self.n_head, dim=2))
 
     def normed(self, q, k):
         return q, k

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 import model
+from lab.noise import noise_like
 from lab.options import NonNegative
 
 NEUTRAL = dict(noise_std=0.0)
@@ -39,5 +40,5 @@ class GPT(model.GPT):
 
     def noise(self, x):
         if self.config.noise == 'normal':
-            return torch.randn_like(x)
+            return noise_like(x)
         return 3 ** 0.5 * (2 * torch.rand_like(x) - 1)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 import model
+from lab.noise import noise_like
 from lab.options import NonNegative, Share
 
 NEUTRAL = dict(mix_prob=0.0)
@@ -55,4 +56,4 @@ class GPT(model.GPT):
         return rows, times, coin < self.config.mix_prob, lam
 
     def noise(self, x):
-        return torch.randn_like(x)
+        return noise_like(x)

@@ -12,9 +12,8 @@ Control: `noise_embedding`, noise once instead of in every block; `base` with a 
 """
 from dataclasses import dataclass
 
-import torch
-
 import model
+from lab.noise import noise_like
 from lab.options import NonNegative
 
 NEUTRAL = dict(residual_std=0.0)
@@ -34,4 +33,4 @@ class Block(model.Block):
         return x + self.config.residual_std * self.noise(x)
 
     def noise(self, x):
-        return torch.randn_like(x)
+        return noise_like(x)

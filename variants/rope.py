@@ -55,9 +55,9 @@ def _(pos, n, base, dtype):
 
 def turn(x, cos, sin):
     n = 2 * cos.size(-1)
-    a, b = x[..., 0:n:2], x[..., 1:n:2] # (B, nh, T, n / 2)
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
-    return torch.cat((turned.to(x.dtype), x[..., n:]), dim=-1)
+    a, b = x[..., :n].unflatten(-1, (-1, 2)).unbind(-1) # (B, nh, T, n / 2)
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    return torch.cat((turned, x[..., n:]), dim=-1) if n < x.size(-1) else turned
 
 
 class GPT(model.GPT):

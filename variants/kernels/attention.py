@@ -35,7 +35,7 @@ from variants.kernels.reference import ROUNDS, threshold
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
-EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) rounds to 0, and a query could be left with nothing
+EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) may round to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
 # block divides the outer: keys divide queries, but in backward_kv queries divide keys. For an H100: where the compiler, left alone,
@@ -296,7 +296,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    own = b * T * nh * HS + h * HS
+    own, own_d = b * T * nh * HS + h * HS, b * T * 3 * nh * HS + h * HS
     i = start_i + tl.arange(0, BQ)
     at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
@@ -385,7 +385,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         ones = (tl.arange(0, 16) == 0)[None, :]
         rest, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
         a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
-    store_rows(DQ + own, (dq * scale).to(DQ.dtype.element_ty), i, T, nh * HS, HS, D)
+    store_rows(DQ + own_d, (dq * scale).to(DQ.dtype.element_ty), i, T, 3 * nh * HS, HS, D)
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
     if NEED_C:
@@ -406,7 +406,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    own = b * T * nh * HS + h * HS
+    own, own_d = b * T * nh * HS + h * HS, b * T * 3 * nh * HS + h * HS
     DY += own
     NEAR_LSE, DELTA = NEAR_LSE + row * T, DELTA + row * T
     j = start_j + tl.arange(0, BK)
@@ -487,8 +487,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     if DROPOUT:
         dv *= 256.0 / (256.0 - cut)
-    store_rows(DK + own, (dk * scale).to(DK.dtype.element_ty), j, T, nh * HS, HS, D)
-    store_rows(DV + own, dv.to(DV.dtype.element_ty), j, T, nh * HS, HS, D)
+    store_rows(DK + own_d, (dk * scale).to(DK.dtype.element_ty), j, T, 3 * nh * HS, HS, D)
+    store_rows(DV + own_d, dv.to(DV.dtype.element_ty), j, T, 3 * nh * HS, HS, D)
     if NEED_C:
         tl.store(DC + row * T + j, dc + tl.load(DC + row * T + j, mask=j < T, other=0.0), mask=j < T)
 
@@ -515,6 +515,12 @@ def per_head(q):
     """An empty (B, nh, T, hs) that lies in memory as (B, T, nh, hs), so that heads are side by side again for free."""
     B, nh, T, hs = q.size()
     return q.new_empty(B, T, nh, hs).transpose(1, 2)
+
+
+def side_by_side(q):
+    """An empty (B, T, 3 nh, hs) for the gradients of q, k and v: in memory, that of the product whose parts they are."""
+    B, nh, T, hs = q.size()
+    return q.new_empty(B, T, 3 * nh, hs)
 
 
 def per_query(q, there=True):
@@ -569,12 +575,13 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
              a: torch.Tensor | None, c: torch.Tensor | None, w: torch.Tensor | None, seed: torch.Tensor | None,
              y: torch.Tensor, lse: torch.Tensor, stats: list[torch.Tensor], scale: float, ramp: float, dropout: float,
              moments: bool, need_a: bool, need_c: bool,
-             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k, v, a, c (for every head) and w; empty where there is none."""
+             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, side by side in one (B, T, 3 nh, hs), a, c (for every head) and w; empty where there is none."""
     q, k, v, a, c, w, *dstats = canonical(q, k, v, a, c, w, *dstats)
     dy = dy.transpose(1, 2).contiguous() # (B, T, nh, hs), as y is
     B, nh, T, _ = q.size()
-    dq, dk, dv = (per_head(q) for _ in range(3))
+    dqkv = side_by_side(q)
+    dq, dk, dv = dqkv.split(nh, dim=2)
     da, dc, dw = (per_query(q, there) for there in (need_a, need_c, w is not None))
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
@@ -596,12 +603,12 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
         *inputs, near_lse, delta, first, fade_of, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
-    return dq, dk, dv, da, dc, dw
+    return dqkv, da, dc, dw
 
 
 @backward.register_fake
 def _(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats, scale, ramp, dropout, moments, need_a, need_c):
-    return *(per_head(q) for _ in range(3)), *(per_query(q, there) for there in (need_a, need_c, w is not None))
+    return side_by_side(q), *(per_query(q, there) for there in (need_a, need_c, w is not None))
 
 
 def save(ctx, inputs, output):
@@ -612,8 +619,9 @@ def save(ctx, inputs, output):
 def gradients(ctx, dy, dlse, *dstats): # lse stays inside
     q, k, v, a, c, w, seed, y, lse, *stats = ctx.saved_tensors
     need_a, need_c, need_w = ctx.needs_input_grad[3:6]
-    dq, dk, dv, da, dc, dw = backward(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats,
-                                      ctx.scale, ctx.ramp, ctx.dropout, ctx.moments, need_a, need_c)
+    dqkv, da, dc, dw = backward(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats,
+                                ctx.scale, ctx.ramp, ctx.dropout, ctx.moments, need_a, need_c)
+    dq, dk, dv = (z.transpose(1, 2) for z in dqkv.split(3 * [q.size(1)], dim=2)) # as model.py does, so torch.compile moves nothing
     if need_c:
         dc = dc.sum_to_size(c.size())
     return dq, dk, dv, da if need_a else None, dc if need_c else None, dw if need_w else None, *[None] * 5
