@@ -194,10 +194,14 @@ def timed(call, n, m):
 
 
 def interleave(arms, rounds, seconds):
-    """Times every arm in turn, so that what drifts drifts for all: about `seconds` for each of its calls, `rounds` times."""
-    calls = {what: max(1, round(1000 * seconds / timed(getattr(arms[0], what), 2, arms[0].m))) for what in arms[0].samples}
-    for _ in range(rounds):
-        for what, n in calls.items():
+    """Times every arm in turn, so that what drifts drifts for all: about `seconds` for each of its calls, `rounds` times.
+
+    One kind of call after the other, not all kinds a round: after decoding, which hardly warms a GPU, the arm that came next would
+    be timed at a higher clock than those after it.
+    """
+    for what in arms[0].samples:
+        n = max(1, round(1000 * seconds / timed(getattr(arms[0], what), 2, arms[0].m)))
+        for _ in range(rounds):
             for arm in arms:
                 arm.samples[what].append(timed(getattr(arm, what), n, arm.m))
 

@@ -1,6 +1,7 @@
 """What the machine can do, and what it is not believed to."""
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from lab import device
 from lab.device import Machine, machine
@@ -34,6 +35,7 @@ def test_without_a_gpu(gpus):
         assert refused(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
+@inductor.patch({'force_shape_pad': False, 'triton.mix_order_reduction': False}) # what they are again afterwards
 def test_with_gpus(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there

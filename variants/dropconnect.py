@@ -42,4 +42,4 @@ class Linear(model.Linear):
         return F.linear(x, self.weight * self.mask(kept) / (kept if self.rescale else 1), self.bias)
 
     def mask(self, kept):
-        return torch.full_like(self.weight, kept).bernoulli()
+        return (torch.rand_like(self.weight) < kept).to(self.weight.dtype)
