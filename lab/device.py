@@ -78,4 +78,5 @@ def machine(device='auto', dtype='auto', compile='auto'):
         from torch._inductor import config as inductor
         if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
             inductor.triton.mix_order_reduction = False
+        inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
     return Machine(device, type, dtype, compile)
