@@ -116,6 +116,25 @@ def fade(left, rate, ramp, RAMP: tl.constexpr):
 
 
 @triton.jit
+def fade_in_block(rate, BK: tl.constexpr, RAMP: tl.constexpr):
+    """(BQ, BK): exp(-u) over the block's last key's, the same in every block of keys; nothing for a ramp."""
+    if RAMP:
+        return rate
+    else:
+        return tl.exp2(rate[:, None] * (tl.arange(0, BK) - (BK - 1)).to(tl.float32)[None, :])
+
+
+@triton.jit
+def fade_seen(left, last, rate, in_block, ramp, RAMP: tl.constexpr):
+    """fade() of a block that is seen as a whole; last: left of its last key, (BQ,). An exponential a query, not one a score."""
+    if RAMP:
+        return fade(left, rate[:, None], ramp, RAMP)
+    else:
+        e = in_block * tl.exp2(last * rate)[:, None]
+        return 1.0 - e, e
+
+
+@triton.jit
 def kept(seed, row, i, start_j, cut, BI: tl.constexpr, BJ: tl.constexpr):
     """(BI, BJ) of reference.dropout_mask, for queries i and keys from start_j on: one call of Philox serves 16 keys."""
     block = (start_j // 16 + tl.arange(0, BJ // 16)).to(tl.uint32)
@@ -140,6 +159,12 @@ def first_key(w, i):
     return tl.min(tl.maximum(i + 1.0 - w, 0.0)).to(tl.int32)
 
 
+@triton.jit
+def first_for_all(w, i, T):
+    """A key of whose place and the place before all of the queries' windows have something left; so have all keys after it."""
+    return tl.max(tl.where(i < T, tl.maximum(i + 1.0 - w, -3.0), -3.0)).to(tl.int32) + 3
+
+
 # -----------------------------------------------------------------------------
 # forward
 
@@ -157,7 +182,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     i = start_i + tl.arange(0, BQ)
     at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
-    first = 0
+    first, inner = 0, 0
     if BIAS: # about the block's first position, which is as good as about each query
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -167,7 +192,9 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     if WINDOW:
         w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
+        inner = tl.minimum(tl.cdiv(first_for_all(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
+        in_block = fade_in_block(rate, BK, RAMP)
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -179,22 +206,26 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         mean = tl.zeros((BQ,), tl.float32) # of j - i
         spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
         score = tl.zeros((BQ,), tl.float32)
-    for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
-        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+    for part in tl.static_range(0 if WINDOW else 1, 3): # keys that some queries see, that all do, that some queries are
+        for start_j in tl.range(first if part == 0 else start_i if part == 2 else inner,
+                                inner if part == 0 else tl.minimum(start_i + BQ, T) if part == 2 else start_i, BK):
             j = start_j + tl.arange(0, BK)
             fj = columns + (start_j - start_i)
-            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == 2 and not EVEN) # (BK, D)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == 2 and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if diagonal:
+            if part == 2:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
-                g, _ = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+                if part == 1:
+                    g, _ = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                else:
+                    g, _ = fade(left, rate[:, None], ramp, RAMP)
+                    x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
             p = tl.exp2(x * unit - (new_top * unit)[:, None])
@@ -204,7 +235,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
                 near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
-                off = fj[None, :] - near[:, None] if diagonal else (columns - (BK - 1))[None, :]
+                off = fj[None, :] - near[:, None] if part == 2 else (columns - (BK - 1))[None, :]
                 moment = tl.sum(p * off, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
@@ -216,7 +247,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
                 score = score * shrink + tl.sum(p * s, 1)
             if DROPOUT:
                 p = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
-            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == 2 and not EVEN) # (BK, D)
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             top = new_top
     if DROPOUT:
@@ -252,12 +283,12 @@ def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, NEAR_MEAN,
-                     S_FACTOR, c_b, c_h, T, nh, scale, ramp,
+def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, REACH,
+                     NEAR_MEAN, S_FACTOR, c_b, c_h, T, nh, scale, ramp,
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
                      RAMP: tl.constexpr, MOMENTS: tl.constexpr):
     """For backward_kv's blocks of queries: delta, LSE and the keys' mean position about the block's first, the first key that one
-    sees, and what a window fades by per token, which is a division."""
+    sees, a window's reach, and what it fades by per token, which is a division."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -282,6 +313,7 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, 
     if WINDOW:
         w = load_window(W + row * T, i, T, True)
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
+        tl.store(REACH + at, w - 1.0, mask=i < T)
         if not RAMP:
             tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
 
@@ -304,7 +336,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
     unit = scale * LOG2E
     delta = tl.load(DELTA + at, mask=i < T, other=0.0)
-    first = 0
+    first, inner = 0, 0
     if BIAS:
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -314,7 +346,9 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     if WINDOW:
         w = load_window(W + row * T, i, T, True)
         first = first_key(w, i) // BK * BK
+        inner = tl.minimum(tl.cdiv(first_for_all(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
+        in_block = fade_in_block(rate, BK, RAMP)
     if MOMENTS:
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
@@ -330,24 +364,28 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         COLUMNS += (b * c_n + h % c_n) * T * 16
         sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
     dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
-    for diagonal in tl.static_range(2):
-        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+    for part in tl.static_range(0 if WINDOW else 1, 3):
+        for start_j in tl.range(first if part == 0 else start_i if part == 2 else inner,
+                                inner if part == 0 else tl.minimum(start_i + BQ, T) if part == 2 else start_i, BK):
             j = start_j + tl.arange(0, BK)
-            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
-            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == 2 and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == 2 and not EVEN) # (BK, D)
             fj = columns + (start_j - start_i)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == 2 and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if diagonal:
+            if part == 2:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 d = fi[:, None] - fj[None, :]
                 left = (w - 1.0)[:, None] - d
-                g, slope = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+                if part == 1:
+                    g, slope = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                else:
+                    g, slope = fade(left, rate[:, None], ramp, RAMP)
+                    x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
@@ -365,7 +403,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                 z = dp - delta[:, None]
             ds = p * z
             if COLUMN_SUMS:
-                keys = load_rows(COLUMNS, j, T, 16, 16, 16, diagonal and not EVEN) # (BK, 16)
+                keys = load_rows(COLUMNS, j, T, 16, 16, 16, part == 2 and not EVEN) # (BK, 16)
                 sums = tl.dot(ds.to(tl.bfloat16), keys, sums)
                 if NEED_A:
                     shares = tl.dot(p.to(tl.bfloat16), keys, shares)
@@ -396,7 +434,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_MEAN, S_FACTOR, DDISTANCE, DVARIANCE, DK, DV, DC,
+def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NEAR_MEAN, S_FACTOR, DDISTANCE, DVARIANCE, DK, DV, DC,
                 q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -420,7 +458,7 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
         c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
-        W, FADE = W + row * T, FADE + row * T
+        FADE, REACH = FADE + row * T, REACH + row * T
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
         n = tl.arange(0, BLOCKS)
@@ -460,10 +498,10 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    w = load_window(W, i, T, not EVEN)
-                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
+                    reach = load_each(REACH, i, T, 1.0, not EVEN)
+                    rate = fade_rate(reach, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
-                    g, _ = fade((w - 1.0)[None, :] - d, rate[None, :], ramp, RAMP)
+                    g, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
@@ -586,22 +624,22 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
-    near_lse, fade_of = lse if c is None else per_query(q), per_query(q, w is not None)
+    near_lse, fade_of, reach = lse if c is None else per_query(q), *(per_query(q, w is not None) for _ in range(2))
     near_mean, s_factor = (per_query(q, moments) for _ in range(2))
     backward_prepare[blocks, B * nh](
-        y, dy, a, c, w, lse, *stats, *dstats[1:], delta, near_lse, first, fade_of, near_mean, s_factor,
+        y, dy, a, c, w, lse, *stats, *dstats[1:], delta, near_lse, first, fade_of, reach, near_mean, s_factor,
         *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
         key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
-    inputs, sizes = (q, k, v, a, c, w, seed, dy), (*strides, T, nh, scale, ramp, threshold(dropout))
+    sizes = (*strides, T, nh, scale, ramp, threshold(dropout))
     backward_q[triton.cdiv(T, tile_q[0]), B * nh](
-        *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
+        q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
         COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        *inputs, near_lse, delta, first, fade_of, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
+        q, k, v, a, c, seed, dy, near_lse, delta, first, fade_of, reach, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
