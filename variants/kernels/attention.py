@@ -107,12 +107,12 @@ def fade_rate(w, ramp, RAMP: tl.constexpr):
 
 @triton.jit
 def fade(left, rate, ramp, RAMP: tl.constexpr):
-    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; g is 0 where there is nothing."""
+    """1 - g and dg/du; left = w - 1 - d, what of the window is beyond this key; g is 0 where there is nothing."""
     if RAMP:
-        return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+        return 1.0 - tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
         e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
-        return 1.0 - e, e
+        return e, e
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def fade_seen(left, last, rate, in_block, ramp, RAMP: tl.constexpr):
         return fade(left, rate[:, None], ramp, RAMP)
     else:
         e = in_block * tl.exp2(last * rate)[:, None]
-        return 1.0 - e, e
+        return e, e
 
 
 @triton.jit
@@ -151,6 +151,13 @@ def thirds(x):
     one = x.to(tl.bfloat16).to(tl.float32)
     two = (x - one).to(tl.bfloat16).to(tl.float32)
     return one, two, (x - one - two).to(tl.bfloat16).to(tl.float32)
+
+
+@triton.jit
+def in_threads(x):
+    """(BQ, 4), whose sum is that of x (BQ, BK) over keys: of eight neighbours in a product's row four threads hold two each."""
+    x = x.reshape(x.shape[0], x.shape[1] // 8, 4, 2).permute(0, 2, 1, 3)
+    return tl.sum(x.reshape(x.shape[0], 4, x.shape[2] * 2), 2)
 
 
 @triton.jit
@@ -222,15 +229,15 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
                 if part == 1:
-                    g, _ = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                    lost, _ = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
                 else:
-                    g, _ = fade(left, rate[:, None], ramp, RAMP)
+                    lost, _ = fade(left, rate[:, None], ramp, RAMP)
                     x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
             p = tl.exp2(x * unit - (new_top * unit)[:, None])
             if WINDOW:
-                p *= g
+                p -= p * lost
             here = tl.sum(p, 1)
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
@@ -358,12 +365,12 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         seed = tl.load(SEED)
 
     dq = tl.zeros((BQ, D), tl.float32)
-    rest = tl.zeros((BQ,), tl.float32) # sum of dx, what rounding makes of 0
-    da, a_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    rest = tl.zeros((BQ, 4), tl.float32) # sum of dx, what rounding makes of 0
+    da, a_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
     if COLUMN_SUMS: # rest, da and a_share are products with the keys' columns, for which tensor cores have time
         COLUMNS += (b * c_n + h % c_n) * T * 16
         sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
-    dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    dw, w_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
     for part in tl.static_range(0 if WINDOW else 1, 3):
         for start_j in tl.range(first if part == 0 else start_i if part == 2 else inner,
                                 inner if part == 0 else tl.minimum(start_i + BQ, T) if part == 2 else start_i, BK):
@@ -379,19 +386,18 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if part == 2:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                d = fi[:, None] - fj[None, :]
-                left = (w - 1.0)[:, None] - d
+                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
                 if part == 1:
-                    g, slope = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                    lost, slope = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
                 else:
-                    g, slope = fade(left, rate[:, None], ramp, RAMP)
+                    lost, slope = fade(left, rate[:, None], ramp, RAMP)
                     x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= d + 1.0
-                p *= g
+                    dp_dw *= (fi + 1.0)[:, None] - fj[None, :]
+                p -= p * lost
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
@@ -409,13 +415,13 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                     shares = tl.dot(p.to(tl.bfloat16), keys, shares)
             else:
                 if NEED_A or NEED_C or WINDOW:
-                    rest += tl.sum(ds, 1)
+                    rest += in_threads(ds)
                 if NEED_A:
-                    da += tl.sum(ds * c[None, :], 1)
-                    a_share += tl.sum(p * c[None, :], 1)
+                    da += in_threads(ds * c[None, :])
+                    a_share += in_threads(p * c[None, :])
             if WINDOW:
-                dw += tl.sum(dp_dw * z, 1)
-                w_share += tl.sum(dp_dw, 1)
+                dw += in_threads(dp_dw * z)
+                w_share += in_threads(dp_dw)
             if MOMENTS and (BIAS or WINDOW):
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -423,6 +429,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         ones = (tl.arange(0, 16) == 0)[None, :]
         rest, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
         a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
+    else:
+        rest, da, a_share = tl.sum(rest, 1), tl.sum(da, 1), tl.sum(a_share, 1)
     store_rows(DQ + own_d, (dq * scale).to(DQ.dtype.element_ty), i, T, 3 * nh * HS, HS, D)
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
@@ -430,7 +438,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         tl.store(DC + at, -a * scale * rest, mask=i < T) # backward_kv adds its own
     if WINDOW:
         du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
-        tl.store(DW + at, tl.where(w > 2.0, (dw - rest * w_share) * du_dw, 0.0), mask=i < T)
+        dw = tl.sum(dw, 1) - rest * tl.sum(w_share, 1)
+        tl.store(DW + at, tl.where(w > 2.0, dw * du_dw, 0.0), mask=i < T)
 
 
 @triton.jit
@@ -501,8 +510,9 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
                     reach = load_each(REACH, i, T, 1.0, not EVEN)
                     rate = fade_rate(reach, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
-                    g, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
-                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
+                    lost, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
+                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
+                    p -= p * lost
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
