@@ -35,6 +35,7 @@ from variants.kernels.reference import ROUNDS, threshold
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
+ENDS, INSIDE, OWN = (tl.constexpr(n) for n in range(3)) # blocks of keys: where a window ends, that all see, with queries' own
 EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) may round to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
@@ -91,9 +92,9 @@ def load_each(x, t, T, other, GUARD: tl.constexpr):
 
 
 @triton.jit
-def load_window(w, t, T, GUARD: tl.constexpr):
+def load_window(w, t, T):
     """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
-    return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, GUARD), 2.0), 1e30)
+    return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, True), 2.0), 1e30)
 
 
 @triton.jit
@@ -112,25 +113,6 @@ def fade(left, rate, ramp, RAMP: tl.constexpr):
         return 1.0 - tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
         e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
-        return e, e
-
-
-@triton.jit
-def fade_in_block(rate, BK: tl.constexpr, RAMP: tl.constexpr):
-    """(BQ, BK): exp(-u) over the block's last key's, the same in every block of keys; nothing for a ramp."""
-    if RAMP:
-        return rate
-    else:
-        return tl.exp2(rate[:, None] * (tl.arange(0, BK) - (BK - 1)).to(tl.float32)[None, :])
-
-
-@triton.jit
-def fade_seen(left, last, rate, in_block, ramp, RAMP: tl.constexpr):
-    """fade() of a block that is seen as a whole; last: left of its last key, (BQ,). An exponential a query, not one a score."""
-    if RAMP:
-        return fade(left, rate[:, None], ramp, RAMP)
-    else:
-        e = in_block * tl.exp2(last * rate)[:, None]
         return e, e
 
 
@@ -167,8 +149,8 @@ def first_key(w, i):
 
 
 @triton.jit
-def first_for_all(w, i, T):
-    """A key of whose place and the place before all of the queries' windows have something left; so have all keys after it."""
+def first_inside(w, i, T):
+    """A key two to four tokens inside the windows of all the queries i; later keys are further inside."""
     return tl.max(tl.where(i < T, tl.maximum(i + 1.0 - w, -3.0), -3.0)).to(tl.int32) + 3
 
 
@@ -189,7 +171,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     i = start_i + tl.arange(0, BQ)
     at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
-    first, inner = 0, 0
+    first, inside = 0, 0
     if BIAS: # about the block's first position, which is as good as about each query
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -197,11 +179,11 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         first = first_key(w, i) // BK * BK
-        inner = tl.minimum(tl.cdiv(first_for_all(w, i, T), BK) * BK, start_i)
+        inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
-        in_block = fade_in_block(rate, BK, RAMP)
+        in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -213,23 +195,23 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         mean = tl.zeros((BQ,), tl.float32) # of j - i
         spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
         score = tl.zeros((BQ,), tl.float32)
-    for part in tl.static_range(0 if WINDOW else 1, 3): # keys that some queries see, that all do, that some queries are
-        for start_j in tl.range(first if part == 0 else start_i if part == 2 else inner,
-                                inner if part == 0 else tl.minimum(start_i + BQ, T) if part == 2 else start_i, BK):
+    for part in tl.static_range(ENDS if WINDOW else INSIDE, OWN + 1):
+        for start_j in tl.range(first if part == ENDS else inside if part == INSIDE else start_i,
+                                inside if part == ENDS else start_i if part == INSIDE else tl.minimum(start_i + BQ, T), BK):
             j = start_j + tl.arange(0, BK)
             fj = columns + (start_j - start_i)
-            k = load_rows(K, j, T, k_t, HS, D, part == 2 and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, part == 2 and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == OWN and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if part == 2:
+            if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
-                if part == 1:
-                    lost, _ = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
+                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
                 else:
                     lost, _ = fade(left, rate[:, None], ramp, RAMP)
                     x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
@@ -242,7 +224,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
                 near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
-                off = fj[None, :] - near[:, None] if part == 2 else (columns - (BK - 1))[None, :]
+                off = fj[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
                 moment = tl.sum(p * off, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
@@ -254,7 +236,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
                 score = score * shrink + tl.sum(p * s, 1)
             if DROPOUT:
                 p = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
-            v = load_rows(V, j, T, v_t, HS, D, part == 2 and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             top = new_top
     if DROPOUT:
@@ -318,11 +300,10 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, 
         lse = tl.load(LSE + at, mask=i < T, other=0.0) + tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
         tl.store(NEAR_LSE + at, lse, mask=i < T)
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
         tl.store(REACH + at, w - 1.0, mask=i < T)
-        if not RAMP:
-            tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
+        tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
 
 
 @triton.jit
@@ -343,7 +324,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
     unit = scale * LOG2E
     delta = tl.load(DELTA + at, mask=i < T, other=0.0)
-    first, inner = 0, 0
+    first, inside = 0, 0
     if BIAS:
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -351,11 +332,11 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         first = first_key(w, i) // BK * BK
-        inner = tl.minimum(tl.cdiv(first_for_all(w, i, T), BK) * BK, start_i)
+        inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
-        in_block = fade_in_block(rate, BK, RAMP)
+        in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
     if MOMENTS:
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
@@ -371,24 +352,25 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         COLUMNS += (b * c_n + h % c_n) * T * 16
         sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
     dw, w_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
-    for part in tl.static_range(0 if WINDOW else 1, 3):
-        for start_j in tl.range(first if part == 0 else start_i if part == 2 else inner,
-                                inner if part == 0 else tl.minimum(start_i + BQ, T) if part == 2 else start_i, BK):
+    for part in tl.static_range(ENDS if WINDOW else INSIDE, OWN + 1):
+        for start_j in tl.range(first if part == ENDS else inside if part == INSIDE else start_i,
+                                inside if part == ENDS else start_i if part == INSIDE else tl.minimum(start_i + BQ, T), BK):
             j = start_j + tl.arange(0, BK)
-            k = load_rows(K, j, T, k_t, HS, D, part == 2 and not EVEN) # (BK, D)
-            v = load_rows(V, j, T, v_t, HS, D, part == 2 and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
             fj = columns + (start_j - start_i)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, part == 2 and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == OWN and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if part == 2:
+            if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
-                if part == 1:
-                    lost, slope = fade_seen(left, w + (start_j - start_i + BK - 2) - fi, rate, in_block, ramp, RAMP)
+                if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
+                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
+                    slope = lost
                 else:
                     lost, slope = fade(left, rate[:, None], ramp, RAMP)
                     x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
@@ -409,7 +391,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                 z = dp - delta[:, None]
             ds = p * z
             if COLUMN_SUMS:
-                keys = load_rows(COLUMNS, j, T, 16, 16, 16, part == 2 and not EVEN) # (BK, 16)
+                keys = load_rows(COLUMNS, j, T, 16, 16, 16, part == OWN and not EVEN) # (BK, 16)
                 sums = tl.dot(ds.to(tl.bfloat16), keys, sums)
                 if NEED_A:
                     shares = tl.dot(p.to(tl.bfloat16), keys, shares)
@@ -507,8 +489,7 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    reach = load_each(REACH, i, T, 1.0, not EVEN)
-                    rate = fade_rate(reach, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
+                    reach, rate = load_each(REACH, i, T, 1.0, not EVEN), load_each(FADE, i, T, -1.0, not EVEN)
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
                     lost, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
@@ -646,8 +627,8 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
         key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
     sizes = (*strides, T, nh, scale, ramp, threshold(dropout))
     backward_q[triton.cdiv(T, tile_q[0]), B * nh](
-        q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
-        COLUMN_SUMS=columns is not None, **options, **block(tile_q))
+        q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes,
+        MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
         q, k, v, a, c, seed, dy, near_lse, delta, first, fade_of, reach, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
