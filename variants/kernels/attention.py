@@ -92,6 +92,20 @@ def load_each(x, t, T, other, GUARD: tl.constexpr):
 
 
 @triton.jit
+def load_quad(x, t):
+    """x[t] of x (T, 4), as four tensors. Alone, each would be copied and read by instructions of its own, as many as all four."""
+    ac, bd = tl.split(tl.load(x + t[:, None] * 4 + tl.arange(0, 4)[None, :]).reshape(t.shape[0], 2, 2))
+    a, c = tl.split(ac)
+    b, d = tl.split(bd)
+    return a, b, c, d
+
+
+@triton.jit
+def store_quad(x, t, a, b, c, d):
+    tl.store(x + t[:, None] * 4 + tl.arange(0, 4)[None, :], tl.join(tl.join(a, c), tl.join(b, d)).reshape(t.shape[0], 4))
+
+
+@triton.jit
 def load_window(w, t, T):
     """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
     return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, True), 2.0), 1e30)
@@ -272,38 +286,40 @@ def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, REACH,
-                     NEAR_MEAN, S_FACTOR, c_b, c_h, T, nh, scale, ramp,
+def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, DVARIANCE, DSCORE, DELTA, FIRST, NEAR, NEAR_MOMENTS,
+                     c_b, c_h, T, nh, scale, ramp,
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
                      RAMP: tl.constexpr, MOMENTS: tl.constexpr):
-    """For backward_kv's blocks of queries: delta, LSE and the keys' mean position about the block's first, the first key that one
-    sees, a window's reach, and what it fades by per token, which is a division."""
+    """delta; for backward_kv's blocks of queries the first key that one sees, and side by side what it reads of each query: LSE
+    and the keys' mean position about the block's first one, delta, a window's reach and what it fades by per token."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
     y, dy = load_rows(Y + own, i, T, nh * HS, HS, D, True), load_rows(DY + own, i, T, nh * HS, HS, D, True)
     delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
-    at = row * T + i
-    if MOMENTS:
-        delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
-        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
-        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
-        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
-        tl.store(NEAR_MEAN + at, mean, mask=i < T)
-        tl.store(S_FACTOR + at, dscore * scale, mask=i < T)
-        if not (BIAS or WINDOW): # nobody asks for dx without gS
-            delta -= dscore
-    tl.store(DELTA + at, delta, mask=i < T)
+    at, near = row * T + i, row * tl.num_programs(0) * BQ + i
+    lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
+    reach, rate = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     if BIAS:
         C += row // nh * c_b + row % nh * c_h
         own_c = load_each(C, i, T, 0.0, True) - tl.load(C + tl.program_id(0) * BQ)
-        lse = tl.load(LSE + at, mask=i < T, other=0.0) + tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
-        tl.store(NEAR_LSE + at, lse, mask=i < T)
+        lse += tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
     if WINDOW:
         w = load_window(W + row * T, i, T)
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
-        tl.store(REACH + at, w - 1.0, mask=i < T)
-        tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
+        reach, rate = w - 1.0, fade_rate(w, ramp, RAMP)
+    if MOMENTS:
+        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
+        ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
+        dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
+        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+        delta += dvariance * tl.load(VARIANCE + at, mask=i < T, other=0.0)
+        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
+        if not (BIAS or WINDOW): # nobody asks for dx without gS
+            delta -= dscore
+        store_quad(NEAR_MOMENTS, near, mean, ddistance, dvariance, dscore * scale)
+    tl.store(DELTA + at, delta, mask=i < T)
+    store_quad(NEAR, near, lse, delta, reach, rate)
 
 
 @triton.jit
@@ -425,7 +441,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NEAR_MEAN, S_FACTOR, DDISTANCE, DVARIANCE, DK, DV, DC,
+def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -437,7 +453,8 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
     own, own_d = b * T * nh * HS + h * HS, b * T * 3 * nh * HS + h * HS
     DY += own
-    NEAR_LSE, DELTA = NEAR_LSE + row * T, DELTA + row * T
+    near = row * tl.cdiv(T, BQ) * BQ * 4
+    NEAR, NEAR_MOMENTS = NEAR + near, NEAR_MOMENTS + near
     j = start_j + tl.arange(0, BK)
     k = load_rows(K, j, T, k_t, HS, D, not EVEN) # (BK, D)
     v = load_rows(V, j, T, v_t, HS, D, not EVEN) # (BK, D)
@@ -449,15 +466,11 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
         c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
-        FADE, REACH = FADE + row * T, REACH + row * T
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
         n = tl.arange(0, BLOCKS)
         first = tl.load(FIRST + n, mask=n < blocks, other=T)
         stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
-    if MOMENTS:
-        DDISTANCE, DVARIANCE = DDISTANCE + row * T, DVARIANCE + row * T
-        NEAR_MEAN, S_FACTOR = NEAR_MEAN + row * T, S_FACTOR + row * T
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -473,13 +486,10 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
                 i = start_i + tl.arange(0, BQ)
                 q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
-                lse = load_each(NEAR_LSE, i, T, float('inf'), not EVEN)
-                delta = load_each(DELTA, i, T, 0.0, not EVEN)
+                lse, delta, reach, rate = load_quad(NEAR, i)
                 if MOMENTS:
-                    mean = load_each(NEAR_MEAN, i, T, 0.0, not EVEN) + (start_i - start_j)
-                    ddistance = load_each(DDISTANCE, i, T, 0.0, not EVEN)
-                    dvariance = load_each(DVARIANCE, i, T, 0.0, not EVEN)
-                    s_factor = load_each(S_FACTOR, i, T, 0.0, not EVEN)
+                    mean, ddistance, dvariance, s_factor = load_quad(NEAR_MOMENTS, i)
+                    mean += start_i - start_j
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
@@ -489,7 +499,6 @@ def backward_kv(Q, K, V, A, C, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, REACH, NE
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    reach, rate = load_each(REACH, i, T, 1.0, not EVEN), load_each(FADE, i, T, -1.0, not EVEN)
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
                     lost, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
@@ -615,11 +624,9 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
-    near_lse, fade_of, reach = lse if c is None else per_query(q), *(per_query(q, w is not None) for _ in range(2))
-    near_mean, s_factor = (per_query(q, moments) for _ in range(2))
+    near, near_moments = (q.new_empty(B, nh, n * tile_kv[0], 4, dtype=torch.float32) for n in (blocks, blocks * moments))
     backward_prepare[blocks, B * nh](
-        y, dy, a, c, w, lse, *stats, *dstats[1:], delta, near_lse, first, fade_of, reach, near_mean, s_factor,
-        *strides[-3:-1], T, nh, scale, ramp,
+        y, dy, a, c, w, lse, *stats, *dstats, delta, first, near, near_moments, *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
@@ -630,7 +637,7 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
         q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes,
         MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        q, k, v, a, c, seed, dy, near_lse, delta, first, fade_of, reach, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
+        q, k, v, a, c, seed, dy, first, near, near_moments, dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
