@@ -133,10 +133,10 @@ def test_the_references_windows_are_the_variants(variant, options, name):
 
 # -- the kernels, interpreted
 
-CASES = [dict(), dict(bias='distance'), dict(bias='far'), dict(bias='forget'), dict(window=4), dict(window=30), dict(window=1e9),
-         dict(window=1e-3), dict(window=8, ramp=5.0), dict(bias='distance', window=9), dict(moments=True), dict(dropout=0.2),
-         dict(bias='distance', moments=True), dict(bias='forget', dropout=0.2), dict(window=6, moments=True, dropout=0.2),
-         dict(bias='distance', window=12, ramp=3.0, moments=True, dropout=0.5)]
+CASES = [dict(), dict(bias='distance'), dict(bias='far'), dict(bias='forget'), dict(window=4), dict(window=30), dict(window=300),
+         dict(window=1e9), dict(window=1e-3), dict(window=8, ramp=5.0), dict(bias='distance', window=9), dict(moments=True),
+         dict(dropout=0.2), dict(bias='distance', moments=True), dict(bias='forget', dropout=0.2),
+         dict(window=6, moments=True, dropout=0.2), dict(bias='distance', window=12, ramp=3.0, moments=True, dropout=0.5)]
 
 
 def case_errors(T, hs, dtype, bias=None, window=None, device='cpu', B=2, nh=2, dropout=0.0, **options):
