@@ -176,7 +176,8 @@ def start(config):
     if o.gradient_accumulation_steps % WORLD:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
     if WORLD > 1:
-        dist.init_process_group(backend=('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend)
+        backend = ('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend
+        dist.init_process_group(backend, device_id=torch.device(m.device) if backend == 'nccl' else None)
     say(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}{f', {WORLD} processes' if WORLD > 1 else ''}")
 
     if o.init_from not in ('scratch', *GPT2):
