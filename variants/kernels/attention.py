@@ -20,7 +20,9 @@ itself a sum of) takes it off again: r_i = sum_j dx_ij is spread over the row as
 
 Nothing is T x T in memory and no sum is atomic: kernel `backward_q` owns a block of queries, `backward_kv` a block of keys, so two
 runs are bit-equal. With windows each skips the blocks that none of its queries sees: the first key of a block of queries follows
-from their windows. Scores, bias, softmax, moments and every sum are float32; products take the inputs' own precision.
+from their windows. A block of keys inside all of them needs no exponential for each g = 1 - exp(-u): exp(-u) is one of the query
+times one of the key's place in its block, the same in every block. Scores, bias, softmax, moments and every sum are float32;
+products take the inputs' own precision.
 """
 import math
 
@@ -93,7 +95,7 @@ def load_each(x, t, T, other, GUARD: tl.constexpr):
 
 @triton.jit
 def load_quad(x, t):
-    """x[t] of x (T, 4), as four tensors. Alone, each would be copied and read by instructions of its own, as many as all four."""
+    """x[t] of x (T, 4), as four tensors: read one by one, each would take as many instructions as all four."""
     ac, bd = tl.split(tl.load(x + t[:, None] * 4 + tl.arange(0, 4)[None, :]).reshape(t.shape[0], 2, 2))
     a, c = tl.split(ac)
     b, d = tl.split(bd)
