@@ -293,7 +293,7 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, 
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
                      RAMP: tl.constexpr, MOMENTS: tl.constexpr):
     """delta; for backward_kv's blocks of queries the first key that one sees, and side by side what it reads of each query: LSE
-    and the keys' mean position about the block's first one, delta, a window's reach and what it fades by per token."""
+    and the keys' mean position about the block's first one, delta, a window's reach and what it fades by per token, or else a."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -301,15 +301,16 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, 
     delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
     at, near = row * T + i, row * tl.num_programs(0) * BQ + i
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
-    reach, rate = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    third, fourth = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     if BIAS:
         C += row // nh * c_b + row % nh * c_h
         own_c = load_each(C, i, T, 0.0, True) - tl.load(C + tl.program_id(0) * BQ)
-        lse += tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
+        third = tl.load(A + at, mask=i < T, other=0.0)
+        lse += third * LOG2E * own_c
     if WINDOW:
         w = load_window(W + row * T, i, T)
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
-        reach, rate = w - 1.0, fade_rate(w, ramp, RAMP)
+        third, fourth = w - 1.0, fade_rate(w, ramp, RAMP)
     if MOMENTS:
         mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
@@ -321,7 +322,7 @@ def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, 
             delta -= dscore
         store_quad(NEAR_MOMENTS, near, mean, ddistance, dvariance, dscore * scale)
     tl.store(DELTA + at, delta, mask=i < T)
-    store_quad(NEAR, near, lse, delta, reach, rate)
+    store_quad(NEAR, near, lse, delta, third, fourth)
 
 
 @triton.jit
@@ -488,21 +489,21 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 i = start_i + tl.arange(0, BQ)
                 q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
-                lse, delta, reach, rate = load_quad(NEAR, i)
+                lse, delta, third, rate = load_quad(NEAR, i)
                 if MOMENTS:
                     mean, ddistance, dvariance, s_factor = load_quad(NEAR_MOMENTS, i)
                     mean += start_i - start_j
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
-                    a = load_each(A, i, T, 0.0, not EVEN)
+                    a = load_each(A, i, T, 0.0, not EVEN) if WINDOW else third
                     lse += a * (LOG2E * (tl.load(C + start_i) - c_0))
                     x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
-                    lost, _ = fade(reach[None, :] - d, rate[None, :], ramp, RAMP)
+                    lost, _ = fade(third[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
                     p -= p * lost
                 else:
