@@ -8,8 +8,10 @@ class Dropout(nn.Dropout):
     """nn.Dropout; under torch.compile the mask is kept(), from two seeds that PyTorch's generator draws for each call."""
 
     def forward(self, x):
-        if not (self.training and self.p and torch.compiler.is_compiling()):
-            return F.dropout(x, self.p, self.training)
+        if not (self.training and self.p):
+            return x
+        if not torch.compiler.is_compiling():
+            return F.dropout(x, self.p)
         seeds = torch.randint(-2 ** 31, 2 ** 31, (2,), dtype=torch.int32, device=x.device)
         return torch.where(kept(x.size(), self.p, seeds), x / (1 - self.p), 0.0)
 
