@@ -35,7 +35,7 @@ def test_without_a_gpu(gpus):
         assert refused(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
-@inductor.patch({'force_shape_pad': False, 'triton.mix_order_reduction': False}) # what they are again afterwards
+@inductor.patch(inductor.get_config_copy()) # what machine() sets of it ends with the test
 def test_with_gpus(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
