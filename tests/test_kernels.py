@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch._inductor.utils import run_and_get_code
 
 import model as core
+from lab.attention import kernel_attention
 from variants.kernels import reference
 
 CUDA = torch.cuda.is_available()
@@ -323,6 +324,20 @@ def test_a_compiled_graph_keeps_the_kernels():
         y, *stats = g(*leaves)
         results.append(torch.autograd.grad(y.float().square().sum() + sum(s.sum() for s in stats), leaves))
     assert all(torch.equal(x, y) for x, y in zip(*results))
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def test_compiled_dropout_is_new_at_every_place_and_call(device):
+    """Seeds are drawn in the graph: torch 2.11 compiled a draw of more than 32 bits to one undefined number for all."""
+    q, k, v = inputs(40, 16, torch.float32, device=device)[:3]
+    f = torch.compile(lambda: torch.stack([kernel_attention(q, k, v, None, None, 0.2) for _ in range(3)]), fullgraph=True)
+    runs = []
+    for n in 1, 1, 2:
+        torch.manual_seed(n)
+        runs.append(f())
+    assert torch.equal(runs[0], runs[1])
+    ys = [*runs[0], *runs[2]]
+    assert not any(torch.equal(one, two) for i, one in enumerate(ys) for two in ys[:i])
 
 
 @pytest.mark.gpu
