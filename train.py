@@ -176,7 +176,8 @@ def start(config):
     if o.gradient_accumulation_steps % WORLD:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
     if WORLD > 1:
-        dist.init_process_group(backend=('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend)
+        backend = ('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend
+        dist.init_process_group(backend, device_id=torch.device(m.device) if backend == 'nccl' else None)
     say(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}{f', {WORLD} processes' if WORLD > 1 else ''}")
 
     if o.init_from not in ('scratch', *GPT2):
@@ -246,22 +247,36 @@ def train(config, signals=None):
         run.prune()
         saved_at = time.time()
 
-    def look(it):
-        """The numbers of iteration `it`; ends the run if a loss or gradient up to it was not finite."""
-        numbers, bad, bad_it = update.numbers()
+    def look(snapshot=None):
+        """The numbers of an iteration, the last; ends the run if a loss or gradient up to it was not finite."""
+        numbers, bad, bad_it = update.numbers(snapshot)
         if bad:
             blame = update.first_bad(*batch(bad_it))
             raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the '
                        f'checkpoints in {run.out_dir} are untouched; a lower --learning_rate or --grad_clip may help', DIVERGED)
         return numbers
 
-    mark, marked = time.time(), first
+    def report(it, snapshot):
+        nonlocal mark, marked
+        numbers = look(snapshot)
+        ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1
+        if main:
+            record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
+            run.log(record)
+            track(record)
+            mfu = peak_flops and train_flops * rows * block_size / (ms / 1000) / (peak_flops * WORLD)
+            show.update(it, f"loss {numbers['loss']:.4f}, {ms:.2f} ms{f', mfu {mfu:.1%}' if mfu else ''}")
+
+    mark, marked, unseen = time.time(), first, None
     for it in range(first, o.max_iters + 1):
         evaluating, last = it % o.eval_interval == 0 or it == o.max_iters, it == o.max_iters
         stopping = stop_asked(signals, it, o)
         due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
+        if unseen and (evaluating or due or m.type != 'cuda'):
+            report(*unseen)
+            unseen = None
         if it > first and (evaluating or due):
-            look(it - 1)
+            look()
         if main and evaluating:
             train_loss, val_loss, stats = losses_at(it, o, m, data, model)
             report_losses(train_loss, val_loss, it, show)
@@ -284,16 +299,10 @@ def train(config, signals=None):
         if last:
             break
         update(it, *batch(it), learning_rate(it, o))
+        if unseen:
+            report(*unseen) # while the device works on the iteration after it
+        unseen = (it, update.snapshot()) if it % o.log_interval == 0 else None
         yield
-        if it % o.log_interval == 0:
-            numbers = look(it)
-            ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1
-            if main:
-                record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
-                run.log(record)
-                track(record)
-                mfu = peak_flops and train_flops * rows * block_size / (ms / 1000) / (peak_flops * WORLD)
-                show.update(it, f"loss {numbers['loss']:.4f}, {ms:.2f} ms{f', mfu {mfu:.1%}' if mfu else ''}")
     if main:
         seconds, best = time.time() - began, state['best_val_loss']
         run.write_json('result.json', dict(

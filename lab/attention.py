@@ -87,7 +87,7 @@ def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
     if 0 < dropout < 1 / 512:
         raise Stop(f'attn_dropout={dropout}: attn=kernel drops in 256ths; allowed: 0, or 0.002 and more')
     dtype = working_dtype(q)
-    seed = torch.randint(2 ** 62, (1,), device=q.device) if dropout else None
+    seed = torch.randint(2 ** 31 - 1, (1,), device=q.device) if dropout else None # beyond 32 bits torch 2.11 draws nothing
     attention = kernels.attention if q.is_cuda else reference.attention
     return attention(q.to(dtype), k.to(dtype), v.to(dtype), **form or {}, moments=moments, dropout=dropout, seed=seed)
 

@@ -1,5 +1,6 @@
 """What this machine can do: device, dtype, compile, each 'auto' or as asked."""
 import importlib.util
+import os
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def machine(device='auto', dtype='auto', compile='auto'):
         compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
     if compile and type == 'cuda':
         from torch._inductor import config as inductor
+        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+        # as Inductor sets it, but not before it compiles: after a warm start our own kernels would be looked for elsewhere
+        os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(int(index)))
         if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
             inductor.triton.mix_order_reduction = False
+        inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
     return Machine(device, type, dtype, compile)

@@ -121,10 +121,20 @@ class Update:
                 t.copy_(mean.view_as(t))
         self.scaler.unscale_(self.optimizer) # after that, so that an overflow in one process is skipped in all
 
-    def numbers(self):
-        """{loss, loss.<auxiliary>, grad_norm} of the last call and (bad, the first bad iteration): here the host waits."""
-        every = [self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux.values()]
-        loss, norm, bad, bad_it, it, *aux = torch.stack(every).tolist()
+    def snapshot(self):
+        """What numbers() tells of the last call, on its way to the host: later calls do not change it, and nothing waits yet."""
+        every = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux.values()])
+        cuda = self.machine.type == 'cuda'
+        here = torch.empty_like(every, device='cpu', pin_memory=cuda).copy_(every, non_blocking=cuda)
+        return here, torch.cuda.current_stream().record_event() if cuda else None
+
+    def numbers(self, snapshot=None):
+        """{loss, loss.<auxiliary>, grad_norm} of the snapshot's call, or else the last, and (bad, the first bad iteration): here
+        the host waits for that call."""
+        here, arrived = self.snapshot() if snapshot is None else snapshot
+        if arrived is not None:
+            arrived.synchronize()
+        loss, norm, bad, bad_it, it, *aux = here.tolist()
         if self.scaler.get_scale() < 2 ** -14: # from 2 ** 16: thirty overflows on end are something else
             bad, bad_it = True, bad_it if bad else it
             self.bad_it.fill_(bad_it)

@@ -36,10 +36,12 @@ def test_without_a_gpu(gpus):
 
 
 @inductor.patch(inductor.get_config_copy()) # what machine() sets of it ends with the test
-def test_with_gpus(gpus, monkeypatch):
+def test_with_gpus(gpus, monkeypatch, tmp_path):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
+    monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     assert machine() == Machine('cuda', 'cuda', 'bfloat16', True)
+    assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '0')      # where Inductor's kernels are too
     assert machine('cuda:1') == Machine('cuda:1', 'cuda', 'bfloat16', True)
     assert machine('cuda:1', 'float32', False) == Machine('cuda:1', 'cuda', 'float32', False)
     assert refused('cuda:2') == 'device=cuda:2: not on this machine; allowed: auto, cpu, cuda:0, cuda:1'

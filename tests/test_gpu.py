@@ -82,11 +82,13 @@ def test_graphs_train_as_eager_does(variant):
     losses = {}
     for compile in False, True:
         model, update = updates(variant, compile, dropout=0.0)
-        losses[compile] = []
+        losses[compile], snapshots = [], []
         for it in range(8): # three plain calls, then replays
             update(it, *batch(it % 2), 1e-3)
             losses[compile].append(update.numbers()[0]['loss'])
+            snapshots.append(update.snapshot())
         assert (update.graph is not None) == compile
+        assert [update.numbers(snapshot)[0]['loss'] for snapshot in snapshots] == losses[compile]
     assert losses[True][-1] < losses[True][0]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0, atol=2e-2)
 

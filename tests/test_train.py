@@ -602,7 +602,7 @@ def test_an_update_is_plain_pytorch(data, variant):
     update = Update(ours.train(), optimizer, machine('cpu', 'float32', False), (2, 4, 16), 0.5, 1337)
     groups = [dict(params=[p for p in plain.parameters() if p.ndim >= 2], weight_decay=0.1),
               dict(params=[p for p in plain.parameters() if p.ndim < 2], weight_decay=0.0)]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    adamw, seen = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True), []
     for it in range(5):
         x, y = set_.batch('train', it, 8, 1337)
         update(it, x, y, lr := 1e-2 / (it + 1))
@@ -623,6 +623,8 @@ def test_an_update_is_plain_pytorch(data, variant):
         assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
         assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
         assert distance(model_weights(ours), model_weights(plain)) == 0
+        seen.append((numbers, update.snapshot()))
+    assert all(update.numbers(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):

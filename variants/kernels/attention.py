@@ -20,7 +20,9 @@ itself a sum of) takes it off again: r_i = sum_j dx_ij is spread over the row as
 
 Nothing is T x T in memory and no sum is atomic: kernel `backward_q` owns a block of queries, `backward_kv` a block of keys, so two
 runs are bit-equal. With windows each skips the blocks that none of its queries sees: the first key of a block of queries follows
-from their windows. Scores, bias, softmax, moments and every sum are float32; products take the inputs' own precision.
+from their windows. A block of keys inside all of them needs no exponential for each g = 1 - exp(-u): exp(-u) is one of the query
+times one of the key's place in its block, the same in every block. Scores, bias, softmax, moments and every sum are float32;
+products take the inputs' own precision.
 """
 import math
 
@@ -35,6 +37,7 @@ from variants.kernels.reference import ROUNDS, threshold
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 MOST = tl.constexpr(100.0) # of exponents that a factor of 0 follows
+ENDS, INSIDE, OWN = (tl.constexpr(n) for n in range(3)) # blocks of keys: where a window ends, that all see, with queries' own
 EDGE = tl.constexpr(1.2e-7) # of a window is not seen: there 1 - exp(-u) may round to 0, and a query could be left with nothing
 
 # bytes of a row of q -> (queries, keys, warps, stages, registers) of a block in forward, backward_q and backward_kv. The inner
@@ -91,9 +94,23 @@ def load_each(x, t, T, other, GUARD: tl.constexpr):
 
 
 @triton.jit
-def load_window(w, t, T, GUARD: tl.constexpr):
+def load_quad(x, t):
+    """x[t] of x (T, 4), as four tensors: read one by one, each would take as many instructions as all four."""
+    ac, bd = tl.split(tl.load(x + t[:, None] * 4 + tl.arange(0, 4)[None, :]).reshape(t.shape[0], 2, 2))
+    a, c = tl.split(ac)
+    b, d = tl.split(bd)
+    return a, b, c, d
+
+
+@triton.jit
+def store_quad(x, t, a, b, c, d):
+    tl.store(x + t[:, None] * 4 + tl.arange(0, 4)[None, :], tl.join(tl.join(a, c), tl.join(b, d)).reshape(t.shape[0], 4))
+
+
+@triton.jit
+def load_window(w, t, T):
     """From 2 on, where a query sees itself alone, as below; and no infinity, which times 0 would be NaN."""
-    return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, GUARD), 2.0), 1e30)
+    return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, True), 2.0), 1e30)
 
 
 @triton.jit
@@ -107,12 +124,12 @@ def fade_rate(w, ramp, RAMP: tl.constexpr):
 
 @triton.jit
 def fade(left, rate, ramp, RAMP: tl.constexpr):
-    """g and dg/du; left = w - 1 - d, what of the window is beyond this key; g is 0 where there is nothing."""
+    """1 - g and dg/du; left = w - 1 - d, what of the window is beyond this key; g is 0 where there is nothing."""
     if RAMP:
-        return tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
+        return 1.0 - tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
         e = tl.exp2(tl.maximum(left, 0.0) * rate) # beyond the window it would be infinite
-        return 1.0 - e, e
+        return e, e
 
 
 @triton.jit
@@ -135,9 +152,22 @@ def thirds(x):
 
 
 @triton.jit
+def in_threads(x):
+    """(BQ, 4), whose sum is that of x (BQ, BK) over keys: of eight neighbours in a product's row four threads hold two each."""
+    x = x.reshape(x.shape[0], x.shape[1] // 8, 4, 2).permute(0, 2, 1, 3)
+    return tl.sum(x.reshape(x.shape[0], 4, x.shape[2] * 2), 2)
+
+
+@triton.jit
 def first_key(w, i):
     """The first key that one of the queries i sees, or the one before it."""
     return tl.min(tl.maximum(i + 1.0 - w, 0.0)).to(tl.int32)
+
+
+@triton.jit
+def first_inside(w, i, T):
+    """A key two to four tokens inside the windows of all the queries i; later keys are further inside."""
+    return tl.max(tl.where(i < T, tl.maximum(i + 1.0 - w, -3.0), -3.0)).to(tl.int32) + 3
 
 
 # -----------------------------------------------------------------------------
@@ -157,7 +187,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     i = start_i + tl.arange(0, BQ)
     at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
-    first = 0
+    first, inside = 0, 0
     if BIAS: # about the block's first position, which is as good as about each query
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -165,9 +195,11 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         first = first_key(w, i) // BK * BK
+        inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
+        in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -179,32 +211,36 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         mean = tl.zeros((BQ,), tl.float32) # of j - i
         spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
         score = tl.zeros((BQ,), tl.float32)
-    for diagonal in tl.static_range(2): # blocks that all queries have behind them, then those in which some end
-        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+    for part in tl.static_range(ENDS if WINDOW else INSIDE, OWN + 1):
+        for start_j in tl.range(first if part == ENDS else inside if part == INSIDE else start_i,
+                                inside if part == ENDS else start_i if part == INSIDE else tl.minimum(start_i + BQ, T), BK):
             j = start_j + tl.arange(0, BK)
             fj = columns + (start_j - start_i)
-            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == OWN and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if diagonal:
+            if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
                 left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
-                g, _ = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+                if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
+                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
+                else:
+                    lost, _ = fade(left, rate[:, None], ramp, RAMP)
+                    x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
             p = tl.exp2(x * unit - (new_top * unit)[:, None])
             if WINDOW:
-                p *= g
+                p -= p * lost
             here = tl.sum(p, 1)
             total = total * shrink + here
             if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
                 near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
-                off = fj[None, :] - near[:, None] if diagonal else (columns - (BK - 1))[None, :]
+                off = fj[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
                 moment = tl.sum(p * off, 1)
                 some = here > 1e-30
                 block_mean = moment / tl.where(some, here, 1.0)
@@ -216,7 +252,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
                 score = score * shrink + tl.sum(p * s, 1)
             if DROPOUT:
                 p = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
-            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             top = new_top
     if DROPOUT:
@@ -252,38 +288,41 @@ def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DVARIANCE, DSCORE, DELTA, NEAR_LSE, FIRST, FADE, NEAR_MEAN,
-                     S_FACTOR, c_b, c_h, T, nh, scale, ramp,
+def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, DVARIANCE, DSCORE, DELTA, FIRST, NEAR, NEAR_MOMENTS,
+                     c_b, c_h, T, nh, scale, ramp,
                      HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
                      RAMP: tl.constexpr, MOMENTS: tl.constexpr):
-    """For backward_kv's blocks of queries: delta, LSE and the keys' mean position about the block's first, the first key that one
-    sees, and what a window fades by per token, which is a division."""
+    """delta; for backward_kv's blocks of queries the first key that one sees, and side by side what it reads of each query: LSE
+    and the keys' mean position about the block's first one, delta, a window's reach and what it fades by per token, or else a."""
     row = tl.program_id(1).to(tl.int64)
     own = row // nh * T * nh * HS + row % nh * HS
     i = tl.program_id(0) * BQ + tl.arange(0, BQ)
     y, dy = load_rows(Y + own, i, T, nh * HS, HS, D, True), load_rows(DY + own, i, T, nh * HS, HS, D, True)
     delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
-    at = row * T + i
-    if MOMENTS:
-        delta += tl.load(DVARIANCE + at, mask=i < T, other=0.0) * tl.load(VARIANCE + at, mask=i < T, other=0.0)
-        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
-        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
-        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
-        tl.store(NEAR_MEAN + at, mean, mask=i < T)
-        tl.store(S_FACTOR + at, dscore * scale, mask=i < T)
-        if not (BIAS or WINDOW): # nobody asks for dx without gS
-            delta -= dscore
-    tl.store(DELTA + at, delta, mask=i < T)
+    at, near = row * T + i, row * tl.num_programs(0) * BQ + i
+    lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
+    third, fourth = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     if BIAS:
         C += row // nh * c_b + row % nh * c_h
         own_c = load_each(C, i, T, 0.0, True) - tl.load(C + tl.program_id(0) * BQ)
-        lse = tl.load(LSE + at, mask=i < T, other=0.0) + tl.load(A + at, mask=i < T, other=0.0) * LOG2E * own_c
-        tl.store(NEAR_LSE + at, lse, mask=i < T)
+        third = tl.load(A + at, mask=i < T, other=0.0)
+        lse += third * LOG2E * own_c
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
-        if not RAMP:
-            tl.store(FADE + at, fade_rate(w, ramp, RAMP), mask=i < T)
+        third, fourth = w - 1.0, fade_rate(w, ramp, RAMP)
+    if MOMENTS:
+        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
+        ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
+        dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
+        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+        delta += dvariance * tl.load(VARIANCE + at, mask=i < T, other=0.0)
+        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
+        if not (BIAS or WINDOW): # nobody asks for dx without gS
+            delta -= dscore
+        store_quad(NEAR_MOMENTS, near, mean, ddistance, dvariance, dscore * scale)
+    tl.store(DELTA + at, delta, mask=i < T)
+    store_quad(NEAR, near, lse, delta, third, fourth)
 
 
 @triton.jit
@@ -304,7 +343,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
     unit = scale * LOG2E
     delta = tl.load(DELTA + at, mask=i < T, other=0.0)
-    first = 0
+    first, inside = 0, 0
     if BIAS:
         C += b * c_b + h * c_h
         c_0 = tl.load(C + start_i)
@@ -312,9 +351,11 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
-        w = load_window(W + row * T, i, T, True)
+        w = load_window(W + row * T, i, T)
         first = first_key(w, i) // BK * BK
+        inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
+        in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
     if MOMENTS:
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
@@ -324,36 +365,40 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         seed = tl.load(SEED)
 
     dq = tl.zeros((BQ, D), tl.float32)
-    rest = tl.zeros((BQ,), tl.float32) # sum of dx, what rounding makes of 0
-    da, a_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+    rest = tl.zeros((BQ, 4), tl.float32) # sum of dx, what rounding makes of 0
+    da, a_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
     if COLUMN_SUMS: # rest, da and a_share are products with the keys' columns, for which tensor cores have time
         COLUMNS += (b * c_n + h % c_n) * T * 16
         sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
-    dw, w_share = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
-    for diagonal in tl.static_range(2):
-        for start_j in tl.range(start_i if diagonal else first, tl.minimum(start_i + BQ, T) if diagonal else start_i, BK):
+    dw, w_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
+    for part in tl.static_range(ENDS if WINDOW else INSIDE, OWN + 1):
+        for start_j in tl.range(first if part == ENDS else inside if part == INSIDE else start_i,
+                                inside if part == ENDS else start_i if part == INSIDE else tl.minimum(start_i + BQ, T), BK):
             j = start_j + tl.arange(0, BK)
-            k = load_rows(K, j, T, k_t, HS, D, diagonal and not EVEN) # (BK, D)
-            v = load_rows(V, j, T, v_t, HS, D, diagonal and not EVEN) # (BK, D)
+            k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
+            v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
             fj = columns + (start_j - start_i)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
-                c = load_each(C, j, T, 0.0, diagonal and not EVEN) - c_0
+                c = load_each(C, j, T, 0.0, part == OWN and not EVEN) - c_0
                 x += a[:, None] * c[None, :]
-            if diagonal:
+            if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                d = fi[:, None] - fj[None, :]
-                left = (w - 1.0)[:, None] - d
-                g, slope = fade(left, rate[:, None], ramp, RAMP)
-                x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
+                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
+                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
+                    slope = lost
+                else:
+                    lost, slope = fade(left, rate[:, None], ramp, RAMP)
+                    x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= d + 1.0
-                p *= g
+                    dp_dw *= (fi + 1.0)[:, None] - fj[None, :]
+                p -= p * lost
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
@@ -365,19 +410,19 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
                 z = dp - delta[:, None]
             ds = p * z
             if COLUMN_SUMS:
-                keys = load_rows(COLUMNS, j, T, 16, 16, 16, diagonal and not EVEN) # (BK, 16)
+                keys = load_rows(COLUMNS, j, T, 16, 16, 16, part == OWN and not EVEN) # (BK, 16)
                 sums = tl.dot(ds.to(tl.bfloat16), keys, sums)
                 if NEED_A:
                     shares = tl.dot(p.to(tl.bfloat16), keys, shares)
             else:
                 if NEED_A or NEED_C or WINDOW:
-                    rest += tl.sum(ds, 1)
+                    rest += in_threads(ds)
                 if NEED_A:
-                    da += tl.sum(ds * c[None, :], 1)
-                    a_share += tl.sum(p * c[None, :], 1)
+                    da += in_threads(ds * c[None, :])
+                    a_share += in_threads(p * c[None, :])
             if WINDOW:
-                dw += tl.sum(dp_dw * z, 1)
-                w_share += tl.sum(dp_dw, 1)
+                dw += in_threads(dp_dw * z)
+                w_share += in_threads(dp_dw)
             if MOMENTS and (BIAS or WINDOW):
                 ds += p * dscore[:, None]
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -385,6 +430,8 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         ones = (tl.arange(0, 16) == 0)[None, :]
         rest, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
         a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
+    else:
+        rest, da, a_share = tl.sum(rest, 1), tl.sum(da, 1), tl.sum(a_share, 1)
     store_rows(DQ + own_d, (dq * scale).to(DQ.dtype.element_ty), i, T, 3 * nh * HS, HS, D)
     if NEED_A:
         tl.store(DA + at, da - rest * a_share, mask=i < T)
@@ -392,11 +439,12 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
         tl.store(DC + at, -a * scale * rest, mask=i < T) # backward_kv adds its own
     if WINDOW:
         du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
-        tl.store(DW + at, tl.where(w > 2.0, (dw - rest * w_share) * du_dw, 0.0), mask=i < T)
+        dw = tl.sum(dw, 1) - rest * tl.sum(w_share, 1)
+        tl.store(DW + at, tl.where(w > 2.0, dw * du_dw, 0.0), mask=i < T)
 
 
 @triton.jit
-def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_MEAN, S_FACTOR, DDISTANCE, DVARIANCE, DK, DV, DC,
+def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
                 HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
                 BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -408,7 +456,8 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
     Q, K, V = Q + b * q_b + h * q_h, K + b * k_b + h * k_h, V + b * v_b + h * v_h
     own, own_d = b * T * nh * HS + h * HS, b * T * 3 * nh * HS + h * HS
     DY += own
-    NEAR_LSE, DELTA = NEAR_LSE + row * T, DELTA + row * T
+    near = row * tl.cdiv(T, BQ) * BQ * 4
+    NEAR, NEAR_MOMENTS = NEAR + near, NEAR_MOMENTS + near
     j = start_j + tl.arange(0, BK)
     k = load_rows(K, j, T, k_t, HS, D, not EVEN) # (BK, D)
     v = load_rows(V, j, T, v_t, HS, D, not EVEN) # (BK, D)
@@ -420,15 +469,11 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
         c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
-        W, FADE = W + row * T, FADE + row * T
         blocks = tl.cdiv(T, BQ)
         FIRST += row * blocks
         n = tl.arange(0, BLOCKS)
         first = tl.load(FIRST + n, mask=n < blocks, other=T)
         stop = tl.minimum((tl.max(tl.where(first < start_j + BK, n, 0)) + 1) * BQ, T) # after the last queries that see a key
-    if MOMENTS:
-        DDISTANCE, DVARIANCE = DDISTANCE + row * T, DVARIANCE + row * T
-        NEAR_MEAN, S_FACTOR = NEAR_MEAN + row * T, S_FACTOR + row * T
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -444,27 +489,23 @@ def backward_kv(Q, K, V, A, C, W, SEED, DY, NEAR_LSE, DELTA, FIRST, FADE, NEAR_M
                 i = start_i + tl.arange(0, BQ)
                 q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
                 dy = load_rows(DY, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
-                lse = load_each(NEAR_LSE, i, T, float('inf'), not EVEN)
-                delta = load_each(DELTA, i, T, 0.0, not EVEN)
+                lse, delta, third, rate = load_quad(NEAR, i)
                 if MOMENTS:
-                    mean = load_each(NEAR_MEAN, i, T, 0.0, not EVEN) + (start_i - start_j)
-                    ddistance = load_each(DDISTANCE, i, T, 0.0, not EVEN)
-                    dvariance = load_each(DVARIANCE, i, T, 0.0, not EVEN)
-                    s_factor = load_each(S_FACTOR, i, T, 0.0, not EVEN)
+                    mean, ddistance, dvariance, s_factor = load_quad(NEAR_MOMENTS, i)
+                    mean += start_i - start_j
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
-                    a = load_each(A, i, T, 0.0, not EVEN)
+                    a = load_each(A, i, T, 0.0, not EVEN) if WINDOW else third
                     lse += a * (LOG2E * (tl.load(C + start_i) - c_0))
                     x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    w = load_window(W, i, T, not EVEN)
-                    rate = fade_rate(w, ramp, RAMP) if RAMP else load_each(FADE, i, T, -1.0, not EVEN)
                     d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
-                    g, _ = fade((w - 1.0)[None, :] - d, rate[None, :], ramp, RAMP)
-                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) * g # g = 0 makes no infinity 0
+                    lost, _ = fade(third[None, :] - d, rate[None, :], ramp, RAMP)
+                    p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
+                    p -= p * lost
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
@@ -586,22 +627,20 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
-    near_lse, fade_of = lse if c is None else per_query(q), per_query(q, w is not None)
-    near_mean, s_factor = (per_query(q, moments) for _ in range(2))
+    near, near_moments = (q.new_empty(B, nh, n * tile_kv[0], 4, dtype=torch.float32) for n in (blocks, blocks * moments))
     backward_prepare[blocks, B * nh](
-        y, dy, a, c, w, lse, *stats, *dstats[1:], delta, near_lse, first, fade_of, near_mean, s_factor,
-        *strides[-3:-1], T, nh, scale, ramp,
+        y, dy, a, c, w, lse, *stats, *dstats, delta, first, near, near_moments, *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
         key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
-    inputs, sizes = (q, k, v, a, c, w, seed, dy), (*strides, T, nh, scale, ramp, threshold(dropout))
+    sizes = (*strides, T, nh, scale, ramp, threshold(dropout))
     backward_q[triton.cdiv(T, tile_q[0]), B * nh](
-        *inputs, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes, MOMENTS=moments, NEED_A=need_a, NEED_C=need_c,
-        COLUMN_SUMS=columns is not None, **options, **block(tile_q))
+        q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes,
+        MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
-        *inputs, near_lse, delta, first, fade_of, near_mean, s_factor, *dstats[:2], dk, dv, dc, *sizes,
+        q, k, v, a, c, seed, dy, first, near, near_moments, dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
