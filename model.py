@@ -24,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
+from lab.dropout import Dropout
 from lab.embedding import Embedding
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key
@@ -154,7 +155,7 @@ class CausalSelfAttention(nn.Module):
             raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; allowed: 0, or auto, math, sdpa')
         self.c_attn = parts.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
         self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
 
     def qkv(self, x): # q (B, nh, T, hs), k and v (B, nh, T, hs) or fewer heads, each for a group of queries
         B, T, C = x.size()
@@ -196,7 +197,7 @@ class MLP(nn.Module):
         self.c_fc = parts.Linear(config, config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU()
         self.c_proj = parts.Linear(config, 4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def hidden(self, x, step):
         return self.c_fc(x)
@@ -242,7 +243,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),
             wpe = nn.Embedding(config.block_size, config.n_embd),
-            drop = nn.Dropout(config.dropout),
+            drop = Dropout(config.dropout),
             h = nn.ModuleList([parts.Block(config, parts, layer) for layer in range(config.n_layer)]),
             ln_f = parts.LayerNorm(config, config.n_embd),
         ))
