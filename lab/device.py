@@ -4,6 +4,7 @@ import os
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -76,11 +77,19 @@ def machine(device='auto', dtype='auto', compile='auto'):
     if compile == 'auto': # on a CPU a compilation costs more than a short run gains
         compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
     if compile and type == 'cuda':
-        from torch._inductor import config as inductor
-        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
-        # as Inductor sets it, but not before it compiles: after a warm start our own kernels would be looked for elsewhere
-        os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(int(index)))
-        if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
-            inductor.triton.mix_order_reduction = False
-        inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
+        set_compiler(int(index))
     return Machine(device, type, dtype, compile)
+
+
+def set_compiler(index):
+    """What torch.compile is told for CUDA device `index`."""
+    from torch._inductor import config as inductor
+    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+    if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
+        inductor.triton.mix_order_reduction = False
+    inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
+    # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more.
+    os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
+    ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'
+    if ptxas.exists():
+        os.environ.setdefault('TRITON_PTXAS_PATH', str(ptxas))

@@ -36,18 +36,36 @@ def test_without_a_gpu(gpus):
 
 
 @inductor.patch(inductor.get_config_copy()) # what machine() sets of it ends with the test
-def test_with_gpus(gpus, monkeypatch, tmp_path):
+def test_with_gpus(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
-    monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
+    monkeypatch.setattr(device.os, 'environ', {})
     assert machine() == Machine('cuda', 'cuda', 'bfloat16', True)
-    assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '0')      # where Inductor's kernels are too
     assert machine('cuda:1') == Machine('cuda:1', 'cuda', 'bfloat16', True)
     assert machine('cuda:1', 'float32', False) == Machine('cuda:1', 'cuda', 'float32', False)
     assert refused('cuda:2') == 'device=cuda:2: not on this machine; allowed: auto, cpu, cuda:0, cuda:1'
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: None)
     assert machine() == Machine('cuda', 'cuda', 'float16', False)
+
+
+@inductor.patch(inductor.get_config_copy())
+def test_a_warm_start_finds_our_kernels(monkeypatch, tmp_path):
+    """They are where Inductor's are, made by the same assembler, whoever is the first to compile; what the user says stays."""
+    monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
+    monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
+    device.set_compiler(1)
+    assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
+    assert 'TRITON_PTXAS_PATH' not in environ   # this PyTorch brings none
+    ptxas = tmp_path / 'bin' / 'ptxas'
+    ptxas.parent.mkdir()
+    ptxas.touch()
+    device.set_compiler(0)
+    assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
+    assert environ['TRITON_PTXAS_PATH'] == str(ptxas)
+    environ['TRITON_PTXAS_PATH'] = 'mine'
+    device.set_compiler(0)
+    assert environ['TRITON_PTXAS_PATH'] == 'mine'
 
 
 PEAK = { # dense TFLOP/s in bfloat16, or float16 where there is no bfloat16, from the data sheets

@@ -103,7 +103,8 @@ def test_dropout_is_keyed_by_iteration_under_graphs():
     assert len(set(loss[:5])) == 5
 
 
-@pytest.mark.parametrize('variant', ['base', 'soft_window', 'head_scaling', 'forgetting'])
+@pytest.mark.parametrize('variant', ['base', 'soft_window', 'head_scaling', 'forgetting', 'mod', 'stt', 'sdt', 'sliding_window',
+                                     'strided_heads'])
 def test_runs_repeat_to_the_bit_alone_and_beside_others(variant):
     """Twice alone, and in turn with two other seeds, each in a stream."""
     def ready(seed):

@@ -152,10 +152,29 @@ def thirds(x):
 
 
 @triton.jit
-def in_threads(x):
-    """(BQ, 4), whose sum is that of x (BQ, BK) over keys: of eight neighbours in a product's row four threads hold two each."""
+def inverse(x):
+    """1 / x of a sum of weights, within a few roundings, by three instructions; a division of numbers of any size takes eight."""
+    root = tl.rsqrt(tl.maximum(x, 1e-30))
+    return root * root
+
+
+@triton.jit
+def by_threads(x):
+    """x (BQ, BK) as (BQ, 4, BK / 4): of eight neighbours in a row of a product four threads hold two each."""
     x = x.reshape(x.shape[0], x.shape[1] // 8, 4, 2).permute(0, 2, 1, 3)
-    return tl.sum(x.reshape(x.shape[0], 4, x.shape[2] * 2), 2)
+    return x.reshape(x.shape[0], 4, x.shape[2] * 2)
+
+
+@triton.jit
+def in_threads(x):
+    """(BQ, 4), whose sum is that of x (BQ, BK) over keys, without an exchange between threads."""
+    return tl.sum(by_threads(x), 2)
+
+
+@triton.jit
+def to_threads(x):
+    """x (BQ,) as (BQ, 4), each number where in_threads() puts its sums."""
+    return tl.max(by_threads(tl.broadcast_to(x[:, None], x.shape[0], 8)), 2)
 
 
 @triton.jit
@@ -205,17 +224,17 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
 
     unit = scale * LOG2E
     top = tl.full((BQ,), -1e30, tl.float32) # the largest x so far; finite, for a block may hold nothing that its row sees
-    total = tl.zeros((BQ,), tl.float32) # of weights, as long as they are exp2(x - top) g
+    total = tl.zeros((BQ, 4), tl.float32) # of weights, as long as they are exp2(x - top) g; for each of a row's four threads
     y = tl.zeros((BQ, D), tl.float32)
     if MOMENTS:
-        mean = tl.zeros((BQ,), tl.float32) # of j - i
-        spread = tl.zeros((BQ,), tl.float32) # sum of weight (j - i - mean)^2
-        score = tl.zeros((BQ,), tl.float32)
+        mean = tl.zeros((BQ, 4), tl.float32) # of j - i
+        spread = tl.zeros((BQ, 4), tl.float32) # sum of weight (j - i - mean)^2
+        score = tl.zeros((BQ, 4), tl.float32)
     for part in tl.static_range(ENDS if WINDOW else INSIDE, OWN + 1):
         for start_j in tl.range(first if part == ENDS else inside if part == INSIDE else start_i,
                                 inside if part == ENDS else start_i if part == INSIDE else tl.minimum(start_i + BQ, T), BK):
             j = start_j + tl.arange(0, BK)
-            fj = columns + (start_j - start_i)
+            at_i = fi - (start_j - start_i) # queries' positions from start_j, as the columns
             k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
@@ -225,9 +244,9 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                left = (w - 1.0)[:, None] - (at_i[:, None] - columns[None, :])
                 if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
-                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
+                    lost = in_block * tl.exp2((w - 1.0 - (at_i - (BK - 1))) * rate)[:, None]
                 else:
                     lost, _ = fade(left, rate[:, None], ramp, RAMP)
                     x = tl.where(left > (w * EDGE)[:, None], x, float('-inf'))
@@ -236,25 +255,29 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
             p = tl.exp2(x * unit - (new_top * unit)[:, None])
             if WINDOW:
                 p -= p * lost
-            here = tl.sum(p, 1)
-            total = total * shrink + here
-            if MOMENTS: # the block's own about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
-                near = tl.minimum(fi, (start_j - start_i + BK - 1).to(tl.float32))
-                off = fj[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
-                moment = tl.sum(p * off, 1)
-                some = here > 1e-30
-                block_mean = moment / tl.where(some, here, 1.0)
-                share = tl.where(some, here / total, 0.0)
-                step = near - fi + block_mean - mean
-                block_spread = tl.sum(p * (off * off), 1) - moment * block_mean
-                spread = spread * shrink + block_spread + step * step * here * (1.0 - share)
-                mean += step * share
-                score = score * shrink + tl.sum(p * s, 1)
+            here, fewer = in_threads(p), to_threads(shrink)
+            before = total * fewer
+            total = before + here
+            if MOMENTS: # the block's about its key next to the query, then merged (Chan, Golub and LeVeque): squares stay small
+                near = tl.minimum(at_i, BK - 1.0)
+                off = columns[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
+                moment = in_threads(p * off)
+                block_mean = moment * inverse(here)
+                step = to_threads(near - at_i) + block_mean - mean
+                move = step * (here * inverse(total))
+                spread = spread * fewer + (in_threads(p * (off * off)) - moment * block_mean) + step * move * before
+                mean += move
+                score = score * fewer + in_threads(p * s)
             if DROPOUT:
                 p = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
             v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             top = new_top
+    each, total = total, tl.sum(total, 1)
+    if MOMENTS: # the four threads' merged
+        distance = -tl.sum(each / total[:, None] * mean, 1)
+        off = mean + distance[:, None]
+        spread, score = tl.sum(spread + each * (off * off), 1), tl.sum(score, 1)
     if DROPOUT:
         y *= 256.0 / (256.0 - cut)
     store_rows(Y, (y / total[:, None]).to(Y.dtype.element_ty), i, T, nh * HS, HS, D)
@@ -263,7 +286,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
         lse -= a * c_i * unit # about each query
     tl.store(LSE + at, lse, mask=i < T)
     if MOMENTS:
-        tl.store(DISTANCE + at, -mean, mask=i < T)
+        tl.store(DISTANCE + at, distance, mask=i < T)
         tl.store(VARIANCE + at, tl.maximum(spread / total, 0.0), mask=i < T)
         tl.store(SCORE + at, score / total * scale, mask=i < T)
 
@@ -377,7 +400,7 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             j = start_j + tl.arange(0, BK)
             k = load_rows(K, j, T, k_t, HS, D, part == OWN and not EVEN) # (BK, D)
             v = load_rows(V, j, T, v_t, HS, D, part == OWN and not EVEN) # (BK, D)
-            fj = columns + (start_j - start_i)
+            at_i = fi - (start_j - start_i) # queries' positions from start_j, as the columns
             s = tl.dot(q, k.T, input_precision=PRECISION) # (BQ, BK)
             x = s
             if BIAS:
@@ -386,9 +409,9 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if part == OWN:
                 x = tl.where(j[None, :] <= i[:, None], x, float('-inf'))
             if WINDOW:
-                left = (w - 1.0)[:, None] - (fi[:, None] - fj[None, :])
+                left = (w - 1.0)[:, None] - (at_i[:, None] - columns[None, :])
                 if part == INSIDE and not RAMP: # an exponential for a query, not one for a score
-                    lost = in_block * tl.exp2((w - 1.0 - (fi - (start_j - start_i + BK - 1))) * rate)[:, None]
+                    lost = in_block * tl.exp2((w - 1.0 - (at_i - (BK - 1))) * rate)[:, None]
                     slope = lost
                 else:
                     lost, slope = fade(left, rate[:, None], ramp, RAMP)
@@ -397,15 +420,16 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
             if WINDOW:
                 dp_dw = p * slope # but for what belongs to the row
                 if not RAMP:
-                    dp_dw *= (fi + 1.0)[:, None] - fj[None, :]
+                    dp_dw *= (at_i + 1.0)[:, None] - columns[None, :]
                 p -= p * lost
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 dp = tl.where(kept(seed, row, i, start_j, cut, BQ, BK), dp * (256.0 / (256.0 - cut)), 0.0)
-            if MOMENTS: # in this order the product adds dp to the rest, for nothing
-                off = mean[:, None] - fj[None, :]
-                s_part = (dscore * scale)[:, None] * s - delta[:, None]
-                z = dp + (off * (ddistance[:, None] + dvariance[:, None] * off) + s_part)
+            if MOMENTS: # as a polynomial of the column; in this order the product adds dp to the others, for nothing
+                off = mean + (at_i - fi) # d - D of the first column
+                z_0, z_1 = off * (ddistance + dvariance * off) - delta, -(ddistance + 2.0 * dvariance * off)
+                others = z_0[:, None] + columns[None, :] * (z_1[:, None] + dvariance[:, None] * columns[None, :])
+                z = dp + ((dscore * scale)[:, None] * s + others)
             else:
                 z = dp - delta[:, None]
             ds = p * z
@@ -492,7 +516,6 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 lse, delta, third, rate = load_quad(NEAR, i)
                 if MOMENTS:
                     mean, ddistance, dvariance, s_factor = load_quad(NEAR_MOMENTS, i)
-                    mean += start_i - start_j
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
@@ -501,8 +524,9 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                     x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
+                at_j = fj - (start_i - start_j) # keys' positions from start_i
                 if WINDOW:
-                    d = (tl.arange(0, BQ).to(tl.float32) + (start_i - start_j))[None, :] - fj[:, None]
+                    d = tl.arange(0, BQ).to(tl.float32)[None, :] - at_j[:, None]
                     lost, _ = fade(third[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
                     p -= p * lost
@@ -517,7 +541,7 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS: # not in the order above, in which these loads leave the pipeline
-                    off = mean[None, :] - fj[:, None]
+                    off = mean[None, :] - at_j[:, None]
                     z += s_factor[None, :] * s
                     z += off * (ddistance[None, :] + dvariance[None, :] * off)
                 ds = p * z
