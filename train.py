@@ -248,7 +248,7 @@ def train(config, signals=None):
         saved_at = time.time()
 
     def look(snapshot=None):
-        """The numbers of an iteration, the last; ends the run if a loss or gradient up to it was not finite."""
+        """The numbers of the last iteration, or the snapshot's; ends the run if a loss or gradient up to it was not finite."""
         numbers, bad, bad_it = update.numbers(snapshot)
         if bad:
             blame = update.first_bad(*batch(bad_it))
@@ -257,6 +257,7 @@ def train(config, signals=None):
         return numbers
 
     def report(it, snapshot):
+        """Logs iteration `it`."""
         nonlocal mark, marked
         numbers = look(snapshot)
         ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1

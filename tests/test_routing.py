@@ -5,6 +5,7 @@ import torch
 import model as core
 from lab.checks import at, tokens
 from variants import _routing as routing
+from variants._moments import shuffled
 
 SIZE = dict(block_size=288, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
 ROUTED = 'mod', 'sdt', 'stt'
@@ -80,6 +81,19 @@ def test_random_choice_is_by_position_and_layer():
     assert (both - 0.09).abs() < 0.03 # one layer's choice says nothing about another's
     late = routing.at_random(pos[:, 100:], 1, 0.3)
     assert torch.equal(late, masks[0][:, 100:])
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def test_compiled_shams_choose_as_eager_ones_do(device):
+    """Inductor computes with positions in 32 bits on a GPU; their hashes need 64."""
+    stats = torch.arange(2 * 300.0, device=device).view(2, 300, 1)
+
+    def f():
+        pos = torch.arange(300, device=device).expand(2, -1)
+        return routing.at_random(pos, 5, 0.3), shuffled(stats, 0, core.Step())
+
+    for eager, compiled in zip(f(), torch.compile(f, fullgraph=True)(), strict=True):
+        assert torch.equal(eager, compiled)
 
 
 def test_slots():
