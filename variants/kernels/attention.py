@@ -516,6 +516,7 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 lse, delta, third, rate = load_quad(NEAR, i)
                 if MOMENTS:
                     mean, ddistance, dvariance, s_factor = load_quad(NEAR_MOMENTS, i)
+                    mean += start_i - start_j
                 s = tl.dot(k, q.T, input_precision=PRECISION) # (BK, BQ)
                 x = s
                 if BIAS:
@@ -541,7 +542,7 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS: # not in the order above, in which these loads leave the pipeline
-                    off = mean[None, :] - at_j[:, None]
+                    off = mean[None, :] - fj[:, None]
                     z += s_factor[None, :] * s
                     z += off * (ddistance[None, :] + dvariance[None, :] * off)
                 ds = p * z
