@@ -85,8 +85,11 @@ def set_compiler(index):
     """What torch.compile is told for CUDA device `index`."""
     from torch._inductor import config as inductor
     from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+    from lab.passes import Passes
     if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
         inductor.triton.mix_order_reduction = False
+    inductor.joint_custom_post_pass = Passes()
     inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
     # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more.
     os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
