@@ -3,11 +3,15 @@
 Without Triton (not needed on a CPU) only the reference is tested; with a GPU nothing of pytest -m gpu is ever skipped.
 """
 import math
+from concurrent.futures import wait
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import model as core
 from lab.attention import kernel_attention
@@ -280,6 +284,45 @@ def test_kernels_are_operators(small_tiles):
     assert all(torch.equal(x, y) for x, y in zip(eager, compiled))
 
 
+def forward_and_backward(*tensors):
+    """Both operators on q, k, v, a, c, w and a seed, with everything there is."""
+    options = 0.25, 0.0, 0.2, True
+    y, lse, *stats = kernels.forward(*tensors, *options)
+    return kernels.backward(y, stats, *tensors, y, lse, stats, *options, True, True)
+
+
+def without_memory(x):
+    """In a FakeTensorMode, x as torch.compile traces it on CUDA."""
+    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device='cuda')
+
+
+@interpreted
+def test_kernels_begin_to_compile_while_torch_compile_traces(small_tiles, monkeypatch):
+    """Those that will run, with the dtypes, strides and constants that they will run with; with unknown sizes none."""
+    traced, ran = [], []
+
+    def record(kernel, *grid):
+        def run(*args, **options):
+            dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
+            ran.append((kernel.fn.__name__, dtypes, tuple(options.items())))
+            launch(kernel, *grid)(*args, **options)
+        return run
+
+    tensors = *inputs(40, 16, torch.bfloat16, 'forget', 9), seed()
+    monkeypatch.setattr(kernels, 'COLUMNS_FROM', 32)
+    with monkeypatch.context() as patch, FakeTensorMode():
+        patch.setattr(torch.cuda, 'is_available', lambda: True)
+        patch.setattr(kernels, 'begin', lambda kernel, device, *rest: traced.append((kernel.fn.__name__, *rest)))
+        forward_and_backward(*map(without_memory, tensors))
+        unknown = SimpleNamespace(is_cuda=True, shape=(2, 2, ShapeEnv().create_unbacked_symint(), 16))
+        kernels.begin_launches(pytest.fail, unknown)
+    launch = kernels.launch
+    monkeypatch.setattr(kernels, 'launch', record)
+    forward_and_backward(*tensors)
+    assert [name for name, *_ in ran] == ['forward_kernel', 'backward_prepare', 'key_columns', 'backward_q', 'backward_kv']
+    assert traced == ran
+
+
 @interpreted
 def test_gradients_of_queries_keys_and_values_are_not_copied(small_tiles):
     """Compiled, c_attn's backward products read what the kernels wrote; nothing lays them side by side first."""
@@ -295,6 +338,18 @@ def test_gradients_of_queries_keys_and_values_are_not_copied(small_tiles):
 
 
 # -- the kernels, on a GPU
+
+@pytest.mark.gpu
+def test_kernels_that_were_traced_are_compiled_when_they_run(monkeypatch):
+    """Head size 40: a kernel that nothing else compiles."""
+    tensors = *inputs(160, 40, torch.bfloat16, 'forget', 50, device='cuda'), seed().cuda()
+    with FakeTensorMode():
+        forward_and_backward(*map(without_memory, tensors))
+    assert not wait(kernels.begun, timeout=120).not_done
+    for kernel in kernels.forward_kernel, kernels.backward_prepare, kernels.backward_q, kernels.backward_kv:
+        monkeypatch.setattr(kernel, 'compile', pytest.fail)
+    forward_and_backward(*tensors)
+
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('T, hs', [*((T, 64) for T in (1, 63, 111, 128, 129, 1000, 2048)),

@@ -24,11 +24,14 @@ from their windows. A block of keys inside all of them needs no exponential for 
 times one of the key's place in its block, the same in every block. Scores, bias, softmax, moments and every sum are float32;
 products take the inputs' own precision.
 """
+import functools
 import math
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 import triton
 import triton.language as tl
+from torch._subclasses.fake_tensor import FakeTensor
 
 from variants.kernels.reference import ROUNDS, threshold
 
@@ -616,32 +619,65 @@ def canonical(*tensors):
     return (x if x is None or x.stride(-1) == 1 and x.ndim == 4 else x.contiguous() for x in tensors)
 
 
-@torch.library.custom_op('variants::attention', mutates_args=())
-def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor | None, c: torch.Tensor | None,
-            w: torch.Tensor | None, seed: torch.Tensor | None, scale: float, ramp: float, dropout: float, moments: bool,
-            ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+threads, begun = ThreadPoolExecutor(4), []
+
+
+@functools.cache
+def begin(kernel, device, args, options):
+    """Compiles a kernel for tensors of these dtypes and these other arguments, while torch.compile goes on with its own."""
+    def warm_up():
+        with torch.cuda.device(device):
+            kernel.warmup(*args, grid=(1,), **dict(options))
+
+    begun.append(threads.submit(warm_up))
+
+
+def launch(kernel, *grid):
+    """kernel[grid]; for tensors that have no memory, as torch.compile's tracing has them, only its compilation begins."""
+    def run(*args, **options):
+        if isinstance(args[0], FakeTensor):
+            dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
+            return begin(kernel, args[0].device, dtypes, tuple(options.items()))
+        wait(begun) # what went wrong in there goes wrong here again, and is told
+        begun.clear()
+        kernel[grid](*args, **options)
+    return run
+
+
+def begin_launches(launches, *inputs):
+    """Lets its kernels compile early, where sizes are known; outputs that come with it are dropped."""
+    if torch.cuda.is_available() and inputs[0].is_cuda and all(isinstance(n, int) for n in inputs[0].shape):
+        launches(*inputs)
+
+
+def forward_launches(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor | None, c: torch.Tensor | None,
+                     w: torch.Tensor | None, seed: torch.Tensor | None, scale: float, ramp: float, dropout: float, moments: bool,
+                     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, the logsumexp in base 2, and three moments, which are empty unless asked for."""
     q, k, v, a, c, w = canonical(q, k, v, a, c, w)
     B, nh, T, _ = q.size()
     y, lse, stats = per_head(q), per_query(q), [per_query(q, moments) for _ in range(3)]
     (tile, _, _), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
-    forward_kernel[triton.cdiv(T, tile[0]), B * nh](
+    launch(forward_kernel, triton.cdiv(T, tile[0]), B * nh)(
         q, k, v, a, c, w, seed, y, lse, *stats, *strides, T, nh, scale, ramp, threshold(dropout),
         MOMENTS=moments, **options, **block(tile))
     return y, lse, *stats
 
 
+forward = torch.library.custom_op('variants::attention', forward_launches, mutates_args=())
+
+
 @forward.register_fake
 def _(q, k, v, a, c, w, seed, scale, ramp, dropout, moments):
+    begin_launches(forward_launches, q, k, v, a, c, w, seed, scale, ramp, dropout, moments)
     return per_head(q), per_query(q), *(per_query(q, moments) for _ in range(3))
 
 
-@torch.library.custom_op('variants::attention_backward', mutates_args=())
-def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-             a: torch.Tensor | None, c: torch.Tensor | None, w: torch.Tensor | None, seed: torch.Tensor | None,
-             y: torch.Tensor, lse: torch.Tensor, stats: list[torch.Tensor], scale: float, ramp: float, dropout: float,
-             moments: bool, need_a: bool, need_c: bool,
-             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward_launches(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                      a: torch.Tensor | None, c: torch.Tensor | None, w: torch.Tensor | None, seed: torch.Tensor | None,
+                      y: torch.Tensor, lse: torch.Tensor, stats: list[torch.Tensor], scale: float, ramp: float, dropout: float,
+                      moments: bool, need_a: bool, need_c: bool,
+                      ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k and v, side by side in one (B, T, 3 nh, hs), a, c (for every head) and w; empty where there is none."""
     q, k, v, a, c, w, *dstats = canonical(q, k, v, a, c, w, *dstats)
     dy = dy.transpose(1, 2).contiguous() # (B, T, nh, hs), as y is
@@ -653,25 +689,30 @@ def backward(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Tensor, k: t
     blocks = triton.cdiv(T, tile_kv[0])
     delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
     near, near_moments = (q.new_empty(B, nh, n * tile_kv[0], 4, dtype=torch.float32) for n in (blocks, blocks * moments))
-    backward_prepare[blocks, B * nh](
+    launch(backward_prepare, blocks, B * nh)(
         y, dy, a, c, w, lse, *stats, *dstats, delta, first, near, near_moments, *strides[-3:-1], T, nh, scale, ramp,
         BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
-        key_columns[triton.cdiv(T, BASE), B, c.size(1)](c, columns, *strides[-3:-1], T, BASE=BASE)
+        launch(key_columns, triton.cdiv(T, BASE), B, c.size(1))(c, columns, *strides[-3:-1], T, BASE=BASE)
     sizes = (*strides, T, nh, scale, ramp, threshold(dropout))
-    backward_q[triton.cdiv(T, tile_q[0]), B * nh](
+    launch(backward_q, triton.cdiv(T, tile_q[0]), B * nh)(
         q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes,
         MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
-    backward_kv[triton.cdiv(T, tile_kv[1]), B * nh](
+    launch(backward_kv, triton.cdiv(T, tile_kv[1]), B * nh)(
         q, k, v, a, c, seed, dy, first, near, near_moments, dk, dv, dc, *sizes,
         MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
 
+backward = torch.library.custom_op('variants::attention_backward', backward_launches, mutates_args=())
+
+
 @backward.register_fake
 def _(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats, scale, ramp, dropout, moments, need_a, need_c):
+    begin_launches(backward_launches, dy, dstats, q, k, v, a, c, w, seed, y, lse, stats, scale, ramp, dropout, moments,
+                   need_a, need_c)
     return side_by_side(q), *(per_query(q, there) for there in (need_a, need_c, w is not None))
 
 
