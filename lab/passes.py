@@ -26,12 +26,12 @@ class Passes(CustomGraphPass):
 # F.gelu and its gradient, of which PyTorch's takes more instructions than there is time for while 100 MB are copied (LOG.md)
 
 def erf_and_one(x):
-    """Twice the normal distribution at x, as PyTorch computes it: with the product around it 38 instructions."""
+    """Twice the normal distribution at x, as PyTorch computes it: F.gelu takes 36 instructions (51 in backward)."""
     return torch.erf(x * 0.7071067811865476) + 1
 
 
 def erf_and_one_by_exp2(x):
-    """The same by 21: erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
+    """The same: F.gelu takes 17 (23). erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
     z = x.abs()
     log2 = LOG2_TAIL[-1] * z + LOG2_TAIL[-2]
     for c in LOG2_TAIL[-3:0:-1]:
