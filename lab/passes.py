@@ -6,7 +6,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 aten, prims = torch.ops.aten, torch.ops.prims
-# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: GELU is off by at most 1e-8.
+# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: by the fit GELU is off by at most 1e-8.
 LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4, -1.38095593e-4,
              2.92733228e-5, -1.99199469e-6)
 

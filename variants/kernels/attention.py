@@ -528,8 +528,8 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
                     x += a[None, :] * c[:, None]
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
-                at_j = fj - (start_i - start_j) # keys' positions from start_i
                 if WINDOW:
+                    at_j = fj - (start_i - start_j) # keys' positions from start_i
                     d = tl.arange(0, BQ).to(tl.float32)[None, :] - at_j[:, None]
                     lost, _ = fade(third[None, :] - d, rate[None, :], ramp, RAMP)
                     p = tl.exp2(tl.minimum(x * unit - lse[None, :], MOST)) # of an infinity nothing could be left out
