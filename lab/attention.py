@@ -98,8 +98,17 @@ def sdpa_attention(q, k, v, pos_q, pos_k, form, plain, dropout):
     if form is not None:
         q, k, v = with_columns(q, k, v, **form)
     mask = None if plain else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
-    y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))
-    return y[..., :hs]
+    return fused(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))[..., :hs]
+
+
+def fused(q, k, v, *args, **options):
+    """F.scaled_dot_product_attention. A CPU's backward in half precision takes up to four times as long as in float32 where
+    rows are short: there they are made float32 (LOG.md has both)."""
+    dtype = working_dtype(q)
+    if q.device.type != 'cpu' or dtype.itemsize != 2 or q.size(-2) >= 256 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, *args, **options)
+    with torch.autocast('cpu', enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options).to(dtype)
 
 
 def local_attention(q, k, v, window, dropout):
@@ -109,13 +118,13 @@ def local_attention(q, k, v, window, dropout):
     """
     B, nh, T, _ = q.size()
     if window >= T:
-        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True)
+        return fused(q, k, v, None, dropout, is_causal=True)
     q, k, v = (F.pad(z, (0, 0, 0, -T % window)).flatten(0, 1).unflatten(1, (-1, window)) for z in (q, k, v)) # n chunks as dim 1
     k, v = (torch.cat((F.pad(z, (0, 0, 0, 0, 1, -1)), z), dim=2) for z in (k, v)) # (B * nh, n, 2 * window, hs)
     i, j = torch.arange(window, device=q.device)[:, None], torch.arange(-window, window, device=q.device)
     first = torch.arange(q.size(1), device=q.device).view(-1, 1, 1) == 0 # has no chunk before it
     mask = (j <= i) & (j > i - window) & ~(first & (j < 0)) # (n, window, 2 * window)
-    y = F.scaled_dot_product_attention(q, k, v, mask[None], dropout)
+    y = fused(q, k, v, mask[None], dropout)
     return y.flatten(1, 2).unflatten(0, (B, nh))[:, :, :T]
 
 

@@ -1,4 +1,6 @@
 """What only a CUDA device can show; run by hand: python -m pytest tests/test_gpu.py -m gpu -q"""
+import gc
+
 import pytest
 import torch
 from torch._inductor import config
@@ -91,6 +93,16 @@ def test_graphs_train_as_eager_does(variant):
         assert [update.numbers(snapshot)[0]['loss'] for snapshot in snapshots] == losses[compile]
     assert losses[True][-1] < losses[True][0]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0, atol=2e-2)
+
+
+def test_no_garbage_is_collected_while_a_step_compiles():
+    model, update = updates('base', True)
+    seen, run = [], update.run
+    update.run = lambda: (run(), seen.append(gc.isenabled()))
+    for it in range(5):
+        update(it, *batch(0), 1e-3)
+        assert gc.isenabled()
+    assert seen == [False] * 4 # three calls and the capture
 
 
 def test_dropout_is_keyed_by_iteration_under_graphs():

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import model as core
 from lab import attention as attention_paths, checks
@@ -223,6 +224,20 @@ def test_sdpa_in_bfloat16(T, scale):
     got = attention('sdpa', half, slope, pos, pos, True)
     for name, a, b in zip(('y', 'q', 'k', 'v', 'slope'), got, want, strict=True):
         checks.near(name, a, b, 2e-2 if name == 'slope' else 1e-2)
+
+
+@pytest.mark.parametrize('T, grad, dtype', [(255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
+def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
+    """For bfloat16's backward is slow there; what comes out is bfloat16 all the same, under autocast and without."""
+    seen, sdpa = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
+    qkv32 = qkv(T, dtype=torch.float32)
+    with torch.set_grad_enabled(grad):
+        for autocast, x in (True, qkv32), (False, [x.bfloat16() for x in qkv32]):
+            with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+                y = core.attend(*x, *[plain_positions(T)] * 2, impl='sdpa', plain=True)
+            assert y.dtype == torch.bfloat16 and seen.pop().dtype == dtype
+            checks.near('y', y, core.attend(*[x.double() for x in qkv32], *[plain_positions(T)] * 2, impl='math'), 1e-2)
 
 
 @pytest.mark.parametrize('impl', ['math', 'sdpa'])

@@ -1,4 +1,5 @@
 """Training as its users meet it: the commands, what a kill, a typo and a NaN do, and what the numbers mean."""
+import gc
 import json
 import math
 import os
@@ -51,7 +52,7 @@ from lab.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
 from lab.flops import flops_per_token
 from lab.keys import key
 from lab.run import MODEL, OPTIM, Run, sha256, step_of
-from lab.update import Update
+from lab.update import Update, no_collections
 from lab.weights import load_weights, weights as model_weights
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
@@ -592,6 +593,15 @@ def test_matrices_decay_and_vectors_do_not():
         decay = 0.1 * (p.ndim >= 2 and name != 'transformer.wpe.weight')
         scale = 0.5 if name == 'transformer.wte.weight' else 1.0
         assert where[id(p)] == (decay, scale, 1e-3 * scale), name
+
+
+def test_collections_go_on_after_a_failed_compilation():
+    for turn, enabled in (gc.disable, False), (gc.enable, True):
+        turn()
+        with pytest.raises(RuntimeError), no_collections():
+            assert not gc.isenabled()
+            raise RuntimeError
+        assert gc.isenabled() == enabled
 
 
 @pytest.mark.parametrize('variant', ['base', 'surprise'])
