@@ -41,7 +41,7 @@ class Options:
     decode_tokens: Count = 200          # tokens to decode, one row, with the cache
     peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: from the table in lab/device.py
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     optimizer: Literal['adamw', 'muon'] = 'adamw' # of the steps
     seeds: Count = 1                    # also time the steps of this many seeds at once, as ab.py trains them

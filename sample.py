@@ -31,7 +31,7 @@ class Options:
     min_p: Share = 0.0                  # only tokens at least min_p times as likely as the likeliest; 0: all
     seed: Whole = 1337                  # the same seed, the same samples
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
 
 
@@ -43,7 +43,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
     if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
         state, tensors, _ = run.load('best', optim=False)
-    m = machine(device, dtype)
+    m = machine(device, dtype, decoding=True)
     model = core.build(state['options']['variant'], **state['model_args'])
     load_weights(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
@@ -55,7 +55,7 @@ def main():
         model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
     else:
         from lab.gpt2 import pretrained
-        m, state = machine(o.device, o.dtype), dict(step=0)
+        m, state = machine(o.device, o.dtype, decoding=True), dict(step=0)
         model = pretrained(o.init_from, 'base', o.seed, {}).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
     ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')

@@ -59,8 +59,8 @@ class Machine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
-def machine(device='auto', dtype='auto', compile='auto'):
-    """The Machine for these options; 'auto' takes the best there is, an impossible wish is a Stop."""
+def machine(device='auto', dtype='auto', compile='auto', decoding=False):
+    """The Machine for these options, to train on or for decoding; 'auto' takes the best there is, an impossible wish is a Stop."""
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     type = device.split(':')[0]
@@ -73,7 +73,10 @@ def machine(device='auto', dtype='auto', compile='auto'):
         torch.cuda.set_device(int(index))
         torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = 'tf32' # what stays float32, stays fast
     if dtype == 'auto':
-        dtype = 'float32' if type != 'cuda' else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+        if type == 'cuda':
+            dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+        else: # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting every weight for one token takes longer
+            dtype = 'bfloat16' if type == 'cpu' and torch.cpu._is_amx_tile_supported() and not decoding else 'float32'
     if compile == 'auto': # on a CPU a compilation costs more than a short run gains
         compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
     if compile and type == 'cuda':

@@ -12,7 +12,7 @@ from lab.errors import BAD_INPUT
 from lab.flops import flops_per_token
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
-QUICK = dict(device='cpu', compile=False, batch_size=4, rounds=2, seconds=0.005, decode_tokens=20)
+QUICK = dict(device='cpu', dtype='float32', compile=False, batch_size=4, rounds=2, seconds=0.005, decode_tokens=20)
 ARMS = 'base', 'surprise', 'soft_window', 'surprise+soft_window'
 
 

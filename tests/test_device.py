@@ -27,9 +27,12 @@ def gpus(monkeypatch):
     return there
 
 
-def test_without_a_gpu(gpus):
+def test_without_a_gpu(gpus, monkeypatch):
     gpus(0)
-    assert machine() == machine('cpu') == Machine('cpu', 'cpu', 'float32', False)
+    for amx in True, False:
+        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda amx=amx: amx)
+        assert machine() == machine('cpu') == Machine('cpu', 'cpu', 'bfloat16' if amx else 'float32', False)
+        assert machine('cpu', decoding=True) == machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'bfloat16', True) == Machine('cpu', 'cpu', 'bfloat16', True)
     for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cuda:x', 'cuda:-1', '':
         assert refused(name) == f'device={name}: not on this machine; allowed: auto, cpu'
@@ -40,7 +43,7 @@ def test_with_gpus(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
     monkeypatch.setattr(device.os, 'environ', {})
-    assert machine() == Machine('cuda', 'cuda', 'bfloat16', True)
+    assert machine() == machine(decoding=True) == Machine('cuda', 'cuda', 'bfloat16', True)
     assert machine('cuda:1') == Machine('cuda:1', 'cuda', 'bfloat16', True)
     assert machine('cuda:1', 'float32', False) == Machine('cuda:1', 'cuda', 'float32', False)
     assert refused('cuda:2') == 'device=cuda:2: not on this machine; allowed: auto, cpu, cuda:0, cuda:1'

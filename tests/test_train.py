@@ -751,7 +751,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
 
     state, tensors, _ = Run(out).load('latest')             # the final loss is that of the final weights, whole split
     load_weights(model, tensors)
-    again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu'), 'val', 4, it=8)
+    again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
     assert again == result['val_loss'] == state['val_loss']
 
 
