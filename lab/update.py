@@ -19,7 +19,7 @@ def turns_on(machine):
 
 @contextmanager
 def no_collections():
-    """Nobody looks for garbage meanwhile: a compilation makes millions of objects that stay, and looking takes 7 % of its time."""
+    """Nobody looks for garbage meanwhile, which takes 7 % of a compilation's time (LOG.md)."""
     enabled = gc.isenabled()
     gc.disable()
     try:

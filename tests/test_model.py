@@ -231,13 +231,14 @@ def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
     """For bfloat16's backward is slow there; what comes out is bfloat16 all the same, under autocast and without."""
     seen, sdpa = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
-    qkv32 = qkv(T, dtype=torch.float32)
+    qkv32, pos = qkv(T, dtype=torch.float32), plain_positions(T)
+    want = core.attend(*[x.double() for x in qkv32], pos, pos, impl='math')
     with torch.set_grad_enabled(grad):
         for autocast, x in (True, qkv32), (False, [x.bfloat16() for x in qkv32]):
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-                y = core.attend(*x, *[plain_positions(T)] * 2, impl='sdpa', plain=True)
+                y = core.attend(*x, pos, pos, impl='sdpa', plain=True)
             assert y.dtype == torch.bfloat16 and seen.pop().dtype == dtype
-            checks.near('y', y, core.attend(*[x.double() for x in qkv32], *[plain_positions(T)] * 2, impl='math'), 1e-2)
+            checks.near('y', y, want, 1e-2)
 
 
 @pytest.mark.parametrize('impl', ['math', 'sdpa'])

@@ -638,8 +638,9 @@ def launch(kernel, *grid):
         if isinstance(args[0], FakeTensor):
             dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
             return begin(kernel, args[0].device, dtypes, tuple(options.items()))
-        wait(begun) # what went wrong in there goes wrong here again, and is told
-        begun.clear()
+        if begun:
+            wait(begun) # what went wrong in there goes wrong here again, and is told
+            begun.clear()
         kernel[grid](*args, **options)
     return run
 
