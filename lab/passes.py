@@ -1,4 +1,5 @@
-"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies."""
+"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of weights,
+and none for copies of their gradients."""
 import functools
 import operator
 
@@ -17,6 +18,7 @@ class Passes(CustomGraphPass):
     def __call__(self, graph):
         gelus().apply(graph)
         cast_at_once(graph)
+        sums_in_float32(graph)
 
     def uuid(self):
         return get_hash_for_files((__file__,))
@@ -92,3 +94,24 @@ def cast_at_once(graph):
             copy.meta.update(node.meta)
             node.replace_all_uses_with(copy)
             graph.erase_node(node)
+
+
+# -----------------------------------------------------------------------------
+# weights' gradients, which autocast rounds to half precision and Inductor copies to float32 by a launch each
+
+def sums_in_float32(graph):
+    """Every product that sums over rows, as a weight's gradient does, and is wanted in float32 alone, leaves the product so. A
+    CPU's products cannot."""
+    for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default):
+        product, dtype = node.args
+        if dtype != torch.float32 or product.target is not aten.mm.default or len(product.users) > 1:
+            continue
+        rows, columns = product.args
+        value = product.meta['val']
+        if rows.target is aten.permute.default and value.dtype.itemsize == 2 and value.device.type == 'cuda':
+            with graph.inserting_before(node):
+                wide = graph.call_function(aten.mm.dtype, (rows, columns, dtype))
+            wide.meta.update(node.meta)
+            node.replace_all_uses_with(wide)
+            graph.erase_node(node)
+            graph.erase_node(product)

@@ -86,7 +86,7 @@ class Run:
                 shutil.rmtree(tmp, ignore_errors=True)
                 tmp.mkdir()
                 with ThreadPoolExecutor() as pool:      # writing and hashing leave the interpreter free
-                    entries = pool.map(lambda name: write(tmp / name, tensors[name]), FILES)
+                    entries = pool.map(lambda name: write(tmp / name, tensors[name], pool), FILES)
                     files = dict(zip(FILES, entries, strict=True))
                 put(tmp / 'state.json', seal({**state, 'step': step, 'files': files}))  # put() syncs the folder too
                 if final.exists():                      # checkpoints() lists .old too: one is there at every moment
@@ -246,12 +246,13 @@ def read(folder, name, state):
         raise Broken(f'{path}: {type(error).__name__} {str(error)[:200]!r}') from None
 
 
-def write(path, tensors):
-    """Writes the tensors and returns their entry in state.json, when they are on the disk itself."""
+def write(path, tensors, pool):
+    """Writes the tensors and returns their entry in state.json, when they are on the disk itself; a thread of pool's hashes."""
     save_file(tensors, path)
     path.chmod(path.parent.stat().st_mode & 0o666)      # save_file makes it private; let the umask decide, as elsewhere
+    digest = pool.submit(sha256, path)                  # of what is in memory, while it goes to the disk
     fsync(path)
-    return {'bytes': path.stat().st_size, 'sha256': sha256(path)}
+    return {'bytes': path.stat().st_size, 'sha256': digest.result()}
 
 
 def host(tensors):

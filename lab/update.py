@@ -47,6 +47,7 @@ class Update:
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
         self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
         self.it, self.loss, self.norm, self.bad, self.bad_it = torch.zeros(5, device=machine.device)
+        self.share = torch.tensor(1 / len(self.x), device=machine.device)
         self.aux = {}
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
@@ -102,9 +103,10 @@ class Update:
     def run(self):
         self.backward()
         self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
-        bad = ~torch.isfinite(self.loss if self.scaler.is_enabled() else self.loss + self.norm)
-        self.bad_it.copy_(torch.where((self.bad == 0) & bad, self.it, self.bad_it))
-        self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad.dtype)))
+        checked = self.loss if self.scaler.is_enabled() else self.loss + self.norm
+        bad = checked - checked != 0 # not finite, in two launches; isfinite takes five
+        torch.where(bad > self.bad, self.it, self.bad_it, out=self.bad_it)
+        self.bad.logical_or_(bad)
         if not self.scaler.is_enabled():
             self.optimizer.grad_scale, self.optimizer.found_inf = None, self.bad # as a GradScaler tells a fused optimizer to skip
         self.scaler.step(self.optimizer)
@@ -113,18 +115,19 @@ class Update:
 
     def backward(self):
         """Gradients of the mean objective over the micro-batches, and their cross entropy in self.loss."""
-        n, self.aux = len(self.x), {}
+        self.aux, share = {}, self.scaler.scale(self.share) # of a micro-batch in the objective
+        if self.scaler.is_enabled(): # the scaler skips what overflows, and only that; once bad, everything has to
+            share = share * torch.where(self.bad > 0, torch.nan, 1.0)
         self.loss.zero_()
         for x, y in zip(self.x, self.y, strict=True):
             with self.machine.autocast():
                 loss, aux = self.objective(x, y, self.it)
-            if self.scaler.is_enabled(): # the scaler skips what overflows, and only that; once bad, everything has to
-                loss = loss * torch.where(self.bad > 0, torch.nan, 1.0)
-            self.scaler.scale(loss / n).backward()
+            loss.backward(share)
             for name, value in aux.items():
-                self.aux[name] = self.aux.get(name, 0.0) + value.detach() / n
-            self.loss += loss.detach() / n
-        self.loss -= sum(self.aux.values())
+                self.aux[name] = self.aux.get(name, 0.0) + value.detach() * self.share
+            self.loss.addcmul_(loss.detach(), self.share)
+        if self.aux:
+            self.loss -= sum(self.aux.values())
         if self.world > 1: # in one piece after the last micro-batch; DDP's overlap is worth little beside several of them
             grads = [p.grad for p in self.params if p.grad is not None]
             every = [*grads, self.loss, *self.aux.values(), *self.buffers] # buffers: what a variant learns without gradients

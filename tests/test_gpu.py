@@ -95,6 +95,15 @@ def test_graphs_train_as_eager_does(variant):
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0, atol=2e-2)
 
 
+def test_gradients_of_weights_are_not_rounded():
+    m, linear = machine(), torch.nn.Linear(64, 32, bias=False).cuda()
+    x, dy = torch.randn(1000, 64, device='cuda').bfloat16(), torch.randn(1000, 32, device='cuda').bfloat16()
+    with m.autocast():
+        y = torch.compile(linear)(x)
+    gradient, = torch.autograd.grad(y, linear.weight, dy)
+    assert error(gradient, dy.double().t() @ x.double()) < 1e-5 # 2e-3 if it was
+
+
 def test_no_garbage_is_collected_while_a_step_compiles():
     model, update = updates('base', True)
     seen, run = [], update.run

@@ -319,7 +319,7 @@ def test_kernels_begin_to_compile_while_torch_compile_traces(small_tiles, monkey
     launch = kernels.launch
     monkeypatch.setattr(kernels, 'launch', record)
     forward_and_backward(*tensors)
-    assert [name for name, *_ in ran] == ['forward_kernel', 'backward_prepare', 'key_columns', 'backward_q', 'backward_kv']
+    assert [name for name, *_ in ran] == ['forward_kernel', 'key_columns', 'backward_q', 'backward_kv']
     assert traced == ran
 
 
@@ -346,7 +346,7 @@ def test_kernels_that_were_traced_are_compiled_when_they_run(monkeypatch):
     with FakeTensorMode():
         forward_and_backward(*map(without_memory, tensors))
     assert not wait(kernels.begun, timeout=120).not_done
-    for kernel in kernels.forward_kernel, kernels.backward_prepare, kernels.backward_q, kernels.backward_kv:
+    for kernel in kernels.forward_kernel, kernels.backward_q, kernels.backward_kv:
         monkeypatch.setattr(kernel, 'compile', pytest.fail)
     forward_and_backward(*tensors)
 

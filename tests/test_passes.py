@@ -3,7 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._inductor import config as inductor
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lab import passes
 
@@ -45,3 +48,20 @@ def test_weights_are_cast_at_once_and_gradients_when_they_come():
     once, (forward, backward) = compiled(f, leaves, dy)
     assert forward.count('torch.ops.lab.cast.default([') == 1 and 'lab.cast.default' not in backward
     assert all(map(torch.equal, once, without))
+
+
+def test_gradients_of_weights_leave_their_products_in_float32():
+    """In a graph for CUDA: no copy of a gradient is left, and what forward rounds is rounded as before."""
+    def f(x, weight, dy):
+        half = lambda x: x.to(torch.bfloat16)
+        y = half(x) @ half(weight).t()
+        return y.float(), (half(dy).t() @ half(x)).float()
+
+    with FakeTensorMode():
+        args = [torch.empty(*size, device='cuda') for size in [(64, 8), (16, 8), (64, 16)]]
+        graph = make_fx(f, decomposition_table=select_decomp_table())(*args).graph
+    passes.sums_in_float32(graph)
+    logits, gradient = graph.output_node().args[0]
+    assert logits.target is torch.ops.prims.convert_element_type.default
+    assert gradient.target is torch.ops.aten.mm.dtype and gradient.args[2] == torch.float32
+    assert gradient.meta['val'].shape == (16, 8) and gradient.meta['val'].dtype == torch.float32

@@ -149,7 +149,7 @@ def test_a_process_of_its_own_ends_in_one_line(tmp_path):
 def test_best_or_latest_as_the_run_was_told(data, tmp_path, always):
     """The learning rate ruins the model, so that its best is not its latest."""
     out = tmp_path / 'run'
-    args = dict(learning_rate=0.5, min_lr=0.5, max_iters=20, eval_interval=2, always_save_checkpoint=always)
+    args = dict(learning_rate=5.0, min_lr=5.0, max_iters=20, eval_interval=2, always_save_checkpoint=always)
     assert call(train.main, **TINY | dict(dataset=data, out_dir=out) | args).code == 0
     evals = {r['iter']: r['val_loss'] for r in Run(out).read_log() if 'val_loss' in r}
     best = min(evals, key=evals.get)

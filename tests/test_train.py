@@ -767,8 +767,8 @@ def test_the_logged_loss_is_cross_entropy_alone(data, go, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept(go, tmp_path):
-    """With a learning rate that ruins it, the first evaluations are the best, and stay."""
-    go(learning_rate=0.5, min_lr=0.5, max_iters=20, eval_interval=2, always_save_checkpoint=False)
+    """With a learning rate that ruins it, the first evaluation is the best, and stays."""
+    go(learning_rate=5.0, min_lr=5.0, max_iters=20, eval_interval=2, always_save_checkpoint=False)
     evals = {r['iter']: r['val_loss'] for r in Run(tmp_path / 'run').read_log() if 'val_loss' in r}
     best = min(evals, key=evals.get)
     state, _, _ = Run(tmp_path / 'run').load('best')

@@ -106,8 +106,10 @@ def load_quad(x, t):
 
 
 @triton.jit
-def store_quad(x, t, a, b, c, d):
-    tl.store(x + t[:, None] * 4 + tl.arange(0, 4)[None, :], tl.join(tl.join(a, c), tl.join(b, d)).reshape(t.shape[0], 4))
+def store_quad(x, t, T, a, b, c, d):
+    """Four tensors as x[t] of x (T, 4), where t < T."""
+    rows = tl.join(tl.join(a, c), tl.join(b, d)).reshape(t.shape[0], 4)
+    tl.store(x + t[:, None] * 4 + tl.arange(0, 4)[None, :], rows, mask=(t < T)[:, None])
 
 
 @triton.jit
@@ -181,9 +183,9 @@ def to_threads(x):
 
 
 @triton.jit
-def first_key(w, i):
-    """The first key that one of the queries i sees, or the one before it."""
-    return tl.min(tl.maximum(i + 1.0 - w, 0.0)).to(tl.int32)
+def first_keys(w, i, BN: tl.constexpr):
+    """For each BN of the queries i the first key that one of them sees, or the one before it."""
+    return tl.min(tl.maximum(i + 1.0 - w, 0.0).reshape(i.shape[0] // BN, BN), 1).to(tl.int32)
 
 
 @triton.jit
@@ -218,7 +220,7 @@ def forward_kernel(Q, K, V, A, C, W, SEED, Y, LSE, DISTANCE, VARIANCE, SCORE,
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
         w = load_window(W + row * T, i, T)
-        first = first_key(w, i) // BK * BK
+        first = tl.min(first_keys(w, i, BQ)) // BK * BK
         inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
         in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
@@ -314,49 +316,15 @@ def key_columns(C, COLUMNS, c_b, c_h, T, BASE: tl.constexpr):
 
 
 @triton.jit
-def backward_prepare(Y, DY, A, C, W, LSE, DISTANCE, VARIANCE, SCORE, DDISTANCE, DVARIANCE, DSCORE, DELTA, FIRST, NEAR, NEAR_MOMENTS,
-                     c_b, c_h, T, nh, scale, ramp,
-                     HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
-                     RAMP: tl.constexpr, MOMENTS: tl.constexpr):
-    """delta; for backward_kv's blocks of queries the first key that one sees, and side by side what it reads of each query: LSE
-    and the keys' mean position about the block's first one, delta, a window's reach and what it fades by per token, or else a."""
-    row = tl.program_id(1).to(tl.int64)
-    own = row // nh * T * nh * HS + row % nh * HS
-    i = tl.program_id(0) * BQ + tl.arange(0, BQ)
-    y, dy = load_rows(Y + own, i, T, nh * HS, HS, D, True), load_rows(DY + own, i, T, nh * HS, HS, D, True)
-    delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
-    at, near = row * T + i, row * tl.num_programs(0) * BQ + i
-    lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
-    third, fourth = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
-    if BIAS:
-        C += row // nh * c_b + row % nh * c_h
-        own_c = load_each(C, i, T, 0.0, True) - tl.load(C + tl.program_id(0) * BQ)
-        third = tl.load(A + at, mask=i < T, other=0.0)
-        lse += third * LOG2E * own_c
-    if WINDOW:
-        w = load_window(W + row * T, i, T)
-        tl.store(FIRST + row * tl.num_programs(0) + tl.program_id(0), first_key(w, i))
-        third, fourth = w - 1.0, fade_rate(w, ramp, RAMP)
-    if MOMENTS:
-        mean = tl.arange(0, BQ).to(tl.float32) - tl.load(DISTANCE + at, mask=i < T, other=0.0)
-        ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
-        dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
-        dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
-        delta += dvariance * tl.load(VARIANCE + at, mask=i < T, other=0.0)
-        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
-        if not (BIAS or WINDOW): # nobody asks for dx without gS
-            delta -= dscore
-        store_quad(NEAR_MOMENTS, near, mean, ddistance, dvariance, dscore * scale)
-    tl.store(DELTA + at, delta, mask=i < T)
-    store_quad(NEAR, near, lse, delta, third, fourth)
-
-
-@triton.jit
-def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
+def backward_q(Q, K, V, A, C, W, SEED, Y, DY, LSE, COLUMNS, DISTANCE, VARIANCE, SCORE, DDISTANCE, DVARIANCE, DSCORE, DQ, DA, DC, DW,
+               FIRST, NEAR, NEAR_MOMENTS,
                q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, c_b, c_h, c_n, T, nh, scale, ramp, cut,
-               HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
+               HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, EVEN: tl.constexpr,
                BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr, DROPOUT: tl.constexpr,
                NEED_A: tl.constexpr, NEED_C: tl.constexpr, COLUMN_SUMS: tl.constexpr, PRECISION: tl.constexpr):
+    """Also what backward_kv, which comes next, reads of its blocks of BN queries: FIRST, the first key that one of them sees, and
+    side by side for each query NEAR, its logsumexp about the block's first position, delta, a window's reach and what it fades by
+    per token, or else a, and NEAR_MOMENTS, from the keys' mean position about the block's first one on."""
     start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
@@ -365,28 +333,47 @@ def backward_q(Q, K, V, A, C, W, SEED, DY, LSE, DELTA, COLUMNS, DISTANCE, DDISTA
     i = start_i + tl.arange(0, BQ)
     at = row * T + i
     q = load_rows(Q, i, T, q_t, HS, D, not EVEN) # (BQ, D)
+    y = load_rows(Y + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
     dy = load_rows(DY + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
+    delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
     lse = tl.load(LSE + at, mask=i < T, other=float('inf')) # so that weights of queries that do not exist are 0
     unit = scale * LOG2E
-    delta = tl.load(DELTA + at, mask=i < T, other=0.0)
     first, inside = 0, 0
+    blocks, near = tl.cdiv(T, BN), i // BN * BN # of queries, and the first of each query's
+    near_lse, third, fourth = lse, tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
     if BIAS:
         C += b * c_b + h * c_h
-        c_0 = tl.load(C + start_i)
-        a = tl.load(A + at, mask=i < T, other=0.0) / scale
-        lse += a * unit * (tl.load(C + i, mask=i < T, other=0.0) - c_0)
+        c_0, c_i = tl.load(C + start_i), tl.load(C + i, mask=i < T, other=0.0)
+        third = tl.load(A + at, mask=i < T, other=0.0)
+        near_lse += third * LOG2E * (c_i - tl.load(C + near, mask=near < T, other=0.0))
+        a = third / scale
+        lse += a * unit * (c_i - c_0)
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32) # positions from start_i, keys' from start_j
     if WINDOW:
         w = load_window(W + row * T, i, T)
-        first = first_key(w, i) // BK * BK
+        first = tl.min(first_keys(w, i, BQ)) // BK * BK
         inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
         rate = fade_rate(w, ramp, RAMP)
         in_block = tl.exp2(rate[:, None] * (columns - (BK - 1))[None, :]) # exp(-u) over the block's last key's, in every block
+        third, fourth = w - 1.0, rate
+        n = start_i // BN + tl.arange(0, BQ // BN)
+        tl.store(FIRST + row * blocks + n, first_keys(w, i, BN), mask=n < blocks)
     if MOMENTS:
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
         dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
         dscore = tl.load(DSCORE + at, mask=i < T, other=0.0)
+        delta += dvariance * tl.load(VARIANCE + at, mask=i < T, other=0.0)
+        delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
+        if not (BIAS or WINDOW): # nobody asks for dx without gS
+            delta -= dscore
+        store_quad(NEAR_MOMENTS + row * blocks * BN * 4, i, blocks * BN,
+                   mean + ((i - near).to(tl.float32) - fi), ddistance, dvariance, dscore * scale)
+    NEAR += row * blocks * BN * 4
+    store_quad(NEAR, i, blocks * BN, near_lse, delta, third, fourth)
+    if MOMENTS: # a sum stays in its threads, and what the loop adds to it would be handed over each time; a load may be anywhere
+        tl.debug_barrier()
+        delta = tl.load(NEAR + i * 4 + 1, mask=i < T, other=0.0)
     if DROPOUT:
         seed = tl.load(SEED)
 
@@ -565,18 +552,22 @@ def backward_kv(Q, K, V, A, C, SEED, DY, FIRST, NEAR, NEAR_MOMENTS, DK, DV, DC,
 # -----------------------------------------------------------------------------
 # as PyTorch operators, which torch.compile leaves whole
 
-def tiles_of(row, T, window, moments, dropout):
-    """TILES, and at head size 64 in half precision what measured faster where there is more to do for a score, or long rows."""
+def tiles_of(row, T, bias, window, moments, dropout):
+    """TILES, and at head size 64 in half precision what measured faster for what there is to do and for long rows (LOG.md)."""
     forward, q, kv = TILES[row]
     if row == 128:
-        if window or moments or dropout:
+        if window or moments or dropout or not bias:
             forward = (64, 64, 4, 3, 168)
-        if window or moments and dropout:
+        if moments and not window and T >= 4096:
+            q = (64, 64, 4, 3, 255)
+        elif window or moments and dropout:
             q = (64, 32, 4, 3, 168)
+        elif moments or dropout or T <= 512:
+            q = (64, 32, 4, 3, 128)
         if moments and dropout:
-            kv = (32, 64, 4, 2, 255)
-        elif T >= 8192 and not window:
-            kv = (64, 64, 4, 2, 255)
+            kv = (32, 64, 4, 3, 255)
+        elif not window and T >= (8192 if bias and not moments else 4096):
+            kv = (64, 64, 4, 2 if bias and not (moments or dropout) else 3, 255)
     return forward, q, kv
 
 
@@ -601,7 +592,7 @@ def settings(q, k, v, a, c, w, ramp, dropout, moments):
     HS, T = q.size(-1), q.size(2)
     D = max(16, triton.next_power_of_2(HS))
     row = max(32, D * q.element_size())
-    tiles = tiles_of(row, T, w is not None, moments, dropout > 0)
+    tiles = tiles_of(row, T, a is not None, w is not None, moments, dropout > 0)
     strides = [n for x in (q, k, v) for n in x.stride()[:3]]
     strides += [0, 0, 1] if c is None else [c.stride(0), c.stride(1) if c.size(1) > 1 else 0, c.size(1)]
     fast = q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == 'tf32'
@@ -688,22 +679,19 @@ def backward_launches(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Ten
     da, dc, dw = (per_query(q, there) for there in (need_a, need_c, w is not None))
     (_, tile_q, tile_kv), strides, options = settings(q, k, v, a, c, w, ramp, dropout, moments)
     blocks = triton.cdiv(T, tile_kv[0])
-    delta, first = per_query(q), q.new_empty(B, nh, blocks, dtype=torch.int32)
+    first = q.new_empty(B, nh, blocks, dtype=torch.int32)
     near, near_moments = (q.new_empty(B, nh, n * tile_kv[0], 4, dtype=torch.float32) for n in (blocks, blocks * moments))
-    launch(backward_prepare, blocks, B * nh)(
-        y, dy, a, c, w, lse, *stats, *dstats, delta, first, near, near_moments, *strides[-3:-1], T, nh, scale, ramp,
-        BQ=tile_kv[0], MOMENTS=moments, **{name: options[name] for name in ('HS', 'D', 'BIAS', 'WINDOW', 'RAMP')})
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
         launch(key_columns, triton.cdiv(T, BASE), B, c.size(1))(c, columns, *strides[-3:-1], T, BASE=BASE)
     sizes = (*strides, T, nh, scale, ramp, threshold(dropout))
     launch(backward_q, triton.cdiv(T, tile_q[0]), B * nh)(
-        q, k, v, a, c, w, seed, dy, lse, delta, columns, stats[0], *dstats, dq, da, dc, dw, *sizes,
-        MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
+        q, k, v, a, c, w, seed, y, dy, lse, columns, *stats, *dstats, dq, da, dc, dw, first, near, near_moments, *sizes,
+        BN=tile_kv[0], MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     launch(backward_kv, triton.cdiv(T, tile_kv[1]), B * nh)(
         q, k, v, a, c, seed, dy, first, near, near_moments, dk, dv, dc, *sizes,
-        MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
+        MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks) if w is not None else 1, EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
 
