@@ -243,8 +243,7 @@ def train(config, signals=None):
     def save(it, val_loss=None):
         nonlocal saved_at
         tensors, scaler = update.state()
-        run.save(it, weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
-        run.prune()
+        run.save_behind(it, weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
         saved_at = time.time()
 
     def look(snapshot=None):
@@ -295,6 +294,7 @@ def train(config, signals=None):
         elif main and due:
             save(it)
         if stopping:
+            run.wait()
             raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
                        f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.got)
         if last:
@@ -305,6 +305,7 @@ def train(config, signals=None):
         unseen = (it, update.snapshot()) if it % o.log_interval == 0 else None
         yield
     if main:
+        run.wait()
         seconds, best = time.time() - began, state['best_val_loss']
         run.write_json('result.json', dict(
             val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=seconds,

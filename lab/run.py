@@ -38,7 +38,8 @@ class Run:
         self.out_dir = Path(out_dir)
         self.ckpt = self.out_dir / 'ckpt'
         self.log_path = self.out_dir / 'log.jsonl'
-        self._lock = self._log = None
+        self._lock = self._log = self._saving = None
+        self._writer = ThreadPoolExecutor(1)
 
     # -- one writer
 
@@ -100,6 +101,21 @@ class Run:
         finally:
             self._settle()
         return final
+
+    def save_behind(self, step, model, optim, state):
+        """save() and prune() by a thread, of what the tensors are now. What goes wrong there is told by the next save or wait()."""
+        self.wait()
+        copies = [{name: t.detach().to('cpu', copy=True) for name, t in part.items()} for part in (model, optim)]
+        self._saving = self._writer.submit(lambda: (self.save(step, *copies, state), self.prune()))
+
+    def wait(self):
+        """Returns when what save_behind() began is on the disk."""
+        saving, self._saving = self._saving, None
+        try:
+            if saving:
+                saving.result()
+        finally:
+            del saving                                  # else an exception and its traceback would hold it, and us, and the lock
 
     def _settle(self):
         """What save() replaced goes when the new one is in place, and comes back when that was not to be."""

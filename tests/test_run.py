@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -164,6 +165,39 @@ def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
             assert state['step'] == 7
             assert same(model, tensors(content)) and same(optim, tensors(content, part='optim'))
     assert n > 15                                       # the hook does see the calls
+
+
+def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
+    go, write = threading.Event(), lab.run.write
+    monkeypatch.setattr(lab.run, 'write', lambda *args: go.wait(60) and write(*args))
+    model, optim = tensors(1), tensors(1, part='optim')
+    run.save_behind(1, model, optim, {'val_loss': 0.5})
+    for t in (*model.values(), *optim.values()):
+        t.zero_()
+    assert not run.checkpoints()
+    go.set()
+    run.wait()
+    check(run.load(), 1)
+    for step in 2, 3, 4: # one after the other, and pruned
+        run.save_behind(step, tensors(step), tensors(step, part='optim'), {'val_loss': step})
+    run.wait()
+    assert [int(f.name[5:]) for f in run.checkpoints()] == [4, 3, 1]
+
+
+@pytest.mark.parametrize('told_by', ['wait', 'save_behind'])
+def test_what_goes_wrong_behind_is_told_once(run, monkeypatch, told_by):
+    save(run, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.run, 'save_file', full_disk)
+        run.save_behind(2, tensors(2), {}, {})
+        arguments = (3, tensors(3), {}, {}) if told_by == 'save_behind' else ()
+        assert 'No space left on device' in stops(DISK_FULL, getattr(run, told_by), *arguments)
+    run.wait()
+    check(run.load(), 1)
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # -- one writer
