@@ -1,5 +1,5 @@
-"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of weights,
-and none for copies of their gradients."""
+"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of
+weights, and none for those of their gradients."""
 import functools
 import operator
 

@@ -47,7 +47,7 @@ class Update:
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
         self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
         self.it, self.loss, self.norm, self.bad, self.bad_it = torch.zeros(5, device=machine.device)
-        self.share = torch.tensor(1 / len(self.x), device=machine.device)
+        self.share = torch.tensor(1 / len(self.x), device=machine.device) # of a micro-batch in the objective
         self.aux = {}
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
@@ -115,14 +115,14 @@ class Update:
 
     def backward(self):
         """Gradients of the mean objective over the micro-batches, and their cross entropy in self.loss."""
-        self.aux, share = {}, self.scaler.scale(self.share) # of a micro-batch in the objective
+        self.aux, dloss = {}, self.scaler.scale(self.share)
         if self.scaler.is_enabled(): # the scaler skips what overflows, and only that; once bad, everything has to
-            share = share * torch.where(self.bad > 0, torch.nan, 1.0)
+            dloss = dloss * torch.where(self.bad > 0, torch.nan, 1.0)
         self.loss.zero_()
         for x, y in zip(self.x, self.y, strict=True):
             with self.machine.autocast():
                 loss, aux = self.objective(x, y, self.it)
-            loss.backward(share)
+            loss.backward(dloss)
             for name, value in aux.items():
                 self.aux[name] = self.aux.get(name, 0.0) + value.detach() * self.share
             self.loss.addcmul_(loss.detach(), self.share)

@@ -691,7 +691,8 @@ def backward_launches(dy: torch.Tensor, dstats: list[torch.Tensor], q: torch.Ten
         BN=tile_kv[0], MOMENTS=moments, NEED_A=need_a, NEED_C=need_c, COLUMN_SUMS=columns is not None, **options, **block(tile_q))
     launch(backward_kv, triton.cdiv(T, tile_kv[1]), B * nh)(
         q, k, v, a, c, seed, dy, first, near, near_moments, dk, dv, dc, *sizes,
-        MOMENTS=moments, NEED_C=need_c, BLOCKS=triton.next_power_of_2(blocks) if w is not None else 1, EACH=TEST_EACH_BLOCK, **options, **block(tile_kv))
+        BLOCKS=1 if w is None else triton.next_power_of_2(blocks), EACH=TEST_EACH_BLOCK, # without windows one kernel for every T
+        MOMENTS=moments, NEED_C=need_c, **options, **block(tile_kv))
     return dqkv, da, dc, dw
 
 
