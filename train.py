@@ -216,7 +216,15 @@ def start(config):
 def train(config, signals=None):
     """The whole run, as a generator that yields after each iteration, whose work a device may still have before it: who drives
     several of them trains several seeds at once. Returns (machine, data, model)."""
-    o, run, m, data, model, update, state = start(config)
+    _, run, *_ = begun = start(config)
+    try:
+        return (yield from loop(config, signals, *begun))
+    finally:
+        run.wait() # however it ended: for the checkpoint that is being written
+
+
+def loop(config, signals, o, run, m, data, model, update, state):
+    """train() once everything is there; arguments are start()'s."""
     main, signals, first = RANK == 0, signals or Signals(), state['step']
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
@@ -294,7 +302,6 @@ def train(config, signals=None):
         elif main and due:
             save(it)
         if stopping:
-            run.wait()
             raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
                        f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.got)
         if last:
