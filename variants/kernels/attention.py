@@ -368,7 +368,7 @@ def backward_q(Q, K, V, A, C, W, SEED, Y, DY, LSE, COLUMNS, DISTANCE, VARIANCE, 
         if not (BIAS or WINDOW): # nobody asks for dx without gS
             delta -= dscore
         store_quad(NEAR_MOMENTS + row * blocks * BN * 4, i, blocks * BN,
-                   mean + ((i - near).to(tl.float32) - fi), ddistance, dvariance, dscore * scale)
+                   mean - (near - start_i), ddistance, dvariance, dscore * scale)
     NEAR += row * blocks * BN * 4
     store_quad(NEAR, i, blocks * BN, near_lse, delta, third, fourth)
     if MOMENTS: # a sum stays in its threads, and what the loop adds to it would be handed over each time; a load may be anywhere
