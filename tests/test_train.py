@@ -234,6 +234,7 @@ def test_control_c_in_a_process_started_in_the_background(data, resume, go, tmp_
 def test_the_second_signal_stops_at_once(spawn, tmp_path):
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
     wait_for((tmp_path / 'stuck').exists, child.is_alive)   # the signal of an iteration that has not begun ends the run well
+    wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
     os.kill(child.pid, signal.SIGTERM)
     child.join(0.5)
     assert child.is_alive()                                 # it waits for the end of an iteration that never ends
@@ -392,6 +393,7 @@ def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
 def test_a_busy_folder(spawn, go, tmp_path):
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
     wait_for((tmp_path / 'stuck').exists, child.is_alive)
+    wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
     before = files(out)
     for init_from in 'scratch', 'resume':
         assert f'--out_dir={out}: process {child.pid} on ' in go(init_from=init_from).line(BUSY)
