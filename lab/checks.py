@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple, get_args, get_origin
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_tensors, save as save_tensors
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import model as core
 from lab import options as lab_options
@@ -465,6 +464,7 @@ def plain_loss(model):
 
 def one_graph(model, its=(0, 1, 2, 500), tol=1e-9):
     """torch.compile makes one graph of the pass, over changing iterations, with eager's losses and gradients."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # here, for it takes as long as torch itself to import
     idx = tokens(model, 2)
     torch._dynamo.reset()
     counter, compilations = CompileCounterWithBackend('aot_eager'), set()
