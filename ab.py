@@ -82,10 +82,10 @@ def read_arms(o, given):
         on_top = lambda v: v if common == 'base' else f'{common}+{v}'
         wanted = [(common, {})] + [(on_top(v), dict(variant=on_top(v))) for v in o.variants.split(',') if v]
     names = [name for name, _ in wanted]
+    if not names:
+        raise Stop(f'arms={o.arms}: names no arm; write NAME: option=value; ...')
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise Stop(f'arms: {doubled} is there twice; every arm needs a name of its own')
-    if len(names) < 2 and not o.null:
-        raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, or --null=True for the noise floor')
     if o.baseline and o.baseline not in names:
         raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
     wanted.sort(key=lambda arm: arm[0] != (o.baseline or names[0]))
@@ -94,6 +94,8 @@ def read_arms(o, given):
     for g in given:
         if not any(g.name in names for names in known):
             raise Stop(f'{g.name}={g.value}: no such option of any arm{nearest(g.name, set().union(*known, options_of(Options)))}')
+    if len(names) < 2 and not o.null:
+        raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, or --null=True for the noise floor')
     return [make_arm(name, own, [Given('variant', common, COMMAND_LINE)] + [g for g in given if g.name in names])
             for (name, own), names in zip(wanted, known)]
 

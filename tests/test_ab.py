@@ -78,6 +78,8 @@ def test_any_option_may_differ(data):
 
 @pytest.mark.parametrize('options, says', [
     (dict(), 'nothing to compare'),
+    (dict(varaints='alibi'), 'varaints=alibi: no such option of any arm; did you mean variants?'),
+    (dict(arms=';', null=True), 'arms=;: names no arm'),
     (dict(variants='nope'), 'no file variants/nope.py'),
     (dict(variants='alibi,alibi'), 'alibi is there twice'),
     (dict(arms='base; : dropout=0.1'), 'has no name'),
