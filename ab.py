@@ -106,8 +106,11 @@ def parse_arm(text):
     name = name.strip()
     if not name or not name.isprintable():
         raise Stop(f'arms: {text.strip()!r} has no name; write NAME: option=value option=value')
-    own = {}
-    for word in shlex.split(rest):
+    try:
+        own, words = {}, shlex.split(rest)
+    except ValueError as error:
+        raise Stop(f'arms: {text.strip()}: {error}') from None
+    for word in words:
         option, equals, value = word.removeprefix('--').partition('=')
         if not equals:
             raise Stop(f'arms: {name}: {word}: write option=value')

@@ -84,6 +84,7 @@ def test_any_option_may_differ(data):
     (dict(variants='alibi,alibi'), 'alibi is there twice'),
     (dict(arms='base; : dropout=0.1'), 'has no name'),
     (dict(arms='base; hot: learning_rate'), 'write option=value'),
+    (dict(arms='base; hot: "variant=alibi'), 'arms: hot: "variant=alibi: No closing quotation'),
     (dict(arms='base; hot: learning_rate=high'), 'arm hot: --learning_rate=high'),
     (dict(arms='base; hot: seed=3'), 'seed is the same for all arms'),
     (dict(variants='alibi', arms='base; b: dropout=0.1'), 'give one of the two'),
