@@ -413,10 +413,11 @@ def judged(study, seeds, o, pairs):
 
 
 def numbers(text, name, kind):
-    try:
-        return [kind(x) for x in text.split(',')]
-    except ValueError:
-        raise Stop(f'{name}={text}: takes numbers with commas between them') from None
+    with contextlib.suppress(ValueError):
+        found = [kind(x) for x in text.split(',')]
+        if all(0 < x < float('inf') for x in found):
+            return found
+    raise Stop(f'{name}={text}: takes positive numbers with commas between them')
 
 
 # -- the report
@@ -503,6 +504,8 @@ def planned(o):
     if looks != sorted(set(looks)) or looks[0] < 2:
         what = f'looks={o.looks}: takes growing numbers of seeds, from 2' if o.looks else f'seeds={o.seeds}: takes 2 or more'
         raise Stop(what)
+    if o.lr_sweep:
+        numbers(o.lr_sweep, 'lr_sweep', float) # before anything is trained
     return looks, list(range(o.first_seed, o.first_seed + looks[-1]))
 
 
@@ -650,6 +653,8 @@ def main():
     o = make(Options, {g.name: read(known[g.name], g.value, g.origin) for g in given if g.name in known})
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
+    if o.name and Path(o.name).name != o.name or o.name == '..':
+        raise Stop(f'name={o.name}: takes the name of a folder in {OUT}')
     rest = [g for g in given if g.name not in known]
     if o.ledger:
         return print(ledger.text(OUT))

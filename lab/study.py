@@ -163,7 +163,7 @@ def difference(old, new, path=''):
 def read_json(path):
     try:
         return revive(json.loads(Path(path).read_text(encoding='utf-8')))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise Stop(f'{path}: is not JSON; delete it to have that run trained again') from None

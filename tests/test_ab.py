@@ -90,6 +90,10 @@ def test_any_option_may_differ(data):
     (dict(variants='alibi', arms='base; b: dropout=0.1'), 'give one of the two'),
     (dict(variants='alibi', window_init=3), 'window_init=3: no such option of any arm'),
     (dict(variants='alibi', baseline='nope'), 'baseline=nope: no such arm'),
+    (dict(variants='alibi', name='../x'), 'name=../x: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', lr_sweep='0,1'), 'lr_sweep=0,1: takes positive numbers'),
+    (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
+    (dict(report=__file__), 'holds no study'),
     (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
     (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
 ])
