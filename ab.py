@@ -335,9 +335,9 @@ def price_arms(study, runner, say, file='price.json'):
     return prices
 
 
-def sweep(study, runner, o, say):
+def sweep(study, runner, o, factors, say):
     """Each arm with the best of the learning rates on a seed that the study does not use; and the grid."""
-    factors, seed, grid, chosen = numbers(o.lr_sweep, 'lr_sweep', float), o.first_seed + 10_000, {}, []
+    seed, grid, chosen = o.first_seed + 10_000, {}, []
     tried = {(arm.name, f): dataclasses.replace(with_lr(arm, f), name=f'{arm.name} lr x{f:g}')
              for arm in study.arms for f in factors}
     runner.train([study.task(arm, seed) for arm in tried.values()])
@@ -499,19 +499,18 @@ def publish(report, folder, say):
 # -- the whole
 
 def planned(o):
-    """(looks, seeds): numbers of seeds at which there is a verdict, and all the seeds."""
+    """(looks, seeds, factors): numbers of seeds at which there is a verdict, all seeds, and factors on the learning rate."""
     looks = numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
         what = f'looks={o.looks}: takes growing numbers of seeds, from 2' if o.looks else f'seeds={o.seeds}: takes 2 or more'
         raise Stop(what)
-    if o.lr_sweep:
-        numbers(o.lr_sweep, 'lr_sweep', float) # before anything is trained
-    return looks, list(range(o.first_seed, o.first_seed + looks[-1]))
+    factors = numbers(o.lr_sweep, 'lr_sweep', float) if o.lr_sweep else []
+    return looks, list(range(o.first_seed, o.first_seed + looks[-1])), factors
 
 
 def run_study(o, given, say=print):
     """From the options to the report."""
-    arms, (looks, seeds) = read_arms(o, given), planned(o)
+    arms, (looks, seeds, factors) = read_arms(o, given), planned(o)
     where = places(o, arms[0].options)
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     study = Study(OUT / (o.name or default_name(config, arms, o)), arms, o.keep_checkpoints)
@@ -526,7 +525,7 @@ def run_study(o, given, say=print):
     runner = Runner(study, o, where, say)
     extra = dict(command=' '.join(map(shlex.quote, ['python', *sys.argv])), config=config or None, created=now(),
                  environment=dict(versions=versions(), git=git(), data=study.hashes[arms[0].options.dataset]))
-    pairs = prepare(study, runner, o, extra, say)
+    pairs = prepare(study, runner, o, factors, extra, say)
     train_looks(study, runner, o, looks, seeds, pairs, say)
     runner.pool.stop(5)
     extra['paired'] = say_pairing(study, seeds, say)
@@ -539,13 +538,13 @@ def run_study(o, given, say=print):
         raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {study.folder}/report.html')
 
 
-def prepare(study, runner, o, extra, say):
+def prepare(study, runner, o, factors, extra, say):
     """Checks, learning rates, prices and matched baselines, as asked for: into extra and study.arms. Returns {arm: its match}."""
     arms, pairs = study.arms, {}
     if o.check:
         extra['checks'] = check_arms(study, runner, say)
-    if o.lr_sweep:
-        extra['sweep'] = sweep(study, runner, o, say)
+    if factors:
+        extra['sweep'] = sweep(study, runner, o, factors, say)
     if o.price or o.match in ('flops', 'time'):
         extra['prices'] = price_arms(study, runner, say)
     if o.match != 'none':

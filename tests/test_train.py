@@ -230,11 +230,17 @@ def test_control_c_in_a_process_started_in_the_background(data, resume, go, tmp_
     assert last_iter(tmp_path / 'run') in (step - 1, step) and 5 < step < 500
 
 
-@posix
-def test_the_second_signal_stops_at_once(spawn, tmp_path):
+def stuck_run(spawn, tmp_path):
+    """The folder and the process of a run whose iteration 6 takes forever, when its checkpoint of iteration 4 is there."""
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
     wait_for((tmp_path / 'stuck').exists, child.is_alive)   # the signal of an iteration that has not begun ends the run well
     wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
+    return out, child
+
+
+@posix
+def test_the_second_signal_stops_at_once(spawn, tmp_path):
+    out, child = stuck_run(spawn, tmp_path)
     os.kill(child.pid, signal.SIGTERM)
     child.join(0.5)
     assert child.is_alive()                                 # it waits for the end of an iteration that never ends
@@ -391,9 +397,7 @@ def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
 
 @posix
 def test_a_busy_folder(spawn, go, tmp_path):
-    out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
-    wait_for((tmp_path / 'stuck').exists, child.is_alive)
-    wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
+    out, child = stuck_run(spawn, tmp_path)
     before = files(out)
     for init_from in 'scratch', 'resume':
         assert f'--out_dir={out}: process {child.pid} on ' in go(init_from=init_from).line(BUSY)
