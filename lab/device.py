@@ -86,6 +86,7 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
 
 def set_compiler(index):
     """What torch.compile is told for CUDA device `index`."""
+    from torch._functorch import config as functorch
     from torch._inductor import config as inductor
     from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
 
@@ -95,6 +96,9 @@ def set_compiler(index):
     inductor.online_softmax = False # two loops over a row, the second from the cache: 1.9 ms of GPT-2's loss instead of 2.5
     inductor.joint_custom_post_pass = Passes()
     inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
+    # Sums are split in one way, not in the fastest of several tried today: another order of adding up is another rounding.
+    inductor.test_configs.force_filter_reduction_configs, inductor.dynamic_scale_rblock = True, False
+    functorch.force_non_lazy_backward_lowering = True # from torch 2.13 on all of this holds in this thread, not in backward's
     # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more.
     os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
     ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'

@@ -158,6 +158,19 @@ def test_a_study_is_its_runs(data, at_once):
     assert Path('out-ab/LEDGER.md').read_text() == listed.out
 
 
+def test_a_sweep_gives_each_arm_its_best_learning_rate(data):
+    done = ran(data, arms='base; hot: learning_rate=10', seeds=2, name='l', lr_sweep='0.001,1')
+    assert done.code == 0, done
+    sweep = json.loads(Path('out-ab/l/report.json').read_text())['plan']['lr_sweep']
+    best = {arm: min(there, key=there.get) for arm, there in sweep['losses'].items()}
+    assert best == dict(base='1', hot='0.001') and sweep['seed'] not in (1337, 1338) # 1e-5 hardly learns, 10 ruins
+    for arm, rates in ('base', {}), ('hot', dict(learning_rate=0.01, min_lr=1e-6)):
+        assert f'lr_sweep, {arm}: ' in done.out and f'x{best[arm]} is used' in done.out
+        for seed in 1337, 1338:
+            call(train.main, **SMALL | dict(dataset=data, seed=seed, out_dir='alone') | rates)
+            assert log(f'out-ab/l/{arm}/seed_{seed}') == log('alone')
+
+
 def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     """Of four at once one has an error of its own and two no memory beside others: these are trained again, alone."""
     arm, = [a for a in arms_of(data, arms='base', null=True)]

@@ -1,7 +1,9 @@
 """What the machine can do, and what it is not believed to."""
 import pytest
 import torch
+from torch._functorch import config as functorch
 from torch._inductor import config as inductor
+from torch._inductor.utils import run_and_get_code
 
 from lab import device
 from lab.device import Machine, machine
@@ -38,8 +40,14 @@ def test_without_a_gpu(gpus, monkeypatch):
         assert refused(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
-@inductor.patch(inductor.get_config_copy()) # what machine() sets of it ends with the test
-def test_with_gpus(gpus, monkeypatch):
+@pytest.fixture
+def settings():
+    """What machine() sets of torch.compile ends with the test."""
+    with inductor.patch(inductor.get_config_copy()), functorch.patch(functorch.get_config_copy()):
+        yield
+
+
+def test_with_gpus(gpus, settings, monkeypatch):
     gpus(2)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
     monkeypatch.setattr(device.os, 'environ', {})
@@ -52,8 +60,7 @@ def test_with_gpus(gpus, monkeypatch):
     assert machine() == Machine('cuda', 'cuda', 'float16', False)
 
 
-@inductor.patch(inductor.get_config_copy())
-def test_a_warm_start_finds_our_kernels(monkeypatch, tmp_path):
+def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
     """They are where Inductor's are, made by the same assembler, whoever is the first to compile; what the user says stays."""
     monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
@@ -69,6 +76,19 @@ def test_a_warm_start_finds_our_kernels(monkeypatch, tmp_path):
     environ['TRITON_PTXAS_PATH'] = 'mine'
     device.set_compiler(0)
     assert environ['TRITON_PTXAS_PATH'] == 'mine'
+
+
+def test_backward_is_compiled_before_it_runs(settings, monkeypatch):
+    """A GPU's backward runs in another thread, where torch 2.13 knows nothing of what was set in this one."""
+    monkeypatch.setattr(device.os, 'environ', {})
+    compiled = []
+    for set_compiler in (lambda: None), (lambda: device.set_compiler(0)):
+        set_compiler()
+        leaf = torch.ones(5, requires_grad=True)
+        torch._dynamo.reset()
+        _, code = run_and_get_code(torch.compile(torch.sin), leaf)
+        compiled.append(len(code))
+    assert compiled == [1, 2] # forward; forward and backward
 
 
 PEAK = { # dense TFLOP/s in bfloat16, or float16 where there is no bfloat16, from the data sheets

@@ -2,8 +2,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._inductor import config
+from torch._inductor.utils import run_and_get_code
 
-from lab.embedding import lookup
+from lab.embedding import Embedding, lookup
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (4, 9), (2, 3, 5)])
@@ -27,3 +29,15 @@ def test_lookups_gradient_is_not_rounded_by_autocast():
     exact, = torch.autograd.grad((F.embedding(idx, weight) * dy).sum(), weight)
     for f in loss, torch.compile(loss, fullgraph=True, backend='aot_eager'):
         torch.testing.assert_close(torch.autograd.grad(f(weight), weight)[0], exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind, in_any_order', [(Embedding, False), (torch.nn.Embedding, True)])
+@config.patch('cpp.threads', 2) # of one, nothing would need atomics
+def test_a_compiled_embedding_adds_up_in_one_order(kind, in_any_order):
+    torch.manual_seed(7)
+    embedding, idx, dy = kind(65, 128), torch.randint(65, (64, 64)), torch.randn(64, 64, 128)
+    f = torch.compile(lambda: (embedding(idx) * dy).sum(), fullgraph=True)
+    (gradient,), code = run_and_get_code(lambda: torch.autograd.grad(f(), embedding.weight))
+    exact, = torch.autograd.grad((F.embedding(idx, embedding.weight) * dy).sum(), embedding.weight)
+    torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-4)
+    assert ('atomic_add' in ''.join(code)) == in_any_order

@@ -1,5 +1,9 @@
 """What only a CUDA device can show; run by hand: python -m pytest tests/test_gpu.py -m gpu -q"""
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +155,32 @@ def test_runs_repeat_to_the_bit_alone_and_beside_others(variant):
         assert other[1][0] == alone[1][0]
         assert all(torch.equal(a, b) for a, b in zip(other[1][1], alone[1][1]))
     assert together[2][0] != together[3][0]
+
+
+TRAIN = """
+import hashlib, sys
+import torch
+import model as core
+from lab.device import machine
+from lab.update import Update
+m = machine(compile=True)
+model = core.build(sys.argv[1], 1, block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0).to(m.device).train()
+update = Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), m.type), m, (1, 12, 64), 1.0, 1)
+for it in range(30):
+    update(it, *torch.randint(65, (2, 12, 64), generator=torch.Generator().manual_seed(it)).to(m.device), 1e-3)
+print(hashlib.sha256(b''.join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest())
+"""
+
+
+@pytest.mark.parametrize('variant', ['base', 'mod', 'canon'])
+def test_compiled_anew_the_bits_are_the_same(variant, tmp_path):
+    """Of a model so small that several ways to split its sums are about as fast: left to Inductor's timings they differ."""
+    bits = set()
+    for n in range(3):
+        cache = dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / str(n)), TRITON_CACHE_DIR=str(tmp_path / str(n) / 'triton'))
+        bits.add(subprocess.run([sys.executable, '-c', TRAIN, variant], cwd=Path(__file__).parents[1], env=os.environ | cache,
+                                check=True, capture_output=True, text=True).stdout)
+    assert len(bits) == 1
 
 
 def test_not_finite_leaves_the_weights_under_graphs():
