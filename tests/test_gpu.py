@@ -172,15 +172,16 @@ print(hashlib.sha256(b''.join(p.detach().cpu().numpy().tobytes() for p in model.
 """
 
 
-@pytest.mark.parametrize('variant', ['base', 'mod', 'canon'])
+@pytest.mark.parametrize('variant', ['base', 'mod'])
 def test_compiled_anew_the_bits_are_the_same(variant, tmp_path):
     """Of a model so small that several ways to split its sums are about as fast: left to Inductor's timings they differ."""
-    bits = set()
+    runs = []
     for n in range(3):
         cache = dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / str(n)), TRITON_CACHE_DIR=str(tmp_path / str(n) / 'triton'))
-        bits.add(subprocess.run([sys.executable, '-c', TRAIN, variant], cwd=Path(__file__).parents[1], env=os.environ | cache,
-                                check=True, capture_output=True, text=True).stdout)
-    assert len(bits) == 1
+        runs.append(subprocess.Popen([sys.executable, '-c', TRAIN, variant], cwd=Path(__file__).parents[1],
+                                     env=os.environ | cache, stdout=subprocess.PIPE))
+    bits = {run.communicate()[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0, 0] and len(bits) == 1
 
 
 def test_not_finite_leaves_the_weights_under_graphs():
