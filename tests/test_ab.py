@@ -166,9 +166,8 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data):
     assert best == dict(base='1', hot='0.001') and sweep['seed'] not in (1337, 1338) # 1e-5 hardly learns, 10 ruins
     for arm, rates in ('base', {}), ('hot', dict(learning_rate=0.01, min_lr=1e-6)):
         assert f'lr_sweep, {arm}: ' in done.out and f'x{best[arm]} is used' in done.out
-        for seed in 1337, 1338:
-            call(train.main, **SMALL | dict(dataset=data, seed=seed, out_dir='alone') | rates)
-            assert log(f'out-ab/l/{arm}/seed_{seed}') == log('alone')
+        call(train.main, **SMALL | dict(dataset=data, seed=1338, out_dir='alone') | rates)
+        assert log(f'out-ab/l/{arm}/seed_1338') == log('alone')
 
 
 def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
