@@ -3,10 +3,10 @@ import gc
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch._inductor import config
 
 import model as core
@@ -178,8 +178,8 @@ def test_compiled_anew_the_bits_are_the_same(variant, tmp_path):
     runs = []
     for n in range(3):
         cache = dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / str(n)), TRITON_CACHE_DIR=str(tmp_path / str(n) / 'triton'))
-        runs.append(subprocess.Popen([sys.executable, '-c', TRAIN, variant], cwd=Path(__file__).parents[1],
-                                     env=os.environ | cache, stdout=subprocess.PIPE))
+        runs.append(subprocess.Popen([sys.executable, '-c', TRAIN, variant], cwd=ROOT, env=os.environ | cache,
+                                     stdout=subprocess.PIPE))
     bits = {run.communicate()[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0] and len(bits) == 1
 
