@@ -5,24 +5,35 @@ import torch.nn.functional as F
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding; on CUDA and under torch.compile, for vocabularies to 1024, by lookup()."""
+    """nn.Embedding; on CUDA and under torch.compile by lookup()."""
 
     def forward(self, idx):
         adds_in_any_order = idx.is_cuda or torch.compiler.is_compiling()
-        return lookup(self.weight, idx) if adds_in_any_order and self.num_embeddings <= 1024 else super().forward(idx)
+        return lookup(self.weight, idx) if adds_in_any_order else super().forward(idx)
 
 
 # An operator, because torch.compile does not cache graphs with a torch.autograd.Function in them.
 @torch.library.custom_op('lab::lookup', mutates_args=())
 def lookup(weight: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """Rows idx of weight. The gradient is a product with the one-hot matrix of idx, a sum in one order: F.embedding's, on CUDA
-    or compiled, adds with atomics in whatever order they come, and two runs of one seed drift apart."""
+    """Rows idx of weight. The gradient is a sum in one order: F.embedding's, compiled, adds with atomics in whatever order they
+    come, and two runs of one seed drift apart. Up to 1,024 rows it is a product with the one-hot matrix of idx."""
     return F.embedding(idx, weight)
 
 
 @lookup.register_fake
 def _(weight, idx):
     return weight.new_empty(*idx.shape, weight.size(1))
+
+
+@torch.library.custom_op('lab::sum_by_row', mutates_args=())
+def sum_by_row(dy: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
+    """(rows, C) from dy (..., C), as eager PyTorch adds up, in one order; torch.compile would put atomics in its place."""
+    return torch.ops.aten.embedding_dense_backward(dy, idx, rows, -1, False)
+
+
+@sum_by_row.register_fake
+def _(dy, idx, rows):
+    return dy.new_empty(rows, dy.size(-1))
 
 
 def save(ctx, inputs, output):
@@ -33,6 +44,8 @@ def save(ctx, inputs, output):
 
 def gradient(ctx, dy): # (..., C)
     idx, = ctx.saved_tensors
+    if ctx.rows > 1024:
+        return sum_by_row(dy, idx, ctx.rows), None
     with torch.autocast(dy.device.type, enabled=False):
         hot = idx.flatten() == torch.arange(ctx.rows, device=idx.device)[:, None] # (rows, N)
         return hot.to(dy.dtype) @ dy.flatten(0, -2), None

@@ -8,19 +8,22 @@ from torch._inductor.utils import run_and_get_code
 from lab.embedding import Embedding, lookup
 
 
+@pytest.mark.parametrize('rows', [65, 1025]) # by either way
 @pytest.mark.parametrize('shape', [(1, 1), (4, 9), (2, 3, 5)])
-def test_lookup_is_an_embedding(shape):
+def test_lookup_is_an_embedding(shape, rows):
     torch.manual_seed(5)
-    weight, idx = torch.randn(65, 16, dtype=torch.float64, requires_grad=True), torch.randint(65, shape)
+    weight, idx = torch.randn(rows, 16, dtype=torch.float64, requires_grad=True), torch.randint(rows, shape)
+    idx.flatten()[-1] = idx.flatten()[0] # twice the same row
     dy = torch.randn(*shape, 16, dtype=torch.float64)
     results = [(y, torch.autograd.grad(y, weight, dy)[0]) for y in (lookup(weight, idx), F.embedding(idx, weight))]
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_lookups_gradient_is_not_rounded_by_autocast():
+@pytest.mark.parametrize('rows', [65, 1025])
+def test_lookups_gradient_is_not_rounded_by_autocast(rows):
     torch.manual_seed(6)
-    weight, idx, dy = torch.randn(65, 16, requires_grad=True), torch.randint(65, (8, 32)), torch.randn(8, 32, 16)
+    weight, idx, dy = torch.randn(rows, 16, requires_grad=True), torch.randint(65, (8, 32)), torch.randn(8, 32, 16)
 
     def loss(weight):
         with torch.autocast('cpu', torch.bfloat16):
@@ -31,11 +34,12 @@ def test_lookups_gradient_is_not_rounded_by_autocast():
         torch.testing.assert_close(torch.autograd.grad(f(weight), weight)[0], exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind, in_any_order', [(Embedding, False), (torch.nn.Embedding, True)])
+@pytest.mark.parametrize('kind, rows, in_any_order', [(Embedding, 65, False), (Embedding, 1025, False),
+                                                      (torch.nn.Embedding, 65, True)])
 @config.patch('cpp.threads', 2) # of one, nothing would need atomics
-def test_a_compiled_embedding_adds_up_in_one_order(kind, in_any_order):
+def test_a_compiled_embedding_adds_up_in_one_order(kind, rows, in_any_order):
     torch.manual_seed(7)
-    embedding, idx, dy = kind(65, 128), torch.randint(65, (64, 64)), torch.randn(64, 64, 128)
+    embedding, idx, dy = kind(rows, 128), torch.randint(65, (64, 64)), torch.randn(64, 64, 128)
     f = torch.compile(lambda: (embedding(idx) * dy).sum(), fullgraph=True)
     (gradient,), code = run_and_get_code(lambda: torch.autograd.grad(f(), embedding.weight))
     exact, = torch.autograd.grad((F.embedding(idx, embedding.weight) * dy).sum(), embedding.weight)

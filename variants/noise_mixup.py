@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 import model
+from lab.embedding import lookup
 from lab.noise import noise_like
 from lab.options import NonNegative, Share
 
@@ -39,7 +40,8 @@ class GPT(model.GPT):
         if not self.training or self.config.mix_prob == 0:
             return x
         rows, times, coin, lam = self.draw(x)
-        mixed = lam * x + (1 - lam) * x[rows, times]
+        partner = lookup(x.flatten(0, 1), rows * x.size(1) + times) # x[rows, times], with a gradient that adds up in one order
+        mixed = lam * x + (1 - lam) * partner
         if self.config.mix_std:
             mixed = mixed + self.config.mix_std * self.noise(x)
         return torch.where(coin, mixed, x)
