@@ -5,11 +5,16 @@ import torch.nn.functional as F
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding; on CUDA and under torch.compile by lookup()."""
+    """nn.Embedding by rows_of()."""
 
     def forward(self, idx):
-        adds_in_any_order = idx.is_cuda or torch.compiler.is_compiling()
-        return lookup(self.weight, idx) if adds_in_any_order else super().forward(idx)
+        return rows_of(self.weight, idx)
+
+
+def rows_of(weight, idx):
+    """weight[idx], by lookup() on CUDA and under torch.compile. weight (rows, C), idx (...) -> (..., C)."""
+    adds_in_any_order = idx.is_cuda or torch.compiler.is_compiling()
+    return lookup(weight, idx) if adds_in_any_order else F.embedding(idx, weight)
 
 
 # An operator, because torch.compile does not cache graphs with a torch.autograd.Function in them.

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 import model
-from lab.embedding import lookup
+from lab.embedding import rows_of
 from lab.noise import noise_like
 from lab.options import NonNegative, Share
 
@@ -40,7 +40,7 @@ class GPT(model.GPT):
         if not self.training or self.config.mix_prob == 0:
             return x
         rows, times, coin, lam = self.draw(x)
-        partner = lookup(x.flatten(0, 1), rows * x.size(1) + times) # x[rows, times], with a gradient that adds up in one order
+        partner = rows_of(x.flatten(0, 1), rows * x.size(1) + times) # x[rows, times], with a gradient that adds up in one order
         mixed = lam * x + (1 - lam) * partner
         if self.config.mix_std:
             mixed = mixed + self.config.mix_std * self.noise(x)
