@@ -596,9 +596,13 @@ def again(folder, say=print):
             return from_table({arm: {int(s): x for s, x in runs.items()} for arm, runs in table['losses'].items()},
                               Options(**table['options']), folder, table['command'])
         raise Stop(f'--report={folder}: holds no study; it has to have been run to its end once')
-    study = Study(folder, [from_json(a) for a in saved['arms']])
-    pairs = {name: next(a for a in study.arms if a.name == m['name']) for name, m in saved['pairs'].items()}
-    publish(build_report(study, Options(**saved['options']), saved['extra'], saved['seeds'], pairs), folder, say)
+    try:
+        study, o = Study(folder, [from_json(a) for a in saved['arms']]), Options(**saved['options'])
+        pairs = {name: next(a for a in study.arms if a.name == m['name']) for name, m in saved['pairs'].items()}
+        extra, seeds = saved['extra'], saved['seeds']
+    except (IndexError, KeyError, TypeError): # edited, or of a version with other options
+        raise Stop(f'{folder}/study.json: is not what this ab.py writes; the command that made the study writes it anew') from None
+    publish(build_report(study, o, extra, seeds, pairs), folder, say)
 
 
 def from_table(table, o, folder, command):

@@ -165,8 +165,8 @@ def read_json(path):
         return revive(json.loads(Path(path).read_text(encoding='utf-8')))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise Stop(f'{path}: is not JSON; delete it to have that run trained again') from None
+    except (ValueError, AttributeError): # no JSON, or JSON that is not a dict
+        raise Stop(f'{path}: is not a record in JSON; once deleted it is made anew') from None
 
 
 def write_json(path, obj):

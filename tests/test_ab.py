@@ -102,6 +102,14 @@ def test_bad_arms_are_one_line(data, options, says):
     assert not Path('out-ab').exists()
 
 
+@pytest.mark.parametrize('text, says', [('{"arms"', 'is not a record in JSON'), ('[]', 'is not a record in JSON'),
+                                        ('{}', 'is not what this ab.py writes'), ('{"arms": []}', 'is not what this ab.py writes'),
+                                        ('{"arms": [], "options": {"sedes": 5}}', 'is not what this ab.py writes')])
+def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
+    (tmp_path / 'study.json').write_text(text)
+    assert f'study.json: {says}' in ran(data, report=tmp_path).line(BAD_INPUT)
+
+
 def test_matched_baselines_hit_within_a_percent(data):
     """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
     size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
