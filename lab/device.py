@@ -96,8 +96,7 @@ def set_compiler(index):
     inductor.online_softmax = False # two loops over a row, the second from the cache: 1.9 ms of GPT-2's loss instead of 2.5
     inductor.joint_custom_post_pass = Passes()
     inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
-    # Sums are split in one way, not in the fastest of several tried today: another order of adding up is another rounding.
-    inductor.test_configs.force_filter_reduction_configs, inductor.dynamic_scale_rblock = True, False
+    inductor.dynamic_scale_rblock = False # one more way to split a sum, timed in each process anew: another order, other bits
     functorch.force_non_lazy_backward_lowering = True # from torch 2.13 on all of this holds in this thread, not in backward's
     # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more.
     os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
