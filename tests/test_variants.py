@@ -8,6 +8,8 @@ from textwrap import indent
 
 import pytest
 import torch
+from torch._inductor import config
+from torch._inductor.utils import run_and_get_code
 from torch.overrides import TorchFunctionMode
 
 import model as core
@@ -155,6 +157,18 @@ def test_integers_are_drawn_in_32_bits(name, setting):
             model(checks.tokens(model))
         assert all(high - low < 2 ** 31 for low, high in bounds.drawn), bounds.drawn
         assert bounds.drawn or name != 'base' or attn != 'kernel'
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'noise_mixup')) for name in ALL])
+@config.patch('cpp.threads', 2) # of one, nothing would need atomics
+def test_compiled_nothing_is_added_up_in_any_order(name):
+    """Two runs of one seed would drift apart. noise_mixup, which reads rows by their number, in every suite."""
+    model = small(name, 0.3, dtype=torch.float32).train()
+    idx = checks.tokens(model)
+    torch._dynamo.reset()
+    loss = torch.compile(lambda: model(idx, idx)[1], fullgraph=True)
+    _, code = run_and_get_code(lambda: loss().backward())
+    assert len(code) == 2 and 'atomic_add' not in ''.join(code) # forward and backward
 
 
 # -- two ideas at once
