@@ -8,8 +8,6 @@ from textwrap import indent
 
 import pytest
 import torch
-from torch._inductor import config
-from torch._inductor.utils import run_and_get_code
 from torch.overrides import TorchFunctionMode
 
 import model as core
@@ -160,14 +158,15 @@ def test_integers_are_drawn_in_32_bits(name, setting):
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'noise_mixup')) for name in ALL])
-@config.patch('cpp.threads', 2) # of one, nothing would need atomics
 def test_compiled_nothing_is_added_up_in_any_order(name):
     """Two runs of one seed would drift apart. noise_mixup, which reads rows by their number, in every suite."""
+    from torch._inductor import config, utils  # seconds to import
     model = small(name, 0.3, dtype=torch.float32).train()
     idx = checks.tokens(model)
     torch._dynamo.reset()
     loss = torch.compile(lambda: model(idx, idx)[1], fullgraph=True)
-    _, code = run_and_get_code(lambda: loss().backward())
+    with config.patch({'cpp.threads': 2}): # of one, nothing would need atomics
+        _, code = utils.run_and_get_code(lambda: loss().backward())
     assert len(code) == 2 and 'atomic_add' not in ''.join(code) # forward and backward
 
 
