@@ -259,7 +259,7 @@ class GPT(nn.Module):
         usual = {id(p) for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding)) for p in m.parameters(recurse=False)}
         with torch.random.fork_rng(devices=[]):
             for name, p in self.named_parameters(): # a tied weight comes once, under its first name
-                torch.manual_seed(key(seed, 'init', name))
+                torch.default_generator.manual_seed(key(seed, 'init', name))
                 if hasattr(p, 'init'):
                     p.init(p)
                 elif id(p) in usual:
@@ -421,7 +421,7 @@ def build(variant='base', seed=1337, **model_args):
     parts = load(variant)
     config = make_checked(parts.GPTConfig, model_args)
     with torch.random.fork_rng(devices=[]), NanWhereUninitialised(): # what a constructor forgets to initialise shows
-        torch.manual_seed(key(seed, 'build'))
+        torch.default_generator.manual_seed(key(seed, 'build'))
         model = parts.GPT(config, parts)
     model.init_weights(seed)
     return model

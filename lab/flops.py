@@ -6,6 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as core
 
+counted = {} # by the model's classes and its options: runs of one arm ask for the same, and half a second is half a second
+
 
 def flops_per_token(config, parts):
     """(forward, forward and backward) FLOPs per token at full context, a multiply-add being 2.
@@ -13,14 +15,17 @@ def flops_per_token(config, parts):
     Matrix products only, each in full: causal attention counts all T x T scores, as in the PaLM formula, although fused kernels
     skip the masked half.
     """
-    with torch.device('meta'):
+    key = *(getattr(parts, slot.__name__) for slot in core.SLOTS), *dataclasses.astuple(config)
+    if key not in counted:
+        counted[key] = count(config, parts)
+    return counted[key]
+
+
+def count(config, parts):
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
         model = parts.GPT(dataclasses.replace(config, attn='math'), parts)
         idx = torch.zeros(1, config.block_size, dtype=torch.long)
-        counted = []
-        for backward in False, True:
-            with FlopCounterMode(display=False) as counter:
-                _, loss = model(idx, idx, core.Step())
-                if backward:
-                    loss.backward()
-            counted.append(counter.get_total_flops() / config.block_size)
-    return tuple(counted)
+        _, loss = model(idx, idx, core.Step())
+        forward = counter.get_total_flops()
+        loss.backward()
+        return forward / config.block_size, counter.get_total_flops() / config.block_size

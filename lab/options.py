@@ -11,6 +11,7 @@ import textwrap
 import tokenize
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,13 +132,20 @@ def meanings(cls):
     """{field: its trailing comment}, from the source of the class and of those it inherits from."""
     found = {}
     for base in filter(inspect.get_annotations, reversed(cls.__mro__)):
-        with suppress(OSError):         # typed in at a prompt: no source
-            source = textwrap.dedent(inspect.getsource(base))
-            tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-            comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
-            for node in ast.parse(source).body[0].body:
-                if isinstance(node, ast.AnnAssign) and node.end_lineno in comments:
-                    found[node.target.id] = comments[node.end_lineno].lstrip('# ')
+        found |= own_meanings(base)
+    return found
+
+
+@cache # Python parses the whole file for it, which takes as long as all else that building a small model does
+def own_meanings(cls):
+    found = {}
+    with suppress(OSError):             # typed in at a prompt: no source
+        source = textwrap.dedent(inspect.getsource(cls))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+        for node in ast.parse(source).body[0].body:
+            if isinstance(node, ast.AnnAssign) and node.end_lineno in comments:
+                found[node.target.id] = comments[node.end_lineno].lstrip('# ')
     return found
 
 

@@ -52,6 +52,8 @@ class Update:
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
+        cpu = machine.type == 'cpu' # for other devices' sake torch.manual_seed formats a stack, .5 ms
+        self.seed_all = torch.default_generator.manual_seed if cpu else torch.manual_seed
         if self.graphed:
             self.turns = turns or turns_on(machine)
             self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
@@ -72,7 +74,7 @@ class Update:
         self.y.copy_(y.view_as(self.y))
         noise = key(self.seed, 'noise', it, self.rank) # dropout and whatever else is random
         if not self.graphed:
-            torch.manual_seed(noise)
+            self.seed_all(noise)
             return self.run()
         self.noise.manual_seed(noise) # which the graph reads at each replay
         if self.graph is not None:
@@ -162,7 +164,7 @@ class Update:
         self.x.copy_(x.view_as(self.x))
         self.y.copy_(y.view_as(self.y))
         self.it.copy_(self.bad_it)
-        torch.manual_seed(key(self.seed, 'noise', int(self.bad_it), self.rank))
+        self.seed_all(key(self.seed, 'noise', int(self.bad_it), self.rank))
         self.world = 1 # the other processes may be elsewhere by now
         self.bad.zero_()
         self.backward()

@@ -56,6 +56,7 @@ def call(main, *args, **options):
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     sys.argv, code = [f'{main.__module__}.py', *map(str, args), *flags(**options)], 0
+    gc.freeze() # what is there already is looked through for .3 s a call
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             run_main(main)
@@ -66,6 +67,7 @@ def call(main, *args, **options):
         for number, handler in handlers.items():
             signal.signal(number, handler)
         gc.collect()                    # what ended the run may still hold its folder, and with it the lock
+        gc.unfreeze()
     return Ended(code, out.getvalue(), err.getvalue())
 
 
