@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as core
 
-counted = {} # by the model's classes and its options: runs of one arm ask for the same, and half a second is half a second
+counted = {} # by the model's classes and its options, for the runs of one arm ask for the same: .3 to .7 s on a slow CPU
 
 
 def flops_per_token(config, parts):
