@@ -27,7 +27,7 @@ from lab.attention import choose, flex_attention, kernel_attention, rank_one, sd
 from lab.dropout import Dropout
 from lab.embedding import Embedding
 from lab.errors import Stop
-from lab.keys import NanWhereUninitialised, key
+from lab.keys import NanWhereUninitialised, key, seed_cpu
 from lab.muon import MuonAdamW
 from lab.options import Count, Rate, make_checked
 from lab.sampling import pick
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         usual = {id(p) for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding)) for p in m.parameters(recurse=False)}
         with torch.random.fork_rng(devices=[]):
             for name, p in self.named_parameters(): # a tied weight comes once, under its first name
-                torch.default_generator.manual_seed(key(seed, 'init', name))
+                seed_cpu(key(seed, 'init', name))
                 if hasattr(p, 'init'):
                     p.init(p)
                 elif id(p) in usual:
@@ -421,7 +421,7 @@ def build(variant='base', seed=1337, **model_args):
     parts = load(variant)
     config = make_checked(parts.GPTConfig, model_args)
     with torch.random.fork_rng(devices=[]), NanWhereUninitialised(): # what a constructor forgets to initialise shows
-        torch.default_generator.manual_seed(key(seed, 'build'))
+        seed_cpu(key(seed, 'build'))
         model = parts.GPT(config, parts)
     model.init_weights(seed)
     return model

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 import model as core
 from lab import options as lab_options
 from lab.errors import Stop
-from lab.keys import generator
+from lab.keys import generator, seed_cpu
 from lab.weights import load_weights, weights
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
@@ -72,7 +72,7 @@ def at(it):
 def same_circumstances(model):
     """Noise by a fixed seed, and buffers, which training may update, put back afterwards."""
     before = [(b, b.clone()) for b in model.buffers()]
-    torch.default_generator.manual_seed(0)
+    seed_cpu(0)
     try:
         yield
     finally:
@@ -244,7 +244,7 @@ def trained(variant, steps=30, seed=1, **options):
     for it in range(steps):
         idx = tokens(model, 4, seed=(seed, 'train', it))
         optimizer.zero_grad(set_to_none=True)
-        torch.default_generator.manual_seed(it)
+        seed_cpu(it)
         model(idx[:, :-1], idx[:, 1:], core.Step(it=at(it)))[1].backward()
         optimizer.step()
     return model
@@ -260,7 +260,7 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
         training = it < steps
         idx = torch.randint(vocab, (512 // T, T + 1), generator=generator(seed, 'uniform', it))
         x, y = idx[:, :-1], idx[:, 1:]
-        torch.default_generator.manual_seed(it)
+        seed_cpu(it)
         with torch.set_grad_enabled(training):
             step = core.Step(it=at(it))
             logits, loss = model.train(training)(x, y, step)
@@ -301,7 +301,7 @@ def stateless(model):
         a, b = tokens(model, seed=1), tokens(model, seed=2)
         results = []
         for idx in a, b, a:
-            torch.default_generator.manual_seed(0)
+            seed_cpu(0)
             results.append(model(idx, idx)[0])
         require(torch.equal(results[0], results[2]), 'stateless: the same tokens give other logits after another batch')
     model.train(was)

@@ -17,6 +17,11 @@ def generator(*parts):
     return torch.Generator().manual_seed(key(*parts))
 
 
+def seed_cpu(number):
+    """Seeds PyTorch's own CPU generator. torch.manual_seed asks for other devices too, and formats a stack for it: .5 ms a call."""
+    torch.default_generator.manual_seed(number)
+
+
 EMPTY = torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from lab.keys import key
+from lab.keys import key, seed_cpu
 from model import Step
 
 KINDS = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer' # of an optimizer's state
@@ -52,8 +52,7 @@ class Update:
         self.objective = torch.compile(self.forward, fullgraph=True, dynamic=False) if machine.compile else self.forward
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
-        cpu = machine.type == 'cpu' # for other devices' sake torch.manual_seed formats a stack, .5 ms
-        self.seed_all = torch.default_generator.manual_seed if cpu else torch.manual_seed
+        self.seed_noise = seed_cpu if machine.type == 'cpu' else torch.manual_seed
         if self.graphed:
             self.turns = turns or turns_on(machine)
             self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
@@ -74,7 +73,7 @@ class Update:
         self.y.copy_(y.view_as(self.y))
         noise = key(self.seed, 'noise', it, self.rank) # dropout and whatever else is random
         if not self.graphed:
-            self.seed_all(noise)
+            self.seed_noise(noise)
             return self.run()
         self.noise.manual_seed(noise) # which the graph reads at each replay
         if self.graph is not None:
@@ -164,7 +163,7 @@ class Update:
         self.x.copy_(x.view_as(self.x))
         self.y.copy_(y.view_as(self.y))
         self.it.copy_(self.bad_it)
-        self.seed_all(key(self.seed, 'noise', int(self.bad_it), self.rank))
+        self.seed_noise(key(self.seed, 'noise', int(self.bad_it), self.rank))
         self.world = 1 # the other processes may be elsewhere by now
         self.bad.zero_()
         self.backward()
