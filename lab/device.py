@@ -90,11 +90,11 @@ def set_compiler(index):
     from torch._inductor import config as inductor
     from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
 
-    from lab.passes import Passes
+    from lab.passes import FirstPasses, Passes
     if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
         inductor.triton.mix_order_reduction = False
     inductor.online_softmax = False # two loops over a row, the second from the cache: 1.9 ms of GPT-2's loss instead of 2.5
-    inductor.joint_custom_post_pass = Passes()
+    inductor.joint_custom_pre_pass, inductor.joint_custom_post_pass = FirstPasses(), Passes()
     inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
     inductor.dynamic_scale_rblock = False # one more way to split a sum, timed in each process anew: another order, other bits
     functorch.force_non_lazy_backward_lowering = True # from torch 2.13 on all of this holds in this thread, not in backward's

@@ -1,5 +1,5 @@
 """What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of
-weights, and none for those of their gradients."""
+weights, none for those of their gradients, and small products that leave room for others."""
 import functools
 import operator
 
@@ -10,6 +10,7 @@ aten, prims = torch.ops.aten, torch.ops.prims
 # Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: by the fit GELU is off by at most 1e-8.
 LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4, -1.38095593e-4,
              2.92733228e-5, -1.99199469e-6)
+SMALL = 2 ** 26 # multiply-adds of a product that does not fill a GPU: 50 million in 768 rows of 128 by 128 x 512
 
 
 class Passes(CustomGraphPass):
@@ -22,6 +23,13 @@ class Passes(CustomGraphPass):
 
     def uuid(self):
         return get_hash_for_files((__file__,))
+
+
+class FirstPasses(Passes):
+    """For joint_custom_pre_pass, before sizes are padded to what cuBLAS likes."""
+
+    def __call__(self, graph):
+        small_products(graph)
 
 
 # -----------------------------------------------------------------------------
@@ -115,3 +123,27 @@ def sums_in_float32(graph):
             node.replace_all_uses_with(wide)
             graph.erase_node(node)
             graph.erase_node(product)
+
+
+# -----------------------------------------------------------------------------
+# small products, for which cuBLAS takes a GPU whole
+
+@torch.library.custom_op('lab::product', mutates_args=())
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in half precision by lab/product.py's kernel."""
+    from lab.product import product  # Triton
+    return product(a, b)
+
+
+@product.register_fake
+def _(a, b):
+    return a.new_empty(a.size(0), b.size(1))
+
+
+def small_products(graph):
+    """Every small product in half precision by lab::product, but for sums over rows, which cuBLAS leaves room beside."""
+    for node in graph.find_nodes(op='call_function', target=aten.mm.default):
+        rows, value = node.args[0], node.meta['val']
+        small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default
+        if small and value.dtype.itemsize == 2 and value.device.type == 'cuda':
+            node.target = torch.ops.lab.product.default

@@ -15,6 +15,7 @@ from lab.update import Update
 
 pytestmark = pytest.mark.gpu
 SIZE = dict(block_size=256, vocab_size=65, n_layer=2, n_head=4, n_embd=256)
+SMALL = SIZE | dict(block_size=64, n_embd=128) # whose products are lab/product.py's
 
 
 def error(a, b):
@@ -70,27 +71,28 @@ def test_key_bias_equals_float64_math(T, start):
         assert error(fast, exact) < (5e-2 if name == 'z' else 6e-3), (name, error(fast, exact))
 
 
-def updates(variant, compile, dropout=0.2, seed=1, **options):
+def updates(variant, compile, dropout=0.2, seed=1, size=SIZE):
     torch._dynamo.reset()
     m = machine('cuda', 'bfloat16', compile)
-    model = core.build(variant, 1, dropout=dropout, **SIZE, **options).cuda().train()
-    return model, Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, (2, 8, 256), 1.0, seed)
+    model = core.build(variant, 1, dropout=dropout, **size).cuda().train()
+    shape = 2, 8, size['block_size']
+    return model, Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, shape, 1.0, seed)
 
 
-def batch(it):
+def batch(it, size=SIZE):
     generator = torch.Generator().manual_seed(it)
-    return torch.randint(65, (2, 16, 256), generator=generator).cuda()
+    return torch.randint(65, (2, 16, size['block_size']), generator=generator).cuda()
 
 
-@pytest.mark.parametrize('variant', ['base', *core.variants()])
+@pytest.mark.parametrize('variant, size', [*((variant, SIZE) for variant in ('base', *core.variants())), ('base', SMALL)])
 @config.patch(fallback_random=True) # compiled noise is drawn as eager's
-def test_graphs_train_as_eager_does(variant):
+def test_graphs_train_as_eager_does(variant, size):
     losses = {}
     for compile in False, True:
-        model, update = updates(variant, compile, dropout=0.0)
+        model, update = updates(variant, compile, dropout=0.0, size=size)
         losses[compile], snapshots = [], []
         for it in range(8): # three plain calls, then replays
-            update(it, *batch(it % 2), 1e-3)
+            update(it, *batch(it % 2, size), 1e-3)
             losses[compile].append(update.numbers()[0]['loss'])
             snapshots.append(update.snapshot())
         assert (update.graph is not None) == compile
@@ -128,14 +130,16 @@ def test_dropout_is_keyed_by_iteration_under_graphs():
     assert len(set(loss[:5])) == 5
 
 
-@pytest.mark.parametrize('variant', ['base', 'soft_window', 'head_scaling', 'forgetting', 'mod', 'stt', 'sdt', 'sliding_window',
-                                     'strided_heads', 'noise_mixup'])
-def test_runs_repeat_to_the_bit_alone_and_beside_others(variant):
+@pytest.mark.parametrize('variant, size', [*((variant, SIZE) for variant in (
+    'base', 'soft_window', 'head_scaling', 'forgetting', 'mod', 'stt', 'sdt', 'sliding_window', 'strided_heads', 'noise_mixup')),
+    ('base', SMALL)])
+def test_runs_repeat_to_the_bit_alone_and_beside_others(variant, size):
     """Twice alone, and in turn with two other seeds, each in a stream."""
     def ready(seed):
         m = machine('cuda', 'bfloat16', True)
-        model = core.build(variant, seed, dropout=0.2, **SIZE).cuda().train()
-        return Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, (2, 8, 256), 1.0, seed)
+        model = core.build(variant, seed, dropout=0.2, **size).cuda().train()
+        shape = 2, 8, size['block_size']
+        return Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, shape, 1.0, seed)
 
     def trained(*seeds):
         runs = [ready(seed) for seed in seeds]
@@ -144,7 +148,7 @@ def test_runs_repeat_to_the_bit_alone_and_beside_others(variant):
         for it in range(12):
             for update, stream in zip(runs, streams):
                 with torch.cuda.stream(stream):
-                    update(it, *batch(it), 1e-3)
+                    update(it, *batch(it, size), 1e-3)
         torch.cuda.synchronize()
         numbers = [update.numbers()[0] for update in runs]
         return {seed: (n, [p.clone() for p in update.params]) for seed, n, update in zip(seeds, numbers, runs)}

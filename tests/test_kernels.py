@@ -337,7 +337,35 @@ def test_gradients_of_queries_keys_and_values_are_not_copied(small_tiles):
         assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
+def product_error(M, K, N, dtype, device='cpu'):
+    """Of lab/product.py, over the norm of what float64 says: the larger for a weight in a forward pass and in a backward one."""
+    from lab.product import product  # Triton
+    g = torch.Generator().manual_seed(M * N + K)
+    a, forward, backward = (torch.randn(size, generator=g).to(device, dtype) for size in ((M, K), (N, K), (K, N)))
+    found = []
+    for b in forward.t(), backward:
+        y, exact = product(a, b), a.double() @ b.double()
+        assert y.dtype == dtype and y.is_contiguous() and torch.equal(y, product(a, b))
+        found.append(((y.double() - exact).norm() / exact.norm()).item())
+    return max(found)
+
+
+@interpreted
+@pytest.mark.parametrize('M, K, N', [(1, 1, 1), (65, 65, 33), (64, 300, 32), (130, 128, 256), (40, 72, 300)])
+@pytest.mark.parametrize('dtype, bound', [(torch.float16, 2 ** -10), (torch.bfloat16, 2 ** -7)])
+def test_interpreted_products_equal_float64(M, K, N, dtype, bound, bfloat16_products):
+    assert product_error(M, K, N, dtype) < bound
+
+
 # -- the kernels, on a GPU
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('M, K, N', [(1, 1, 1), (65, 65, 33), (768, 128, 384), (768, 128, 65), (768, 65, 128), (768, 512, 128),
+                                     (2048, 300, 99)])
+@pytest.mark.parametrize('dtype, bound', [(torch.float16, 2 ** -10), (torch.bfloat16, 2 ** -7)])
+def test_products_equal_float64(M, K, N, dtype, bound):
+    assert product_error(M, K, N, dtype, 'cuda') < bound
+
 
 @pytest.mark.gpu
 def test_kernels_that_were_traced_are_compiled_when_they_run(monkeypatch):

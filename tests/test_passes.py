@@ -50,6 +50,13 @@ def test_weights_are_cast_at_once_and_gradients_when_they_come():
     assert all(map(torch.equal, once, without))
 
 
+def graph_of(f, *sizes, device='cuda', dtype=torch.float32):
+    """As torch.compile traces f of tensors of these sizes, without a GPU."""
+    with FakeTensorMode():
+        args = [torch.empty(size, device=device, dtype=dtype) for size in sizes]
+        return make_fx(f, decomposition_table=select_decomp_table())(*args).graph
+
+
 def test_gradients_of_weights_leave_their_products_in_float32():
     """In a graph for CUDA: no copy of a gradient is left, and what forward rounds is rounded as before."""
     def f(x, weight, dy):
@@ -57,11 +64,22 @@ def test_gradients_of_weights_leave_their_products_in_float32():
         y = half(x) @ half(weight).t()
         return y.float(), (half(dy).t() @ half(x)).float()
 
-    with FakeTensorMode():
-        args = [torch.empty(*size, device='cuda') for size in [(64, 8), (16, 8), (64, 16)]]
-        graph = make_fx(f, decomposition_table=select_decomp_table())(*args).graph
+    graph = graph_of(f, (64, 8), (16, 8), (64, 16))
     passes.sums_in_float32(graph)
     logits, gradient = graph.output_node().args[0]
     assert logits.target is torch.ops.prims.convert_element_type.default
     assert gradient.target is torch.ops.aten.mm.dtype and gradient.args[2] == torch.float32
     assert gradient.meta['val'].shape == (16, 8) and gradient.meta['val'].dtype == torch.float32
+
+
+@pytest.mark.parametrize('rows, dtype, device, small', [
+    (768, torch.bfloat16, 'cuda', True), (768, torch.float16, 'cuda', True), (768, torch.float32, 'cuda', False),
+    (768, torch.bfloat16, 'cpu', False), (16384, torch.bfloat16, 'cuda', False)])
+def test_small_products_leave_room_for_others(rows, dtype, device, small):
+    """Of a layer 128 wide its output and its input's gradient, in half precision on a GPU; not its weight's."""
+    layer = lambda x, weight, dy: (x @ weight.t(), dy @ weight, dy.t() @ x)
+    graph = graph_of(layer, (rows, 128), (512, 128), (rows, 512), device=device, dtype=dtype)
+    passes.small_products(graph)
+    outputs = graph.output_node().args[0]
+    assert [y.target is torch.ops.lab.product.default for y in outputs] == [small, small, False]
+    assert [y.target is torch.ops.aten.mm.default for y in outputs] == [not small, not small, True]
