@@ -267,13 +267,13 @@ class Dataset:
         return torch.randint(len(self.tokens[split]) - self.block_size, (size,), generator=generator(seed, 'batch', split, it))
 
     def batch(self, split, it, size, seed, rank=0, world=1):
-        """X, Y (size / world, T): this rank's rows of a batch."""
+        """X, Y (size / world, T) int32, views of one tensor: this rank's rows of a batch."""
         mine, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
         if torch.is_tensor(tokens):
             rows = tokens.unfold(0, self.block_size + 1, 1)[self._starts_on_device(split, it, size, seed)[mine]]
         else:
             rows = self._rows(split, self.starts(split, it, size, seed)[mine])
-        return rows[:, :-1].long(), rows[:, 1:].long()
+        return rows[:, :-1], rows[:, 1:]
 
     def _starts_on_device(self, split, it, size, seed):
         """starts(), drawn and sent AHEAD iterations at a time: one by one they would take longer than a small model's step."""
