@@ -77,9 +77,12 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
             dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
         else: # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting every weight for one token takes longer
             dtype = 'bfloat16' if type == 'cpu' and torch.cpu._is_amx_tile_supported() and not decoding else 'float32'
+    triton = importlib.util.find_spec('triton') is not None
     if compile == 'auto': # on a CPU a compilation costs more than a short run gains
-        compile = type == 'cuda' and importlib.util.find_spec('triton') is not None
+        compile = type == 'cuda' and triton
     if compile and type == 'cuda':
+        if not triton:
+            raise Stop('compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False')
         set_compiler(int(index))
     return Machine(device, type, dtype, compile)
 

@@ -58,6 +58,7 @@ def test_with_gpus(gpus, settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
     monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: None)
     assert machine() == Machine('cuda', 'cuda', 'float16', False)
+    assert refused('cuda', 'auto', True) == 'compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False'
 
 
 def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
