@@ -80,11 +80,16 @@ def shell(script, *args, cwd=ROOT, **options):
 
 # -- processes that can be killed: forked from one that has torch imported, so that each starts at once
 
-def start(said, hook, *args, **options):
-    """A process that trains, after hook(); what it says goes to a file."""
+def forks():
+    """A context of multiprocessing whose processes start with what takes seconds to import."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
-    child = context.Process(target=play, args=(said, hook, [*args, *flags(**options)]), daemon=True)
+    return context
+
+
+def start(said, hook, *args, **options):
+    """A process that trains, after hook(); what it says goes to a file."""
+    child = forks().Process(target=play, args=(said, hook, [*args, *flags(**options)]), daemon=True)
     child.start()
     return child
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ENV, ROOT, TINY, call, flags, log, shakespeare
+from helpers import ENV, ROOT, TINY, call, flags, forks, log, shakespeare
 from scipy.stats import ttest_rel
 
 import ab
@@ -36,6 +36,8 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if hasattr(os, 'fork'):
+        monkeypatch.setattr(pool, 'SPAWN', forks()) # spawned, workers would import torch for half of the time
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
