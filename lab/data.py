@@ -17,7 +17,7 @@ from lab.keys import generator
 
 ROOT = Path(__file__).absolute().parent.parent / 'data'
 SPLITS = ('train', 'val')
-RESIDENT = CHECKED = 2 << 30    # bytes: int64 tokens up to here live on the device, files up to here are read through
+RESIDENT = CHECKED = 2 << 30    # bytes: int32 tokens up to here live on the device, files up to here are read through
 AHEAD = 64                      # iterations whose batches are drawn and sent to the device together
 META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
 
@@ -219,7 +219,7 @@ class Dataset:
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
         self.hash = fingerprint(self.folder)
-        self.tokens = {split: ids if 8 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        self.tokens = {split: ids if 4 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int32)).to(self.device)
                        for split, ids in bins.items()}
         self.span = torch.arange(block_size + 1, device=self.device)
         self.ahead = {}                         # (split, size, seed) -> (iteration, starts of the AHEAD batches from there on)
@@ -260,20 +260,20 @@ class Dataset:
             return tokens[(self._send(starts)[:, None] + self.span).clamp(max=last)]
         rows = tokens[np.minimum(starts.numpy()[:, None] + np.arange(self.block_size + 1), last)]
         self._check_ids(split, rows)
-        return self._send(torch.from_numpy(rows.astype(np.int32))).long()
+        return self._send(torch.from_numpy(rows.astype(np.int32)))
 
     def starts(self, split, it, size, seed):
         """Where the rows of the batch begin that (seed, split, it) names on every machine."""
         return torch.randint(len(self.tokens[split]) - self.block_size, (size,), generator=generator(seed, 'batch', split, it))
 
     def batch(self, split, it, size, seed, rank=0, world=1):
-        """X, Y (size / world, T), views of one tensor: this rank's rows of a batch."""
+        """X, Y (size / world, T): this rank's rows of a batch."""
         mine, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
         if torch.is_tensor(tokens):
             rows = tokens.unfold(0, self.block_size + 1, 1)[self._starts_on_device(split, it, size, seed)[mine]]
         else:
             rows = self._rows(split, self.starts(split, it, size, seed)[mine])
-        return rows[:, :-1], rows[:, 1:]
+        return rows[:, :-1].long(), rows[:, 1:].long()
 
     def _starts_on_device(self, split, it, size, seed):
         """starts(), drawn and sent AHEAD iterations at a time: one by one they would take longer than a small model's step."""
@@ -298,7 +298,8 @@ class Dataset:
         for starts in (chosen * T).split(size):
             rows, left = self._rows(split, starts), total - starts          # left (B,): targets from here to the end
             past = self.span[:T] >= self._send(left)[:, None]
-            yield rows[:, :-1].masked_fill(past, 0), rows[:, 1:].masked_fill(past, -1), int(left.clamp(max=T).sum())
+            yield (rows[:, :-1].long().masked_fill_(past, 0), rows[:, 1:].long().masked_fill_(past, -1),
+                   int(left.clamp(max=T).sum()))
 
 
 def fingerprint(folder):

@@ -439,6 +439,7 @@ def test_batches_are_slices_of_the_split(counting):
     for split, first, last in (('train', 0, 999), ('val', 1000, 1199)):
         X, Y = ds.batch(split, 3, 4000, 1)
         assert X.shape == Y.shape == (4000, 8) and X.dtype == Y.dtype == torch.int64
+        assert X.is_contiguous() and Y.is_contiguous()
         assert (Y == X + 1).all() and (X == X[:, :1] + torch.arange(8)).all()
         starts = set(X[:, 0].tolist())          # every valid start can be drawn, the last included
         assert min(starts) == first and max(starts) == last - 8
