@@ -71,12 +71,19 @@ def test_key_bias_equals_float64_math(T, start):
         assert error(fast, exact) < (5e-2 if name == 'z' else 6e-3), (name, error(fast, exact))
 
 
-def updates(variant, compile, dropout=0.2, seed=1, size=SIZE):
-    torch._dynamo.reset()
+def ready(variant, compile=True, dropout=0.2, seed=1, size=SIZE):
+    """An Update of a new model."""
     m = machine('cuda', 'bfloat16', compile)
-    model = core.build(variant, 1, dropout=dropout, **size).cuda().train()
-    shape = 2, 8, size['block_size']
-    return model, Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, shape, 1.0, seed)
+    model = core.build(variant, seed, dropout=dropout, **size).cuda().train()
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda')
+    return Update(model, optimizer, m, (2, 8, size['block_size']), 1.0, seed)
+
+
+def updates(variant, compile, **options):
+    """A model and its Update, compiled anew."""
+    torch._dynamo.reset()
+    update = ready(variant, compile, **options)
+    return update.model, update
 
 
 def batch(it, size=SIZE):
@@ -135,14 +142,8 @@ def test_dropout_is_keyed_by_iteration_under_graphs():
     ('base', SMALL)])
 def test_runs_repeat_to_the_bit_alone_and_beside_others(variant, size):
     """Twice alone, and in turn with two other seeds, each in a stream."""
-    def ready(seed):
-        m = machine('cuda', 'bfloat16', True)
-        model = core.build(variant, seed, dropout=0.2, **size).cuda().train()
-        shape = 2, 8, size['block_size']
-        return Update(model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cuda'), m, shape, 1.0, seed)
-
     def trained(*seeds):
-        runs = [ready(seed) for seed in seeds]
+        runs = [ready(variant, seed=seed, size=size) for seed in seeds]
         streams = [torch.cuda.Stream() for _ in seeds]
         torch.cuda.synchronize()
         for it in range(12):
