@@ -191,7 +191,7 @@ def test_interpreted_kernels_as_a_gpu_rounds(case, small_tiles, multiply_adds):
 @interpreted
 @pytest.mark.parametrize('T, hs', [(1, 16), (2, 8), (31, 24), (32, 32), (33, 64), (63, 128), (111, 16), (128, 40), (129, 16)])
 def test_interpreted_kernels_of_any_size(T, hs, small_tiles):
-    for name, e in case_errors(T, hs, torch.float32, B=1, bias='distance', window=20, moments=True, dropout=0.2).items():
+    for name, e in case_errors(T, hs, torch.float32, bias='distance', window=20, moments=True, dropout=0.2).items():
         assert e < 5e-6, (name, e)
 
 
