@@ -28,6 +28,7 @@ from lab.dropout import Dropout
 from lab.embedding import Embedding
 from lab.errors import Stop
 from lab.keys import NanWhereUninitialised, key, seed_cpu
+from lab.loss import cross_entropy
 from lab.muon import MuonAdamW
 from lab.options import Count, Rate, make_checked
 from lab.sampling import pick
@@ -303,7 +304,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x[:, [-1], :]), None
         logits = self.logits(x)
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+        loss = cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
         if self.training:
             loss = loss + sum(step.losses.values())
         return logits, loss

@@ -53,7 +53,11 @@ class Update:
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         self.seed_noise = seed_cpu if machine.type == 'cpu' else torch.manual_seed
+        self.clipped = None # norm, clipping and AdamW's step in two kernels
         if self.graphed:
+            from lab.adamw import ClippedAdamW # Triton
+            if ClippedAdamW.takes(optimizer) and not self.scaler.is_enabled():
+                self.clipped = ClippedAdamW(optimizer, self.max_norm)
             self.turns = turns or turns_on(machine)
             self.noise = torch.cuda.default_generators[torch.cuda.current_device()].clone_state() # its own, for graphs that overlap
 
@@ -69,8 +73,7 @@ class Update:
             else:
                 group['lr'] = lr * group['lr_scale']
         self.it.fill_(it)
-        self.x.copy_(x.view_as(self.x))
-        self.y.copy_(y.view_as(self.y))
+        torch._foreach_copy_([self.x, self.y], [x.view_as(self.x), y.view_as(self.y)])
         noise = key(self.seed, 'noise', it, self.rank) # dropout and whatever else is random
         if not self.graphed:
             self.seed_noise(noise)
@@ -88,6 +91,8 @@ class Update:
                 self.graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.graph, pool=self.turns.pool, stream=stream):
                     self.run()
+                if self.clipped:
+                    self.clipped.locate()
         caller.wait_stream(stream)
 
     @contextmanager
@@ -103,16 +108,26 @@ class Update:
 
     def run(self):
         self.backward()
-        self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
+        if self.clipped:
+            self.clipped.norm(out=self.norm)
+        else:
+            self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
         checked = self.loss if self.scaler.is_enabled() else self.loss + self.norm
         bad = checked - checked != 0 # not finite, in two launches; isfinite takes five
         torch.where(bad > self.bad, self.it, self.bad_it, out=self.bad_it)
         self.bad.logical_or_(bad)
+        if self.clipped:
+            self.clipped.step(self.norm, self.bad)
+        else:
+            self.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self):
+        """The optimizer's, unless something is not finite."""
         if not self.scaler.is_enabled():
             self.optimizer.grad_scale, self.optimizer.found_inf = None, self.bad # as a GradScaler tells a fused optimizer to skip
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self):
         """Gradients of the mean objective over the micro-batches, and their cross entropy in self.loss."""

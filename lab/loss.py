@@ -1,0 +1,50 @@
+"""The mean cross entropy, for large vocabularies on CUDA by lab/nll.py's kernels."""
+import torch
+import torch.nn.functional as F
+
+LARGE = 4096
+
+
+def cross_entropy(logits, targets):
+    """F.cross_entropy of logits (N, V) and targets (N,) of which -1 is ignored."""
+    V = logits.size(-1)
+    if not (logits.is_cuda and torch.compiler.is_compiling() and V >= LARGE and V % 8 == 0): # eager, nothing requires Triton
+        return F.cross_entropy(logits, targets, ignore_index=-1)
+    losses, _ = nll(logits, targets)
+    return losses.sum() / (targets != -1).sum()
+
+
+@torch.library.custom_op('lab::nll', mutates_args=())
+def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The negative log-likelihoods (N,) in float32, 0 for a target of -1, and what the gradient needs (N,)."""
+    from lab.nll import forward  # Triton
+    return forward(logits, targets)
+
+
+@nll.register_fake
+def _(logits, targets):
+    return logits.new_empty(len(logits), dtype=torch.float32), logits.new_empty(len(logits), dtype=torch.float32)
+
+
+@torch.library.custom_op('lab::nll_backward', mutates_args=())
+def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """(N, V), as logits."""
+    from lab.nll import backward  # Triton
+    return backward(dlosses, logits, targets, lse)
+
+
+@nll_backward.register_fake
+def _(dlosses, logits, targets, lse):
+    return torch.empty_like(logits)
+
+
+def save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def gradient(ctx, dlosses, _):
+    logits, targets, lse = ctx.saved_tensors
+    return nll_backward(dlosses.contiguous(), logits, targets, lse), None
+
+
+nll.register_autograd(gradient, setup_context=save)

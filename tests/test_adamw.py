@@ -1,0 +1,112 @@
+"""lab/adamw.py beside clip_grad_norm_ and torch.optim.AdamW: interpreted on a CPU, and on a GPU inside a graph."""
+import pytest
+import torch
+from test_kernels import interpreted
+
+EVEN = (100, 64), (4,), (1024,), (1028,), (2, 2), (128, 128)    # a part of a chunk, one, and many
+ODD = (100, 65), (3,), (1024,), (1025,), (1, 1), (128, 128)
+SKIPPED = 8                                                     # this step of 12 is bad
+
+
+def both(device, shapes, betas=(0.9, 0.999)):
+    """Twice the same parameters in two groups, the last one without a gradient, and an AdamW for each."""
+    lists = []
+    for _ in range(2):
+        g = torch.Generator().manual_seed(1)
+        params = [torch.randn(shape, generator=g).to(device).requires_grad_() for shape in (*shapes, (8,))]
+        groups = [dict(params=params[::2], weight_decay=0.1, lr=torch.tensor(1e-2, device=device)),
+                  dict(params=params[1::2], weight_decay=0.0, lr=torch.tensor(2e-2, device=device))]
+        lists.append((params, torch.optim.AdamW(groups, betas=betas, fused=True, capturable=device == 'cuda')))
+    return lists
+
+
+def gradients(it, shapes):
+    """Of a norm that max_norm cuts from iteration 6 on."""
+    g = torch.Generator().manual_seed(it)
+    return [torch.randn(shape, generator=g) * 10.0 ** (it - 8) for shape in shapes]
+
+
+def compare(device, shapes, one_step, betas=(0.9, 0.999)):
+    """one_step(ClippedAdamW, norm, bad) beside PyTorch, after each of 12 steps."""
+    from lab.adamw import ClippedAdamW  # Triton
+    (ours, mine), (theirs, torchs) = both(device, shapes, betas)
+    assert ClippedAdamW.takes(mine)
+    (norm, bad), clipped = torch.zeros(2, device=device), ClippedAdamW(mine, 1.0)
+    for it in range(12):
+        for p, q, grad in zip(ours, theirs, gradients(it, shapes)):
+            if p.grad is None:
+                p.grad = torch.empty_like(p)
+            p.grad.copy_(grad) # a graph's gradients stay where they are
+            q.grad = grad.to(device)
+        bad.fill_(it == SKIPPED)
+        one_step(clipped, norm, bad)
+        expected = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        torchs.grad_scale, torchs.found_inf = None, bad
+        torchs.step()
+        assert torch.isclose(norm, expected, rtol=1e-6, atol=0)
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=2e-6)     # of numbers up to 4: float32's last places
+            assert mine.state[p].keys() == torchs.state[q].keys()
+            for kind, there in torchs.state[q].items():
+                torch.testing.assert_close(mine.state[p][kind], there, rtol=2e-6, atol=1e-9)
+    assert mine.state[ours[0]]['step'] == 11 and not mine.state[ours[-1]]
+    assert clipped.aligned == (shapes == EVEN)
+    start, _ = both(device, shapes)[0]
+    assert all((p - q).abs().max() > 0.01 for p, q in zip(ours[:-1], start)) and torch.equal(ours[-1], start[-1])
+
+
+def two_kernels(clipped, norm, bad):
+    clipped.norm(out=norm)
+    clipped.step(norm, bad)
+
+
+@interpreted
+@pytest.mark.parametrize('shapes, betas', [(EVEN, (0.9, 0.999)), (ODD, (0.9, 0.999)), (ODD, (0.0, 0.95))])
+def test_interpreted_steps_are_pytorchs(shapes, betas):
+    compare('cpu', shapes, two_kernels, betas)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('shapes', [EVEN, ODD])
+@pytest.mark.parametrize('captured', [False, True])
+def test_steps_are_pytorchs(shapes, captured):
+    graphs = []
+
+    def one_step(clipped, norm, bad):
+        if not captured or not clipped.optimizer.state:
+            return two_kernels(clipped, norm, bad)
+        if not graphs:
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[0]):
+                two_kernels(clipped, norm, bad)
+            clipped.locate()
+        graphs[0].replay()
+
+    compare('cuda', shapes, one_step)
+    assert len(graphs) == captured
+
+
+@interpreted
+@pytest.mark.parametrize('spoil', [
+    lambda group, p: setattr(p, 'data', p.data.bfloat16()), lambda group, p: setattr(p, 'data', p.data.t()),
+    lambda group, p: group.update(lr=1e-2), lambda group, p: group.update(betas=(0.8, 0.9)), lambda group, p: group.update(eps=1e-6),
+    lambda group, p: group.update(amsgrad=True), lambda group, p: group.update(maximize=True)])
+def test_what_the_kernels_do_not_know_is_left_to_pytorch(spoil):
+    from lab.adamw import ClippedAdamW  # Triton
+    (params, optimizer), _ = both('cpu', ODD)
+    assert ClippedAdamW.takes(optimizer)
+    spoil(optimizer.param_groups[0], params[0])
+    assert not ClippedAdamW.takes(optimizer)
+
+
+@interpreted
+def test_gradients_may_lie_anywhere():
+    from lab.adamw import ClippedAdamW  # Triton
+    (params, optimizer), _ = both('cpu', EVEN)
+    clipped, out = ClippedAdamW(optimizer, 1.0), torch.zeros(())
+    for aligned in True, False:
+        for p, grad in zip(params, gradients(9, EVEN)):
+            p.grad = grad if aligned else torch.cat((torch.zeros(1), grad.flatten()))[1:].view_as(grad)
+        clipped.norm(out=out)
+        assert clipped.aligned == aligned
+        assert torch.isclose(out, torch.nn.utils.get_total_norm([p.grad for p in params[:-1]]), rtol=1e-6)
