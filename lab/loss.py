@@ -7,8 +7,8 @@ LARGE = 4096
 
 def cross_entropy(logits, targets):
     """F.cross_entropy of logits (N, V) and targets (N,) of which -1 is ignored."""
-    V = logits.size(-1)
-    if not (logits.is_cuda and torch.compiler.is_compiling() and V >= LARGE and V % 8 == 0): # eager, nothing requires Triton
+    V, compiled = logits.size(1), logits.is_cuda and torch.compiler.is_compiling() # eager, nothing requires Triton
+    if not compiled or V < LARGE or V % 8 or logits.dtype == torch.float64:
         return F.cross_entropy(logits, targets, ignore_index=-1)
     losses, _ = nll(logits, targets)
     return losses.sum() / (targets != -1).sum()
@@ -16,7 +16,8 @@ def cross_entropy(logits, targets):
 
 @torch.library.custom_op('lab::nll', mutates_args=())
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The negative log-likelihoods (N,) in float32, 0 for a target of -1, and what the gradient needs (N,)."""
+    """The negative log-likelihoods (N,) in float32, 0 for a target of -1, NaN for one that is no token, and what the gradient needs
+    (N,), for logits (N, V) and targets (N,)."""
     from lab.nll import forward  # Triton
     return forward(logits, targets)
 
@@ -28,14 +29,14 @@ def _(logits, targets):
 
 @torch.library.custom_op('lab::nll_backward', mutates_args=())
 def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
-    """(N, V), as logits."""
+    """(N, V)."""
     from lab.nll import backward  # Triton
     return backward(dlosses, logits, targets, lse)
 
 
 @nll_backward.register_fake
 def _(dlosses, logits, targets, lse):
-    return torch.empty_like(logits)
+    return logits.new_empty(logits.shape)
 
 
 def save(ctx, inputs, output):
@@ -44,7 +45,7 @@ def save(ctx, inputs, output):
 
 def gradient(ctx, dlosses, _):
     logits, targets, lse = ctx.saved_tensors
-    return nll_backward(dlosses.contiguous(), logits, targets, lse), None
+    return nll_backward(dlosses, logits, targets, lse), None
 
 
 nll.register_autograd(gradient, setup_context=save)

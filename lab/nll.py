@@ -13,7 +13,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
-    """nll (N,) float32 of targets (N,), 0 where that is -1, and lse (N,): log2 of the sum of exp(logits (N, V))."""
+    """nll (N,) float32 of targets (N,), 0 for -1, NaN for what is no token, and lse (N,): log2 of the sum of exp(logits (N, V))."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * V
     top, sums = -1e38, tl.zeros((BLOCK,), tl.float32) # not -inf, from which no other -inf can be taken
@@ -25,9 +25,10 @@ def forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
         top = new
     total = top + tl.log2(tl.sum(sums, 0))
     target = tl.load(targets + row)
-    x = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float32) * LOG2_E
+    token = (target >= 0) & (target < V)
+    x = tl.load(logits + target, mask=token, other=0.0).to(tl.float32) * LOG2_E
     tl.store(lse + row, total)
-    tl.store(nll + row, tl.where(target >= 0, (total - x) / LOG2_E, 0.0))
+    tl.store(nll + row, tl.where(token, (total - x) / LOG2_E, tl.where(target == -1, 0.0, float('nan'))))
 
 
 @triton.jit
@@ -45,15 +46,16 @@ def backward_kernel(dnll, logits, targets, lse, dlogits, V, BLOCK: tl.constexpr)
 
 
 def forward(logits, targets):
-    """(nll, lse) for logits (N, V) and targets (N,), both contiguous."""
-    N, V = logits.shape
+    """(nll, lse) for logits (N, V) and targets (N,)."""
+    (N, V), logits, targets = logits.shape, logits.contiguous(), targets.contiguous()
     nll, lse = (torch.empty(N, device=logits.device) for _ in range(2))
     forward_kernel[N,](logits, targets, nll, lse, V, BLOCK, num_warps=8)
     return nll, lse
 
 
 def backward(dnll, logits, targets, lse):
-    N, V = logits.shape
+    """dlogits, contiguous; lse: forward()'s."""
+    (N, V), logits = logits.shape, logits.contiguous()
     dlogits = torch.empty_like(logits)
-    backward_kernel[N,](dnll, logits, targets, lse, dlogits, V, BLOCK, num_warps=8)
+    backward_kernel[N,](dnll.contiguous(), logits, targets.contiguous(), lse, dlogits, V, BLOCK, num_warps=8)
     return dlogits
