@@ -94,6 +94,17 @@ def out_dir_of(options, origin):
     return f'out-{options.variant}'
 
 
+def written(config_json):
+    """What train.py wrote into a run's config.json."""
+    try:
+        saved = json.loads(config_json.read_text(encoding='utf-8'))
+    except ValueError: # neither UTF-8 nor JSON
+        saved = None
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
+        raise Stop(f'{config_json}: not what train.py writes; start another run with --init_from=scratch')
+    return saved
+
+
 def resumed(config, saved):
     """(options, model_args, origin): the saved run's under those given now, differences listed. Another model is refused."""
     old = saved['options'] | saved['model_args']
@@ -165,7 +176,7 @@ def start(config):
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
         elif (run.out_dir / 'config.json').exists():
-            saved = json.loads((run.out_dir / 'config.json').read_text())
+            saved = written(run.out_dir / 'config.json')
             say(f'{run.out_dir} has no checkpoint yet: its run starts over')
         else:
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)

@@ -355,6 +355,15 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp
     same_run(tmp_path / 'run', whole, 12)
 
 
+@pytest.mark.parametrize('content', [b'', b'[]', b'{"options": {}}', b'\xff'])
+def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
+    config_json = tmp_path / 'run/config.json'
+    config_json.parent.mkdir()
+    config_json.write_bytes(content)
+    assert str(config_json) in resume().line(BAD_INPUT)
+    assert config_json.read_bytes() == content
+
+
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
     shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
     monkeypatch.setattr(train, 'pretrained', lambda *args: core.build(seed=7, vocab_size=52, **shape)) # TINY has 1337
