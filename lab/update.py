@@ -55,7 +55,7 @@ class Update:
         self.seed_noise = seed_cpu if machine.type == 'cpu' else torch.manual_seed
         self.clipped = None # norm, clipping and AdamW's step in two kernels
         if self.graphed:
-            from lab.adamw import ClippedAdamW # Triton
+            from lab.adamw import ClippedAdamW  # Triton
             if ClippedAdamW.takes(optimizer) and not self.scaler.is_enabled():
                 self.clipped = ClippedAdamW(optimizer, self.max_norm)
             self.turns = turns or turns_on(machine)

@@ -89,8 +89,9 @@ def test_steps_are_pytorchs(shapes, captured):
 @interpreted
 @pytest.mark.parametrize('spoil', [
     lambda group, p: setattr(p, 'data', p.data.bfloat16()), lambda group, p: setattr(p, 'data', p.data.t()),
-    lambda group, p: group.update(lr=1e-2), lambda group, p: group.update(betas=(0.8, 0.9)), lambda group, p: group.update(eps=1e-6),
-    lambda group, p: group.update(amsgrad=True), lambda group, p: group.update(maximize=True)])
+    lambda group, p: group.update(lr=1e-2), lambda group, p: group.update(betas=(0.8, 0.9)),
+    lambda group, p: group.update(eps=1e-6), lambda group, p: group.update(amsgrad=True),
+    lambda group, p: group.update(maximize=True)])
 def test_what_the_kernels_do_not_know_is_left_to_pytorch(spoil):
     from lab.adamw import ClippedAdamW  # Triton
     (params, optimizer), _ = both('cpu', ODD)
