@@ -34,8 +34,8 @@ from lab.environment import git, versions
 from lab.errors import Stop, run as run_main
 from lab.flops import flops_per_token
 from lab.options import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
-from lab.run import Run, last_iteration
-from lab.study import Arm, Study, Task, Together, read_json, write_json
+from lab.run import Run, last_iteration, read_json
+from lab.study import Arm, Study, Task, Together, write_json
 
 OUT = Path('out-ab')
 METRIC = 'validation loss after the last iteration, whole split, nats per token'

@@ -5,7 +5,6 @@
     torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
 """
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -28,7 +27,7 @@ from lab.flops import flops_per_token
 from lab.gpt2 import SIZES as GPT2, pretrained
 from lab.options import Count, NonNegative, Rate, Whole, make_checked
 from lab.progress import Progress, wandb_logger
-from lab.run import Run
+from lab.run import Run, read_json
 from lab.update import Update
 from lab.weights import load_weights, weights
 
@@ -95,12 +94,9 @@ def out_dir_of(options, origin):
 
 
 def written(config_json):
-    """What train.py wrote into a run's config.json."""
-    try:
-        saved = json.loads(config_json.read_text(encoding='utf-8'))
-    except ValueError: # neither UTF-8 nor JSON
-        saved = None
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
+    """What train.py wrote into a run's config.json, None where there is none."""
+    saved = read_json(config_json)
+    if saved is not None and not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
         raise Stop(f'{config_json}: not what train.py writes; start another run with --init_from=scratch')
     return saved
 
@@ -175,8 +171,7 @@ def start(config):
     if o.init_from == 'resume':
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
-        elif (run.out_dir / 'config.json').exists():
-            saved = written(run.out_dir / 'config.json')
+        elif (saved := written(run.out_dir / 'config.json')) is not None:
             say(f'{run.out_dir} has no checkpoint yet: its run starts over')
         else:
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)

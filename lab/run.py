@@ -337,6 +337,16 @@ def revive(record):
     return {k: float(v) if v in ('NaN', 'Infinity', '-Infinity') else v for k, v in record.items()}
 
 
+def read_json(path):
+    """A record that plain() and JSON made, or None where there is no file."""
+    try:
+        return revive(json.loads(Path(path).read_text(encoding='utf-8')))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, AttributeError): # no JSON, or JSON that is not a dict
+        raise Stop(f'{path}: is not a record in JSON; once deleted it is made anew') from None
+
+
 def put(path, data):
     """Replaces a file in one step: readers see all of the old one or all of the new one."""
     tmp = path.with_name('.tmp-' + path.name)

@@ -28,7 +28,7 @@ from lab.environment import ROOT
 from lab.errors import BUSY, DIVERGED, Stop, out_of_memory
 from lab.keys import key
 from lab.options import options as options_of
-from lab.run import Run, plain, put, revive, sha256
+from lab.run import Run, plain, put, read_json, sha256
 from lab.update import turns_on
 from lab.weights import weights
 
@@ -158,15 +158,6 @@ def difference(old, new, path=''):
         elif a != b:
             return f'{path}{name}' if path else f'{name} ({a} then, {b} now)'
     return None
-
-
-def read_json(path):
-    try:
-        return revive(json.loads(Path(path).read_text(encoding='utf-8')))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, AttributeError): # no JSON, or JSON that is not a dict
-        raise Stop(f'{path}: is not a record in JSON; once deleted it is made anew') from None
 
 
 def write_json(path, obj):
