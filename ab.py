@@ -265,8 +265,8 @@ class Runner:
 
 
 def at_once(o, arm):
-    """How many seeds of an arm one process trains at once. On an H200 eight of a small model take 2.2 times as long as one, eight
-    of config/train_shakespeare_char.py 7.3 times (LOG.md); with larger ones nothing is gained, and memory lost."""
+    """How many seeds of an arm one process trains at once. On an H200 eight of a small model take 2.4 times as long as one, eight
+    of config/train_shakespeare_char.py 7.4 times (LOG.md); with larger ones nothing is gained, and memory lost."""
     if o.at_once or not on_gpu(arm.options):
         return o.at_once or 1
     parts, options = core.load(arm.options.variant), arm.options

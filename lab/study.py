@@ -33,7 +33,8 @@ from lab.update import turns_on
 from lab.weights import weights
 
 # Which code a run depends on, beside its variants' files.
-CODE = ('model.py', 'train.py', 'lab/attention.py', 'lab/data.py', 'lab/embedding.py', 'lab/keys.py', 'lab/muon.py',
+CODE = ('model.py', 'train.py', 'lab/adamw.py', 'lab/attention.py', 'lab/data.py', 'lab/dropout.py', 'lab/embedding.py',
+        'lab/keys.py', 'lab/loss.py', 'lab/muon.py', 'lab/nll.py', 'lab/noise.py', 'lab/passes.py', 'lab/product.py',
         'lab/update.py', 'variants/kernels/attention.py', 'variants/kernels/reference.py')
 # Options that change where and how a run runs, not what it computes.
 ELSEWHERE = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'eval_only', 'log_interval',

@@ -1,6 +1,8 @@
 """A study: its arms, its pairs, what survives a kill, and the statistics of files that others bring."""
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +78,22 @@ def test_any_option_may_differ(data):
     assert (far.options.variant, far.model_args['window_init']) == ('soft_window', 128)
     assert cool.options.learning_rate == 1e-4 and base.options.learning_rate == SMALL['learning_rate']
     assert [a.name for a in arms_of(data, arms='a; b: dropout=0.1'.replace('a;', 'base;'), baseline='b')] == ['b', 'base']
+
+
+def test_code_that_computes_is_part_of_what_a_run_is():
+    """All that models, steps and compiled graphs import, at the top of a file or where they need it."""
+    waiting = ['model.py', 'lab/update.py', 'lab/passes.py', *(f'variants/{f.name}' for f in (ROOT / 'variants').glob('*.py'))]
+    found = set(waiting)
+    while waiting:
+        for node in ast.walk(ast.parse((ROOT / waiting.pop()).read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and re.match(r'(lab|variants\.kernels)(\.|$)', node.module or ''):
+                names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
+                files = {f"{name.replace('.', '/')}.py" for name in names}
+                new = {file for file in files if (ROOT / file).exists()} - found
+                found |= new
+                waiting += new
+    computes_nothing = {'lab/errors.py', 'lab/options.py', 'lab/sampling.py'}
+    assert {file for file in found if not re.match(r'variants/\w+\.py', file)} - computes_nothing <= set(lab_study.CODE)
 
 
 @pytest.mark.parametrize('options, says', [
