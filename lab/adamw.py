@@ -1,4 +1,4 @@
-"""Clipping and AdamW for a whole model by two kernels, inside a CUDA graph.
+"""Clipping, the look for what is not finite, and AdamW for a whole model by three kernels, inside a CUDA graph.
 
 PyTorch's take 65,536 numbers a block: in a small model a few blocks are busy for 60 of a step's 380 us, and clipping writes every
 gradient once more. Here a block takes 1,024 numbers and scales a gradient as it reads it (LOG.md 2026-11-30).
@@ -40,6 +40,22 @@ def norm_kernel(table, norms, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def check_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.constexpr):
+    """One program: what ClippedAdamW.check() says, from the chunks' norms."""
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, chunks, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        x = tl.load(norms + n, mask=n < chunks, other=0.0)
+        squares += x * x
+    total = tl.sqrt(tl.sum(squares))
+    tl.store(norm, total)
+    finite = tl.abs(tl.load(loss) + total) < float('inf')
+    if (finite == 0) & (tl.load(bad) == 0):
+        tl.store(bad, 1.0)
+        tl.store(bad_it, tl.load(it))
+
+
+@triton.jit
 def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.constexpr, LOG1: tl.constexpr, LOG2: tl.constexpr,
                  EPS: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
     """A step with gradients of norm at most max_norm. LOG1, LOG2: base 2, of the betas. If bad, nothing but the step taken back."""
@@ -63,7 +79,7 @@ def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.cons
 
 class ClippedAdamW:
     """clip_grad_norm_(parameters, max_norm), but for the gradients themselves, and the step of a torch.optim.AdamW with its state:
-    norm() and then step(). After both were captured into a CUDA graph, locate() before it is replayed."""
+    check() and then step(). After both were captured into a CUDA graph, locate() before it is replayed."""
 
     def __init__(self, optimizer, max_norm):
         self.optimizer, self.max_norm, self.table = optimizer, max_norm, None
@@ -98,22 +114,23 @@ class ClippedAdamW:
         return torch.cat((rows[which], start[:, None]), dim=1)
 
     def locate(self):
-        """Tells the kernels where the last norm()'s gradients are. A graph's stay there."""
+        """Tells the kernels where the last check()'s gradients are. A graph's stay there."""
         self.table.copy_(self.rows)
 
-    def norm(self, out):
-        """The norm of all gradients."""
+    def check(self, loss, it, norm, bad, bad_it):
+        """All () on the device. norm becomes that of all gradients; if it or loss is not finite and bad is 0, bad becomes 1 and
+        bad_it it."""
         self.rows = self.located()
         self.aligned = bool((self.rows[:, :4] % 16 == 0).all() and (self.rows[:, 6] % 4 == 0).all())
         if self.table is None:
-            self.table, self.norms = torch.zeros_like(self.rows, device=out.device), torch.zeros(len(self.rows), device=out.device)
-        if not (out.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.table, self.norms = torch.zeros_like(self.rows, device=bad.device), torch.zeros(len(self.rows), device=bad.device)
+        if not (norm.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.locate()
         norm_kernel[len(self.rows),](self.table, self.norms, CHUNK, self.aligned, num_warps=4)
-        return torch.linalg.vector_norm(self.norms, out=out)
+        check_kernel[1,](self.norms, len(self.rows), loss, it, norm, bad, bad_it, 4096, num_warps=8)
 
     def step(self, norm, bad):
-        """norm: what norm() gave; where bad (), nothing is changed."""
+        """norm: what check() gave; where bad, nothing is changed."""
         betas, eps = self.optimizer.defaults['betas'], self.optimizer.defaults['eps']
         logs = [math.log2(beta) if beta else -math.inf for beta in betas]
         adamw_kernel[len(self.rows),](self.table, norm, bad, self.max_norm, *betas, *logs, eps, CHUNK, self.aligned, num_warps=8)

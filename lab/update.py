@@ -53,7 +53,7 @@ class Update:
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         self.seed_noise = seed_cpu if machine.type == 'cpu' else torch.manual_seed
-        self.clipped = None # norm, clipping and AdamW's step in two kernels
+        self.clipped = None # norm, check, clipping and AdamW's step in three kernels
         if self.graphed:
             from lab.adamw import ClippedAdamW  # Triton
             if ClippedAdamW.takes(optimizer) and not self.scaler.is_enabled():
@@ -109,18 +109,20 @@ class Update:
     def run(self):
         self.backward()
         if self.clipped:
-            self.clipped.norm(out=self.norm)
+            self.clipped.check(self.loss, self.it, self.norm, self.bad, self.bad_it)
+            self.clipped.step(self.norm, self.bad)
         else:
             self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.params, self.max_norm))
+            self.check()
+            self.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def check(self):
+        """bad, and bad_it at first, if the loss or the norm is not finite."""
         checked = self.loss if self.scaler.is_enabled() else self.loss + self.norm
         bad = checked - checked != 0 # not finite, in two launches; isfinite takes five
         torch.where(bad > self.bad, self.it, self.bad_it, out=self.bad_it)
         self.bad.logical_or_(bad)
-        if self.clipped:
-            self.clipped.step(self.norm, self.bad)
-        else:
-            self.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def step(self):
         """The optimizer's, unless something is not finite."""
