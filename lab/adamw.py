@@ -124,7 +124,7 @@ class ClippedAdamW:
         self.aligned = bool((self.rows[:, :4] % 16 == 0).all() and (self.rows[:, 6] % 4 == 0).all())
         if self.table is None:
             self.table, self.norms = torch.zeros_like(self.rows, device=bad.device), torch.zeros(len(self.rows), device=bad.device)
-        if not (norm.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not (bad.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.locate()
         norm_kernel[len(self.rows),](self.table, self.norms, CHUNK, self.aligned, num_warps=4)
         check_kernel[1,](self.norms, len(self.rows), loss, it, norm, bad, bad_it, 4096, num_warps=8)

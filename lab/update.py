@@ -73,7 +73,7 @@ class Update:
             else:
                 group['lr'] = lr * group['lr_scale']
         self.it.fill_(it)
-        torch._foreach_copy_([self.x, self.y], [x.view_as(self.x), y.view_as(self.y)])
+        self.take(x, y)
         noise = key(self.seed, 'noise', it, self.rank) # dropout and whatever else is random
         if not self.graphed:
             self.seed_noise(noise)
@@ -94,6 +94,9 @@ class Update:
                 if self.clipped:
                     self.clipped.locate()
         caller.wait_stream(stream)
+
+    def take(self, x, y):
+        torch._foreach_copy_([self.x, self.y], [x.view_as(self.x), y.view_as(self.y)])
 
     @contextmanager
     def own_noise(self):
@@ -177,8 +180,7 @@ class Update:
 
     def first_bad(self, x, y):
         """For an iteration found bad, its data: the names of the tensors to blame."""
-        self.x.copy_(x.view_as(self.x))
-        self.y.copy_(y.view_as(self.y))
+        self.take(x, y)
         self.it.copy_(self.bad_it)
         self.seed_noise(key(self.seed, 'noise', int(self.bad_it), self.rank))
         self.world = 1 # the other processes may be elsewhere by now

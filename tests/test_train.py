@@ -487,6 +487,22 @@ def test_nan_stops_before_the_step(go, tmp_path, plant, monkeypatch, where, k, l
     assert not (run.out_dir / 'result.json').exists()
 
 
+def test_the_blame_is_found_on_the_data_of_the_bad_iteration():
+    class Planted(Update):
+        def forward(self, x, y, it):
+            loss, aux = super().forward(x, y, it)
+            return loss * torch.where((x == 5).any() & (y == 6).any(), math.nan, 1.0), aux
+
+    model = small_model('base').train()
+    update = Planted(model, model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu'), machine('cpu', 'float32', False),
+                     (2, 4, 16), 1.0, 1337)
+    fine, fatal = torch.zeros(8, 16, dtype=torch.long), torch.full((8, 16), 5)
+    for it, (x, y) in enumerate([(fine, fine), (fatal, fatal + 1), (fine, fine)]):
+        update(it, x, y, 1e-2)
+    assert update.numbers()[1:] == (True, 1)
+    assert update.first_bad(fatal, fatal + 1) == 'the loss'
+
+
 def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
     options = dict(eval_interval=100, log_interval=7, dtype='float16')
     go('clean', **options, max_iters=3)
