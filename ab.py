@@ -26,16 +26,18 @@ from typing import Annotated, Literal
 
 import torch
 
-import model as core
+from model import load_classes
 import train
 from configurator import Given, arguments, configure
-from lab import ledger, pool, study as lab_study
-from lab.environment import git, versions
-from lab.errors import Stop, run as run_main
-from lab.flops import flops_per_token
-from lab.options import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
-from lab.run import Run, last_iteration, read_json
-from lab.study import Arm, Study, Task, Together, write_json
+from lab.study.study import ledger
+from lab.study.study import pool
+from lab.study.study import study as lab_study
+from core.run.environment import git, versions
+from core.errors import Stop, run as run_main
+from core.device.flops import flops_per_token
+from configurator import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
+from core.run.folder import RunFolder, last_iteration, read_json
+from lab.study.study import Arm, Study, Task, Together, write_json
 
 OUT = Path('out-ab')
 METRIC = 'validation loss after the last iteration, whole split, nats per token'
@@ -89,7 +91,7 @@ def read_arms(o, given):
     if o.baseline and o.baseline not in names:
         raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
     wanted.sort(key=lambda arm: arm[0] != (o.baseline or names[0]))
-    known = [options_of(train.Options).keys() | options_of(core.load(own.get('variant', common)).GPTConfig).keys()
+    known = [options_of(train.Options).keys() | options_of(load_classes(own.get('variant', common)).GPTConfig).keys()
              for _, own in wanted]
     for g in given:
         if not any(g.name in names for names in known):
@@ -125,7 +127,7 @@ def make_arm(name, own, given):
         raise Stop(f'arms: {name}: {wrong} is the same for all arms, and is set by ab.py')
     given = given + [Given(option, value, COMMAND_LINE) for option, value in own.items()]
     try:
-        config = configure(train.Options, core.load, argv=[], given=given, say=lambda text: None)
+        config = configure(train.Options, load_classes, argv=[], given=given, say=lambda text: None)
     except Stop as stop:
         raise Stop(f'arm {name}: {stop}') from None
     o = config.options
@@ -147,7 +149,7 @@ def matched(base, arm, how, prices):
         a = base.model_args
         ratio = 4.0 + (count[1] - count[0]) / (a['n_layer'] * a['n_embd'] * (2 * a['n_embd'] + a['bias']))
         variant = 'wide_mlp' if o.variant == 'base' else f'{o.variant}+wide_mlp'
-        wide = dataclasses.asdict(make(core.load(variant).GPTConfig, a | dict(mlp_ratio=max(ratio, 1 / a['n_embd']))))
+        wide = dataclasses.asdict(make(load_classes(variant).GPTConfig, a | dict(mlp_ratio=max(ratio, 1 / a['n_embd']))))
         return dataclasses.replace(base, name=name, options=dataclasses.replace(o, variant=variant), model_args=wide,
                                    given=dict(mlp_ratio=f'{ratio:.4f}'))
     cost = dict(flops='flops_per_token', time='step_ms')[how]
@@ -269,9 +271,9 @@ def at_once(o, arm):
     of config/train_shakespeare_char.py 7.4 times (LOG.md); with larger ones nothing is gained, and memory lost."""
     if o.at_once or not on_gpu(arm.options):
         return o.at_once or 1
-    parts, options = core.load(arm.options.variant), arm.options
+    classes, options = load_classes(arm.options.variant), arm.options
     tokens = options.batch_size * options.gradient_accumulation_steps * arm.model_args['block_size']
-    return 8 if tokens * flops_per_token(parts.GPTConfig(**arm.model_args), parts)[1] < 2e12 else 1
+    return 8 if tokens * flops_per_token(classes.GPTConfig(**arm.model_args), classes)[1] < 2e12 else 1
 
 
 def on_gpu(options):
@@ -423,7 +425,7 @@ def numbers(text, name, kind):
 # -- the report
 
 def build_report(study, o, extra, seeds, pairs):
-    """report.json: lab/report.py says what is in it."""
+    """report.json: lab/report/report.py says what is in it."""
     from lab import stats
     base, prices = study.arms[0], extra.get('prices') or {}
     results = judged(study, seeds, o, pairs)
@@ -484,7 +486,7 @@ def columns(result, prices):
 
 def publish(report, folder, say):
     """report.json, report.html and the plots; the table is said."""
-    from lab import report as lab_report
+    from lab.report.report import report as lab_report
     write_json(folder / 'report.json', report)
     lab_report.write_html(report, folder / 'report.html')
     try:
@@ -514,7 +516,7 @@ def run_study(o, given, say=print):
     where = places(o, arms[0].options)
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     study = Study(OUT / (o.name or default_name(config, arms, o)), arms, o.keep_checkpoints)
-    holder = Run(study.folder) # held as long as we live
+    holder = RunFolder(study.folder) # held as long as we live
     holder.lock()
     if o.null:
         arms.append(null_arm(arms[0]))

@@ -19,17 +19,17 @@ from typing import Literal
 
 import torch
 
-import model as core
+from model import GPTConfig, Step, build, load_classes
 from configurator import configure
 from lab import checks
-from lab.attention import watched
-from lab.device import machine
-from lab.environment import versions
-from lab.errors import Stop, run as run_main
-from lab.flops import flops_per_token
-from lab.keys import generator
-from lab.options import Count, Positive, Whole
-from lab.update import Update, turns_on
+from core.nn.attention import record_backends
+from core.device.machine import machine
+from core.run.environment import versions
+from core.errors import Stop, run as run_main
+from core.device.flops import flops_per_token
+from core.rng import generator
+from configurator import Count, Positive, Whole
+from core.training.train_step import TrainStep, graph_pool_for
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Options:
     rounds: Count = 10                  # timings of each arm, in turn
     seconds: Positive = 0.1             # about how long one timing takes
     decode_tokens: Count = 200          # tokens to decode, one row, with the cache
-    peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: from the table in lab/device.py
+    peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: from the table in core/device/machine.py
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
@@ -51,7 +51,7 @@ class Options:
 
 
 @dataclass
-class GPTConfig(core.GPTConfig):
+class GPTConfig(GPTConfig):
     block_size: Count = 256             # the model of config/train_shakespeare_char.py
     vocab_size: Count = 65
     n_layer: Count = 6
@@ -64,8 +64,8 @@ class Arm:
 
     def __init__(self, variant, o, m, model_args, turns):
         self.variant, self.o, self.m, self.model, self.config = variant, o, m, *built(variant, o, m, model_args)
-        parts = core.load(variant)
-        self.forward_flops, self.train_flops = flops_per_token(self.config, parts)
+        classes = load_classes(variant)
+        self.forward_flops, self.train_flops = flops_per_token(self.config, classes)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
         self.update = self.update_of(self.model, turns)
         self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
@@ -87,7 +87,7 @@ class Arm:
 
     def update_of(self, model, turns=None):
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.m.type, self.o.optimizer)
-        return Update(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed, turns=turns)
+        return TrainStep(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed, turns=turns)
 
     @torch.no_grad()
     def run_forward(self):
@@ -136,7 +136,7 @@ class ModuleArm:
         self.x.requires_grad_()
         self.call = torch.compile(self.run, fullgraph=True, dynamic=False) if m.compile else self.run
         self.samples = {'backward': []}
-        with watched(self.module.attn_dropout) as ways:
+        with record_backends(self.module.attn_dropout) as ways:
             self.run(self.x)
         self.ways = sorted(ways)
         self.run_backward()
@@ -149,7 +149,7 @@ class ModuleArm:
         self.backward = replayed(self.run_backward, turns) if m.type == 'cuda' and m.compile else self.run_backward
 
     def run(self, x):
-        step = core.Step()
+        step = Step()
         step.pos = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
         step.it = torch.zeros((), device=x.device)
         with self.m.autocast():
@@ -166,13 +166,13 @@ class ModuleArm:
 
 def built(variant, o, m, model_args):
     """(the model on its device, its config), from those options that it has."""
-    known = {f.name for f in fields(core.load(variant).GPTConfig)}
-    model = core.build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
+    known = {f.name for f in fields(load_classes(variant).GPTConfig)}
+    model = build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
     return model, model.config
 
 
 def replayed(call, turns):
-    """The call as the compiled training loop would run it: a CUDA graph; turns: see lab/update.py."""
+    """The call as the compiled training loop would run it: a CUDA graph; turns: see core/training/train_step.py."""
     with torch.cuda.stream(turns.stream):
         for _ in range(3):
             call()
@@ -208,8 +208,8 @@ def interleave(arms, rounds, seconds):
 
 def union_config(variants):
     """A loader for the configurator: the options of all the arms."""
-    configs = tuple(dict.fromkeys(core.load(v).GPTConfig for v in variants if v != 'base')) # base's are ours
-    union = dataclass(type('GPTConfig', (GPTConfig, *configs), {'__doc__': core.GPTConfig.__doc__})) if configs else GPTConfig
+    configs = tuple(dict.fromkeys(load_classes(v).GPTConfig for v in variants if v != 'base')) # base's are ours
+    union = dataclass(type('GPTConfig', (GPTConfig, *configs), {'__doc__': GPTConfig.__doc__})) if configs else GPTConfig
     return lambda variant: SimpleNamespace(GPTConfig=union)
 
 
@@ -245,7 +245,7 @@ def check(variants, model_args):
     """Runs lab/checks.py's suite on each variant, with its own options as given; Stop with what failed first."""
     failed = None
     for variant in variants:
-        own = {f.name for f in fields(core.load(variant).GPTConfig)} - {f.name for f in fields(core.GPTConfig)}
+        own = {f.name for f in fields(load_classes(variant).GPTConfig)} - {f.name for f in fields(GPTConfig)}
         for c in checks.outcomes(variant, **{name: value for name, value in model_args.items() if name in own}):
             print(f'{variant:<20} {c.name:<60} {c.said:<20} {c.seconds:6.1f} s', flush=True)
             failed = failed or (c.why and f'{variant}: {c.name}: {c.why}')
@@ -267,7 +267,7 @@ def main():
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
     kind, show = (ModuleArm, module_table) if o.module else (Arm, table)
-    turns = turns_on(m)
+    turns = graph_pool_for(m)
     arms = [kind(v, o, m, model_args | config.model_args, turns) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)

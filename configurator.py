@@ -4,7 +4,7 @@
 
 A config file is plain assignments, n_layer = 4. It is Python and it runs as Python, with your rights: read a stranger's
 config file before you use it. Every name it sets and every --key has to be an option, a field of the script's
-Options or of the variant's GPTConfig, and every value has to fit the field's type (lab/options.py).
+Options or of the variant's GPTConfig, and every value has to fit the field's type (configurator.py).
 """
 import dis
 import os
@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from lab.errors import Stop
-from lab.options import COMMAND_LINE, make, nearest, options, read, show, spelled
+from core.errors import Stop
+from configurator import COMMAND_LINE, make, nearest, options, read, show, spelled
 
 HERE = Path(__file__).parent
 

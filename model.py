@@ -23,15 +23,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
-from lab.dropout import Dropout
-from lab.embedding import Embedding
-from lab.errors import Stop
-from lab.keys import NanWhereUninitialised, key, seed_cpu
-from lab.loss import cross_entropy
-from lab.muon import MuonAdamW
-from lab.options import Count, Rate, make_checked
-from lab.sampling import pick
+from core.nn.attention import choose, flex_attention, kernel_attention, rank_one, sdpa_attention
+from core.nn.dropout import Dropout
+from core.nn.embedding import Embedding
+from core.errors import Stop
+from core.rng import NanWhereUninitialised, key, seed_cpu
+from core.nn.loss import cross_entropy
+from core.training.muon import MuonAdamW
+from configurator import Count, Rate, make_checked
+from core.nn.sampling import pick
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Step:
     """
 
     def __init__(self, pos=None, it=None, cache=None, stats=None):
-        self.pos, self.plain = pos, pos is None
+        self.pos, self.from_zero = pos, pos is None
         self.it, self.cache, self.stats, self.shared, self.losses = it, cache, stats, {}, {}
 
     def loss(self, name, value):
@@ -84,7 +84,7 @@ class Step:
 
 
 # -----------------------------------------------------------------------------
-# attention: the definition, and the choice of a faster way to the same numbers (lab/attention.py)
+# attention: the definition, and the choice of a faster way to the same numbers (core/nn/attention.py)
 
 def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', plain=False, dropout=0.0):
     """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
@@ -92,7 +92,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', plain=
     q (B, nh, T, hs), k and v (B, nh, Tk, hs), pos_q (B, T), pos_k (B, Tk); plain: both positions are 0..T-1.
     score_mod(score, b, h, i, j) -> score, FlexAttention's signature, acts on the scaled scores.
     form: what score_mod amounts to, up to a constant for each query: dict(a=, c=), (B, nh, T) and (B, nh or 1, Tk), for
-    score + a_i c_j; dict(w=) or dict(w=, ramp=) for a window of w (B, nh, T) tokens, as in variants/kernels/reference.py.
+    score + a_i c_j; dict(w=) or dict(w=, ramp=) for a window of w (B, nh, T) tokens, as in core/kernels/attention_reference.py.
     impl: 'math' defines the result; 'kernel' needs a form where there is a score_mod, 'sdpa' one without a window; 'flex'
     needs a CUDA device and has no dropout; what an impl cannot express is a Stop, never another result. The kernel drops
     weights at a rate in 256ths.
@@ -147,15 +147,15 @@ class Linear(nn.Linear):
 
 class CausalSelfAttention(nn.Module):
 
-    def __init__(self, config, parts, layer):
+    def __init__(self, config, classes, layer):
         super().__init__()
         self.config, self.layer = config, layer
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.attn_dropout = config.dropout if config.attn_dropout is None else config.attn_dropout
         if config.attn == 'flex' and self.attn_dropout > 0:
             raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; allowed: 0, or auto, math, sdpa')
-        self.c_attn = parts.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
-        self.c_proj = parts.Linear(config, config.n_embd, config.n_embd)
+        self.c_attn = classes.Linear(config, config.n_embd, 3 * config.n_embd) # query, key, value for all heads, in one
+        self.c_proj = classes.Linear(config, config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.dropout)
 
     def qkv(self, x): # q (B, nh, T, hs), k and v (B, nh, T, hs) or fewer heads, each for a group of queries
@@ -163,10 +163,10 @@ class CausalSelfAttention(nn.Module):
         heads = self.c_attn(x).view(B, T, -1, C // self.n_head) # of queries, then of keys, then of values
         return (z.transpose(1, 2) for z in heads.split(self.n_head, dim=2))
 
-    def normed(self, q, k):
+    def norm_qk(self, q, k):
         return q, k
 
-    def rotated(self, q, k, step):
+    def rotate_qk(self, q, k, step):
         return q, k
 
     def values(self, v, step): # before they are cached
@@ -178,12 +178,12 @@ class CausalSelfAttention(nn.Module):
 
     def attend(self, q, k, v, x, pos_k, step): # every head, once a layer
         score_mod, form = self.score_mod(x, pos_k, step)
-        return attend(q, k, v, step.pos, pos_k, score_mod, form, self.config.attn, step.plain,
+        return attend(q, k, v, step.pos, pos_k, score_mod, form, self.config.attn, step.from_zero,
                       self.attn_dropout if self.training else 0.0)
 
     def forward(self, x, step):
         q, k, v = self.qkv(x)
-        q, k = self.rotated(*self.normed(q, k), step)
+        q, k = self.rotate_qk(*self.norm_qk(q, k), step)
         k, v, pos_k = step.extend(self.layer, k=k, v=self.values(v, step), pos=step.pos) # (B, nh, Tk, hs) twice, (B, Tk)
         k, v = (z if z.size(1) == self.n_head else z.repeat_interleave(self.n_head // z.size(1), dim=1) for z in (k, v))
         y = self.attend(q, k, v, x, pos_k, step) # (B, nh, T, hs)
@@ -193,11 +193,11 @@ class CausalSelfAttention(nn.Module):
 
 class MLP(nn.Module):
 
-    def __init__(self, config, parts, layer):
+    def __init__(self, config, classes, layer):
         super().__init__()
-        self.c_fc = parts.Linear(config, config.n_embd, 4 * config.n_embd)
+        self.c_fc = classes.Linear(config, config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU()
-        self.c_proj = parts.Linear(config, 4 * config.n_embd, config.n_embd)
+        self.c_proj = classes.Linear(config, 4 * config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
 
     def hidden(self, x, step):
@@ -209,13 +209,13 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
 
-    def __init__(self, config, parts, layer):
+    def __init__(self, config, classes, layer):
         super().__init__()
         self.config, self.layer = config, layer
-        self.ln_1 = parts.LayerNorm(config, config.n_embd)
-        self.attn = parts.CausalSelfAttention(config, parts, layer)
-        self.ln_2 = parts.LayerNorm(config, config.n_embd)
-        self.mlp = parts.MLP(config, parts, layer)
+        self.ln_1 = classes.LayerNorm(config, config.n_embd)
+        self.attn = classes.CausalSelfAttention(config, classes, layer)
+        self.ln_2 = classes.LayerNorm(config, config.n_embd)
+        self.mlp = classes.MLP(config, classes, layer)
 
     def attn_out(self, y, step): # attention's update, before it is added
         return y
@@ -226,27 +226,27 @@ class Block(nn.Module):
     def add(self, x, y): # the residual stream
         return x + y
 
-    def mix(self, x, step): # the half that looks at other positions
+    def attn_residual(self, x, step): # the half that looks at other positions
         return self.add(x, self.attn_out(self.attn(self.ln_1(x), step), step))
 
-    def think(self, x, step): # the half that does not
+    def mlp_residual(self, x, step): # the half that does not
         return self.add(x, self.mlp_out(self.mlp(self.ln_2(x), step), step))
 
     def forward(self, x, step):
-        return self.think(self.mix(x, step), step)
+        return self.mlp_residual(self.attn_residual(x, step), step)
 
 
 class GPT(nn.Module):
 
-    def __init__(self, config, parts):
+    def __init__(self, config, classes):
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),
             wpe = nn.Embedding(config.block_size, config.n_embd),
             drop = Dropout(config.dropout),
-            h = nn.ModuleList([parts.Block(config, parts, layer) for layer in range(config.n_layer)]),
-            ln_f = parts.LayerNorm(config, config.n_embd),
+            h = nn.ModuleList([classes.Block(config, classes, layer) for layer in range(config.n_layer)]),
+            ln_f = classes.LayerNorm(config, config.n_embd),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.transformer.wte.weight = self.lm_head.weight # weight tying, https://paperswithcode.com/method/weight-tying
@@ -278,7 +278,7 @@ class GPT(nn.Module):
 
     def pos_emb(self, step):
         wpe = self.transformer.wpe
-        return wpe.weight[:step.pos.size(1)] if step.plain else wpe(step.pos) # (T, C) or (B, T, C)
+        return wpe.weight[:step.pos.size(1)] if step.from_zero else wpe(step.pos) # (T, C) or (B, T, C)
 
     def embed(self, idx, step):
         return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
@@ -293,7 +293,7 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise Stop(f'{T} tokens: longer than block_size={self.config.block_size}')
         step = Step() if step is None else step
-        if step.plain:
+        if step.from_zero:
             step.pos = torch.arange(T, device=idx.device).expand(B, T)
         if step.it is None:
             step.it = torch.zeros((), device=idx.device)
@@ -387,7 +387,7 @@ def assembled(variant, *files):
         for one, two in ((f, g), (g, f)):
             if why := getattr(one, 'CLASHES', {}).get(two.__name__.removeprefix('variants.')):
                 raise Stop(f'variant={variant}: these two do not go together: {why}')
-    parts = dict(files=list(files))
+    classes = dict(files=list(files))
     for slot in SLOTS:
         mine = [c for f in files if (c := vars(f).get(slot.__name__)) and c.__module__ == f.__name__]
         for c in mine:
@@ -399,11 +399,11 @@ def assembled(variant, *files):
         if slot is GPTConfig:
             mine = [dataclass(c) for c in mine]
         part = type(slot.__name__, (*mine, slot), {'__doc__': slot.__doc__}) if mine else slot
-        parts[slot.__name__] = dataclass(part) if slot is GPTConfig else part
+        classes[slot.__name__] = dataclass(part) if slot is GPTConfig else part
     for f in files:
         if not any(inspect.isclass(c) and c.__module__ == f.__name__ and issubclass(c, SLOTS) for c in vars(f).values()):
             raise Stop(f"{f.__name__.replace('.', '/')}.py: defines none of {', '.join(s.__name__ for s in SLOTS)}")
-    return parts
+    return classes
 
 
 def own(c):
@@ -419,10 +419,10 @@ def same_option(one, two, name):
 
 def build(variant='base', seed=1337, **model_args):
     """The model of a variant, its options being the fields of load(variant).GPTConfig, initialised by (seed, parameter name)."""
-    parts = load(variant)
-    config = make_checked(parts.GPTConfig, model_args)
+    classes = load(variant)
+    config = make_checked(classes.GPTConfig, model_args)
     with torch.random.fork_rng(devices=[]), NanWhereUninitialised(): # what a constructor forgets to initialise shows
         seed_cpu(key(seed, 'build'))
-        model = parts.GPT(config, parts)
+        model = classes.GPT(config, classes)
     model.init_weights(seed)
     return model

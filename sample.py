@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import torch
 
-import model as core
+from model import build
 from configurator import configure
-from lab.data import Tokenizer
-from lab.device import machine
-from lab.errors import NO_CHECKPOINT, Stop, run as run_main
-from lab.keys import key
-from lab.options import Count, NonNegative, Share, Whole
-from lab.run import Run
-from lab.weights import load_weights
+from core.data.dataset import Tokenizer
+from core.device.machine import machine
+from core.errors import NO_CHECKPOINT, Stop, run as run_main
+from core.rng import key
+from configurator import Count, NonNegative, Share, Whole
+from core.run.folder import RunFolder
+from core.run.weights import load_weights
 
 
 @dataclass
@@ -37,14 +37,14 @@ class Options:
 
 def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     """(model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
-    run = Run(out_dir)
+    run = RunFolder(out_dir)
     if not run.checkpoints():
         raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
     if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype, decoding=True)
-    model = core.build(state['options']['variant'], **state['model_args'])
+    model = build(state['options']['variant'], **state['model_args'])
     load_weights(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
@@ -54,7 +54,7 @@ def main():
     if o.init_from == 'resume':
         model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
     else:
-        from lab.gpt2 import pretrained
+        from core.nn.gpt2_weights import pretrained
         m, state = machine(o.device, o.dtype, decoding=True), dict(step=0)
         model = pretrained(o.init_from, 'base', o.seed, {}).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))

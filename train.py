@@ -16,20 +16,20 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-import model as core
+from model import Step, build, load_classes
 from configurator import configure
-from lab.attention import watched
-from lab.data import Dataset
-from lab.device import machine
-from lab.environment import describe
-from lab.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
-from lab.flops import flops_per_token
-from lab.gpt2 import SIZES as GPT2, pretrained
-from lab.options import Count, NonNegative, Rate, Whole, make_checked
-from lab.progress import Progress, wandb_logger
-from lab.run import Run, read_json
-from lab.update import Update
-from lab.weights import load_weights, weights
+from core.nn.attention import record_backends
+from core.data.dataset import Dataset
+from core.device.machine import machine
+from core.run.environment import describe
+from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
+from core.device.flops import flops_per_token
+from core.nn.gpt2_weights import SIZES as GPT2, pretrained
+from configurator import Count, NonNegative, Rate, Whole, make_checked
+from core.run.progress import Progress, wandb_logger
+from core.run.folder import RunFolder, read_json
+from core.training.train_step import TrainStep
+from core.run.weights import load_weights, weights
 
 
 @dataclass
@@ -135,7 +135,7 @@ def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
     losses, counts, stats = [], [], {}
     step_it = torch.tensor(float(it), device=machine.device)
     for x, y, n in data.windows(split, batch_size, limit):
-        step = core.Step(it=step_it, stats={})
+        step = Step(it=step_it, stats={})
         with machine.autocast():
             losses.append(model(x, y, step)[1].float())
         counts.append(n)
@@ -165,7 +165,7 @@ class Signals:
 def start(config):
     """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
     o, model_args, origin, saved, tensors, optim = config.options, dict(config.model_args), config.origin, None, None, None
-    run = Run(out_dir_of(o, config.origin))
+    run = RunFolder(out_dir_of(o, config.origin))
     if RANK == 0 and not o.eval_only:
         run.lock()
     if o.init_from == 'resume':
@@ -188,7 +188,7 @@ def start(config):
 
     if o.init_from not in ('scratch', *GPT2):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
-    block_size = make_checked(core.load(o.variant).GPTConfig, model_args).block_size
+    block_size = make_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
@@ -199,18 +199,18 @@ def start(config):
     if o.init_from in GPT2 and tensors is None:
         model = pretrained(o.init_from, o.variant, o.seed, model_args)
     else:
-        model = core.build(o.variant, o.seed, **model_args)
+        model = build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_weights(model, tensors)
     model.to(m.device).eval()
-    with torch.no_grad(), m.autocast(), watched(model.transformer.h[0].attn.attn_dropout) as ways:
+    with torch.no_grad(), m.autocast(), record_backends(model.transformer.h[0].attn.attn_dropout) as ways:
         model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device)) # refuses before anything is written
     if ways: # a variant may have a way of its own
         say(f"attention by {', '.join(sorted(ways))}")
     model.train()
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
     shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
-    update = Update(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
+    update = TrainStep(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
     if tensors is not None:
         update.load_state(optim, saved['scaler'])
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
@@ -235,8 +235,8 @@ def loop(config, signals, o, run, m, data, model, update, state):
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
     rows, block_size = o.batch_size * o.gradient_accumulation_steps, model.config.block_size
-    parts = core.load(o.variant)
-    forward_flops, train_flops = flops_per_token(model.config, parts)
+    classes = load_classes(o.variant)
+    forward_flops, train_flops = flops_per_token(model.config, classes)
     peak_flops = m.peak_flops()
     say(f'variant {o.variant}, {model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, '
         f'{rows * block_size:,} tokens an iteration, run folder {run.out_dir}')
@@ -247,7 +247,7 @@ def loop(config, signals, o, run, m, data, model, update, state):
         if config.options.init_from != 'resume' and run.fresh():
             say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
         (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
-        run.write_json('config.json', describe(state, m, parts))
+        run.write_json('config.json', describe(state, m, classes))
         run.log_open(first)
         if o.wandb_log:
             track = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
@@ -354,7 +354,7 @@ def stop_asked(signals, it, o):
 
 def main():
     try:
-        for _ in train(configure(Options, core.load, say=say)):
+        for _ in train(configure(Options, load_classes, say=say)):
             pass
         if dist.is_initialized():
             dist.barrier() # a process that leaves while another still evaluates takes its connections along

@@ -15,7 +15,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-from lab.errors import Stop
+from core.errors import Stop
 
 # The interval is printed as it stands. 'inf)' keeps infinity itself out; an option that may be infinite says 'inf]'.
 Count = Annotated[int, '[1, inf)']
@@ -124,7 +124,7 @@ def allowed(kind):
         return f'{allowed(args[0])} in {args[1]}'
     words = {int: 'int', float: 'float', bool: 'True | False', str: 'text', NoneType: 'None'}
     if kind not in words:
-        raise TypeError(f'{kind} is no type for an option: see lab/options.py for those that are')
+        raise TypeError(f'{kind} is no type for an option: see configurator.py for those that are')
     return words[kind]
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta, chi2, nct, norm, rankdata, t as student, ttest_ind_from_stats
 
-from lab.errors import Stop
+from core.errors import Stop
 
 MIN_SEEDS = 5           # fewer: no verdict
 MAX_SEEDS = 1000        # nobody plans a larger study

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from lab.data import prepare_chars
-from lab.errors import run as run_main
-from lab.run import FILES, Run
+from core.data.dataset import prepare_chars
+from core.errors import run as run_main
+from core.run.folder import FILES, RunFolder
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / 'data/shakespeare_char/input.txt'
@@ -108,9 +108,9 @@ def nothing():
 
 def slow_saves(seconds=0.02):
     """Saves that take a while, as those of large models do, so that a kill can hit one."""
-    import lab.run
-    real = lab.run.save_file
-    lab.run.save_file = lambda *args: (time.sleep(seconds), real(*args))
+    import core.run.folder
+    real = core.run.folder.save_file
+    core.run.folder.save_file = lambda *args: (time.sleep(seconds), real(*args))
 
 
 def rank(number, port, hook):
@@ -122,8 +122,8 @@ def rank(number, port, hook):
 
 def overflow(number, at=3):
     """In the second process a gradient of one iteration is infinite, as a loss scale that is too high makes it."""
-    from lab.update import Update
-    real = Update.__call__
+    from core.training.train_step import TrainStep
+    real = TrainStep.__call__
 
     def update(self, it, *args):
         if it == at and number == 1:
@@ -132,20 +132,20 @@ def overflow(number, at=3):
             hook.remove()
         else:
             real(self, it, *args)
-    Update.__call__ = update
+    TrainStep.__call__ = update
 
 
 def stuck(at, marker):
     """An iteration that takes forever; the marker appears once it has begun."""
-    from lab.update import Update
-    real = Update.__call__
+    from core.training.train_step import TrainStep
+    real = TrainStep.__call__
 
     def call(self, it, *args):
         if it == at:
             marker.touch()
             time.sleep(1000)
         real(self, it, *args)
-    Update.__call__ = call
+    TrainStep.__call__ = call
 
 
 def wait_for(what, alive=lambda: True, seconds=60):
@@ -172,12 +172,12 @@ def exact(x):
 
 def log(out):
     """Every record, floats to the last bit, without the clock's."""
-    return [{name: exact(x) for name, x in record.items() if name not in CLOCK} for record in Run(out).read_log()]
+    return [{name: exact(x) for name, x in record.items() if name not in CLOCK} for record in RunFolder(out).read_log()]
 
 
 def losses(out):
     """{iteration: training loss}, as floats."""
-    return {record['iter']: record['loss'] for record in Run(out).read_log() if 'loss' in record}
+    return {record['iter']: record['loss'] for record in RunFolder(out).read_log() if 'loss' in record}
 
 
 def hashes(out, step):

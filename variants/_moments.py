@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab.attention import choose, kernel_attention
-from lab.errors import Stop
+from core.nn.attention import choose, kernel_attention
+from core.errors import Stop
 
 
 def attend_and_measure(attn, q, k, v, x, pos_k, step):
@@ -19,7 +19,7 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
     if impl not in ('auto', 'math', 'kernel'):
         raise Stop(f'attn={impl}: gives no statistics of its weights, which this variant needs; allowed: auto, math, kernel')
     score_mod, form = attn.score_mod(x, pos_k, step)
-    if choose(impl, q, score_mod, form, step.plain, dropout, moments=True) == 'kernel':
+    if choose(impl, q, score_mod, form, step.from_zero, dropout, moments=True) == 'kernel':
         y, distance, variance, mean_score = kernel_attention(q, k, v, score_mod, form, dropout, moments=True)
         step.stat('distance', distance)
         return y, distance, variance, mean_score
@@ -66,11 +66,11 @@ def shuffled(stats, layer, step):
 class SmallMLP(nn.Module):
     """n_in -> 4 n_in -> n_out, which starts at 0."""
 
-    def __init__(self, config, parts, n_in, n_out):
+    def __init__(self, config, classes, n_in, n_out):
         super().__init__()
-        self.c_fc = parts.Linear(config, n_in, 4 * n_in)
+        self.c_fc = classes.Linear(config, n_in, 4 * n_in)
         self.gelu = nn.GELU()
-        self.c_proj = parts.Linear(config, 4 * n_in, n_out)
+        self.c_proj = classes.Linear(config, 4 * n_in, n_out)
         self.c_proj.weight.init = nn.init.zeros_
 
     def forward(self, x):

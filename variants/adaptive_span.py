@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 
 import model
-from lab.options import Count, NonNegative, Positive, Share
+from configurator import Count, NonNegative, Positive, Share
 
 NEUTRAL = dict(ramp=1e12, span_loss=0.0)
 
@@ -39,8 +39,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.span, start = None, torch.full((config.n_head,), config.span_init)
         if (layer + 1) % config.every == 0 and config.span == 'static':
             self.span = nn.Parameter(start)

@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from lab.options import Count
+from configurator import Count
 
 NEUTRAL = {}
 
@@ -43,8 +43,8 @@ class Canon(nn.Module):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.canon = Canon(config, layer, 'canon_attn')
 
     def forward(self, x, step):
@@ -53,8 +53,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 class MLP(model.MLP):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.canon = Canon(config, layer, 'canon_mlp')
 
     def hidden(self, x, step):

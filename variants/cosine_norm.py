@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = dict(cosine_unit=False, cosine_center=True, cosine_eps=1e-5)
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.options import Rate
+from configurator import Rate
 
 NEUTRAL = dict(drop_weight=0.0)
 

@@ -47,10 +47,10 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.mlp_scale, self.mlp_bias, self.mlp_loc = (
-            SmallMLP(config, parts, 2 * config.n_head + 1, config.n_embd) for _ in range(3))
+            SmallMLP(config, classes, 2 * config.n_head + 1, config.n_embd) for _ in range(3))
 
     def attn_out(self, y, step):
         loc = step.shared['loc', self.layer]

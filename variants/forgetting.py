@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from lab.options import Count
+from configurator import Count
 
 NEUTRAL = dict(forget_init=1e6)
 
@@ -44,8 +44,8 @@ running_sum.register_autograd(lambda ctx, dy: running_sum(dy.flip(-1)).flip(-1))
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.forget = nn.Linear(config.n_embd, config.n_head) if (layer + 1) % config.every == 0 else None # b: always
 
     def score_mod(self, x, pos_k, step):

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 import model
-from lab.options import Count
+from configurator import Count
 
 NEUTRAL = dict(split=1)
 
@@ -33,8 +33,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         cuts, size = [1], self.n_embd // self.n_head
         while len(cuts) < self.n_head: # once a cut is refused, all smaller ones are
             finer = cuts[-1] * config.split
@@ -58,6 +58,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if form is not None:
             each = lambda z: z if isinstance(z, float) or z.size(1) == 1 else z[:, heads].repeat_interleave(n, dim=1)
             form = {name: each(z) for name, z in form.items()}
-        y = model.attend(q, k, v, step.pos, pos_k, whole, form, self.config.attn, step.plain,
+        y = model.attend(q, k, v, step.pos, pos_k, whole, form, self.config.attn, step.from_zero,
                          self.attn_dropout if self.training else 0.0)
         return y.unflatten(1, (-1, n)).transpose(2, 3).flatten(-2) # (B, heads, T, hs)

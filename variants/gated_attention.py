@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = {}
 
@@ -30,9 +30,9 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
-        self.gate = parts.Linear(config, config.n_embd, config.n_head)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.gate = classes.Linear(config, config.n_embd, config.n_head)
         self.gate.weight.init = nn.init.zeros_
 
     def attend(self, q, k, v, x, pos_k, step):

@@ -16,7 +16,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = dict(glu_gate='none')
 CLASHES = {'relu2': 'each has its own nonlinearity in the MLP', 'wide_mlp': 'each has its own width of the MLP; see glu_ratio',
@@ -32,13 +32,13 @@ class GPTConfig(model.GPTConfig):
 
 class MLP(model.MLP):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.gate = GATES.get(config.glu_gate)
         if self.gate:
             hidden = max(1, round(config.glu_ratio * config.n_embd / 8)) * 8
-            self.c_fc = parts.Linear(config, config.n_embd, 2 * hidden)
-            self.c_proj = parts.Linear(config, hidden, config.n_embd)
+            self.c_fc = classes.Linear(config, config.n_embd, 2 * hidden)
+            self.c_proj = classes.Linear(config, hidden, config.n_embd)
 
     def forward(self, x, step):
         if self.gate is None:

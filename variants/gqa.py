@@ -13,8 +13,8 @@ Control: the baseline with fewer heads; n_kv_head between 1 and n_head.
 from dataclasses import dataclass
 
 import model
-from lab.errors import Stop
-from lab.options import Whole
+from core.errors import Stop
+from configurator import Whole
 
 NEUTRAL = dict(n_kv_head=0)
 
@@ -31,10 +31,10 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.n_kv_embd = self.n_embd // self.n_head * (config.n_kv_head or self.n_head)
-        self.c_attn = parts.Linear(config, config.n_embd, self.n_embd + 2 * self.n_kv_embd)
+        self.c_attn = classes.Linear(config, config.n_embd, self.n_embd + 2 * self.n_kv_embd)
 
     def qkv(self, x): # q (B, nh, T, hs), k and v (B, n_kv_head, T, hs)
         split = self.c_attn(x).split([self.n_embd, self.n_kv_embd, self.n_kv_embd], dim=2)

@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from lab.options import Count, NonNegative, Positive
+from configurator import Count, NonNegative, Positive
 
 NEUTRAL = dict(window_init=1e12)
 
@@ -40,13 +40,13 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.window = None
         if (layer + 1) % config.every == 0 and config.static:
             self.window = nn.Parameter(torch.zeros(config.n_head))
         elif (layer + 1) % config.every == 0:
-            self.window = parts.Linear(config, config.n_embd, config.n_head)
+            self.window = classes.Linear(config, config.n_embd, config.n_head)
             self.window.weight.init = nn.init.zeros_
 
     def score_mod(self, x, pos_k, step):

@@ -34,13 +34,13 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         if config.static:
             self.scale = nn.Parameter(torch.zeros(config.n_head))
         else:
-            self.ln_importance, self.ln_rel, self.ln_std = (parts.LayerNorm(config, config.n_head) for _ in range(3))
-            self.mlp_scale = SmallMLP(config, parts, 3 * config.n_head, config.n_head)
+            self.ln_importance, self.ln_rel, self.ln_std = (classes.LayerNorm(config, config.n_head) for _ in range(3))
+            self.mlp_scale = SmallMLP(config, classes, 3 * config.n_head, config.n_head)
 
     def attend(self, q, k, v, x, pos_k, step):
         if self.config.static:

@@ -22,8 +22,8 @@ NEUTRAL = {}
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.importance = nn.Linear(config.n_embd, config.n_head, bias=False) # softmax would not see a bias
         self.importance.weight.init = nn.init.zeros_
 

@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from lab.options import NonNegative, Whole
+from configurator import NonNegative, Whole
 from variants._routing import CLASHES, CausalRouter, Threshold, at_random, run_chosen, top_k  # noqa: F401
 
 NEUTRAL = dict(every=0)
@@ -40,8 +40,8 @@ class GPTConfig(model.GPTConfig):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.routed = config.every > 0 and (layer + 1) % config.every == 0
         if self.routed:
             self.router = nn.Linear(config.n_embd, 1, bias=False)

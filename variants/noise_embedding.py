@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 import model
-from lab.noise import noise_like
-from lab.options import NonNegative
+from core.nn.noise import noise_like
+from configurator import NonNegative
 
 NEUTRAL = dict(noise_std=0.0)
 

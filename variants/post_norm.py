@@ -24,11 +24,11 @@ class GPTConfig(model.GPTConfig):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         if config.post_norm:
-            self.ln_attn_out = parts.LayerNorm(config, config.n_embd)
-            self.ln_mlp_out = parts.LayerNorm(config, config.n_embd)
+            self.ln_attn_out = classes.LayerNorm(config, config.n_embd)
+            self.ln_mlp_out = classes.LayerNorm(config, config.n_embd)
 
     def attn_out(self, y, step):
         return self.ln_attn_out(y) if self.config.post_norm else y

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.options import Share
+from configurator import Share
 
 NEUTRAL = dict(qk_power=0.0)
 
@@ -28,7 +28,7 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def normed(self, q, k):
+    def norm_qk(self, q, k):
         return [divided(z, self.config.qk_power) for z in (q, k)]
 
 

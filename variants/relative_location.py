@@ -36,8 +36,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         if config.features == 'source': # by absolute position, for distance and deviation
             self.scale = nn.Parameter(torch.full((2, config.block_size), 4.0 * config.block_size))
             self.offset = nn.Parameter(torch.zeros(2, config.block_size))
@@ -60,14 +60,14 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 class MLP(model.MLP):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.layer, n_loc, hidden = layer, 2 * config.n_head, 4 * config.n_embd
         if config.wide_hidden:
             hidden += 4 * n_loc
-            self.c_fc = parts.Linear(config, config.n_embd, hidden)
-            self.c_proj = parts.Linear(config, hidden, config.n_embd)
-        self.ln_loc = parts.LayerNorm(config, n_loc)
+            self.c_fc = classes.Linear(config, config.n_embd, hidden)
+            self.c_proj = classes.Linear(config, hidden, config.n_embd)
+        self.ln_loc = classes.LayerNorm(config, n_loc)
         self.loc_fc = nn.Linear(n_loc, hidden, bias=False)
         self.loc_fc.weight.init = nn.init.zeros_
 
@@ -77,11 +77,11 @@ class MLP(model.MLP):
 
 class Block(model.Block):
 
-    def mix(self, x, step):
-        x = super().mix(x, step)
+    def attn_residual(self, x, step):
+        x = super().attn_residual(x, step)
         return self.ln_2(x) if self.config.stream == 'post' else x
 
-    def think(self, x, step):
+    def mlp_residual(self, x, step):
         if self.config.stream == 'pre':
-            return super().think(x, step)
+            return super().mlp_residual(x, step)
         return self.add(x, self.mlp_out(self.mlp(x, step), step)) # normalised already

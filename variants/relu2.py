@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch.nn as nn
 
 import model
-from lab.options import Whole
+from configurator import Whole
 
 NEUTRAL = dict(relu_power=0)
 
@@ -38,7 +38,7 @@ class PowerReLU(nn.Module):
 
 class MLP(model.MLP):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         if config.relu_power:
             self.gelu = PowerReLU(config.relu_power)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = dict(rms_center=True, rms_eps=1e-5)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.options import Positive, Share
+from configurator import Positive, Share
 
 NEUTRAL = dict(rope_share=0.0, positions=True)
 
@@ -29,9 +29,9 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def rotated(self, q, k, step):
+    def rotate_qk(self, q, k, step):
         n, dtype = int(self.config.rope_share * q.size(-1)) // 2 * 2, torch.promote_types(q.dtype, torch.float32)
-        if not step.plain:
+        if not step.from_zero:
             turns = angles(step.pos, n, self.config.rope_base, dtype)
         elif (turns := step.shared.get('rope')) is None: # the same in every layer
             turns = step.shared['rope'] = angles(step.pos[:1], n, self.config.rope_base, dtype)
@@ -62,8 +62,8 @@ def turn(x, cos, sin):
 
 class GPT(model.GPT):
 
-    def __init__(self, config, parts):
-        super().__init__(config, parts)
+    def __init__(self, config, classes):
+        super().__init__(config, classes)
         if not config.positions:
             self.transformer.wpe.weight = None
 

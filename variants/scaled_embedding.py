@@ -13,7 +13,7 @@ Control: embedding_scale between 1 and sqrt(n_embd).
 from dataclasses import dataclass
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = dict(embedding_scale=1.0)
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.errors import Stop
-from lab.options import Count, NonNegative, Positive, Whole
+from core.errors import Stop
+from configurator import Count, NonNegative, Positive, Whole
 from variants._routing import (  # noqa: F401
     CLASHES,
     CausalRouter,
@@ -69,8 +69,8 @@ class GPTConfig(model.GPTConfig):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.decides = config.every > 0 and (layer + 2) % config.every == 0 and layer + 1 < config.n_layer
         self.routed = config.every > 0 and (layer + 1) % config.every == 0
         if self.decides and config.router != 'random':

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.attention import local_attention
-from lab.options import Count, Whole
+from core.nn.attention import local_attention
+from configurator import Count, Whole
 
 NEUTRAL = dict(window=10 ** 9)
 
@@ -30,8 +30,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         full = config.full_every and ((layer + 1) % config.full_every == 0 or layer + 1 == config.n_layer)
         self.windowed = not full and config.window < config.block_size
 
@@ -46,6 +46,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if not self.windowed or impl in ('math', 'flex'):
             return super().attend(q, k, v, x, pos_k, step)
         dropout = self.attn_dropout if self.training else 0.0
-        if step.plain:
+        if step.from_zero:
             return local_attention(q, k, v, self.config.window, dropout)
         return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)

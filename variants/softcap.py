@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 import model
-from lab.options import NonNegative
+from configurator import NonNegative
 
 NEUTRAL = dict(logit_cap=0.0, score_cap=0.0)
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn as nn
 
 import model
-from lab.attention import distance_bias
-from lab.options import Count, Positive
+from core.nn.attention import distance_bias
+from configurator import Count, Positive
 
 NEUTRAL = dict(window_init=1e12)
 
@@ -32,8 +32,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.window = nn.Parameter(torch.zeros(config.n_head)) if (layer + 1) % config.every == 0 else None
 
     def score_mod(self, x, pos_k, step):

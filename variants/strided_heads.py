@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.attention import local_attention
-from lab.errors import Stop
-from lab.options import Count
+from core.nn.attention import local_attention
+from core.errors import Stop
+from configurator import Count
 
 NEUTRAL = dict(stride=1, keys=10 ** 9)
 
@@ -43,8 +43,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.strided = (layer + 1) % config.every == 0
 
     def score_mod(self, x, pos_k, step):
@@ -63,7 +63,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if not self.strided or c.attn in ('math', 'flex'):
             return super().attend(q, k, v, x, pos_k, step)
         dropout = self.attn_dropout if self.training else 0.0
-        if not step.plain:
+        if not step.from_zero:
             return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)
         y = torch.empty_like(v)
         for level in range(min(c.levels, self.n_head)):

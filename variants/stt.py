@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.options import Count, NonNegative, Positive, Whole
+from configurator import Count, NonNegative, Positive, Whole
 from variants._routing import (  # noqa: F401
     CLASHES,
     CausalRouter,
@@ -64,8 +64,8 @@ class GPTConfig(model.GPTConfig):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.routed = config.every > 0 and (layer + 1) % config.every == 0
         if self.routed and config.router != 'random':
             self.prior, self.surprise, self.causal_router = Prior(config), Surprise(config), CausalRouter(config.n_embd)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from lab.options import Count, NonNegative, Positive, Share, Whole
+from configurator import Count, NonNegative, Positive, Share, Whole
 from variants._routing import at_random
 
 NEUTRAL = dict(k=0.0, prior_loss=0.0)
@@ -54,20 +54,20 @@ class GPTConfig(model.GPTConfig):
 
 class Block(model.Block):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         self.gated = (layer + 1) % config.every == 0
         if self.gated:
             hidden = max(1, round(config.prior_width * config.n_embd))
-            self.ln_3 = parts.LayerNorm(config, config.n_embd)
-            self.prior_fc = parts.Linear(config, config.n_embd, hidden)
-            self.prior_proj = parts.Linear(config, hidden, config.n_embd)
+            self.ln_3 = classes.LayerNorm(config, config.n_embd)
+            self.prior_fc = classes.Linear(config, config.n_embd, hidden)
+            self.prior_proj = classes.Linear(config, hidden, config.n_embd)
 
     def forward(self, x, step):
         if not self.gated:
             return super().forward(x, step)
-        m = self.mix(x, step)
-        post = self.think(m, step) # (B, T, C)
+        m = self.attn_residual(x, step)
+        post = self.mlp_residual(m, step) # (B, T, C)
         past, = step.extend(self.layer, m=m) # (B, Tk, C)
         before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1] # m of the position before, zeros before the first
         prior = self.prior_proj(self.mlp.gelu(self.prior_fc(self.ln_3(before))))

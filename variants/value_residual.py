@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 
 import model
-from lab.options import Share
+from configurator import Share
 
 NEUTRAL = dict(value_mix=0.0)
 
@@ -27,8 +27,8 @@ class GPTConfig(model.GPTConfig):
 
 class CausalSelfAttention(model.CausalSelfAttention):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         if config.value_mix and layer > 0:
             self.value_mix = nn.Parameter(torch.tensor([config.value_mix, 1 - config.value_mix]))
 

@@ -13,7 +13,7 @@ Control: the baseline; set mlp_ratio so that both arms have the same num_params.
 from dataclasses import dataclass
 
 import model
-from lab.options import Positive
+from configurator import Positive
 
 NEUTRAL = dict(mlp_ratio=4.0)
 CLASHES = {'relative_location': 'each has its own width of the MLP'}
@@ -26,8 +26,8 @@ class GPTConfig(model.GPTConfig):
 
 class MLP(model.MLP):
 
-    def __init__(self, config, parts, layer):
-        super().__init__(config, parts, layer)
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
         hidden = max(1, round(config.mlp_ratio * config.n_embd))
-        self.c_fc = parts.Linear(config, config.n_embd, hidden)
-        self.c_proj = parts.Linear(config, hidden, config.n_embd)
+        self.c_fc = classes.Linear(config, config.n_embd, hidden)
+        self.c_proj = classes.Linear(config, hidden, config.n_embd)

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
 import numpy as np
 
-from lab.data import gpt2_bpe, write_set
-from lab.errors import Stop, run
+from core.data.dataset import gpt2_bpe, write_set
+from core.errors import Stop, run
 
 HERE = Path(__file__).absolute().parent
 

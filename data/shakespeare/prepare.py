@@ -4,8 +4,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from lab.data import gpt2_bpe, read_text, write_set
-from lab.errors import run
+from core.data.dataset import gpt2_bpe, read_text, write_set
+from core.errors import run
 
 HERE = Path(__file__).absolute().parent
 

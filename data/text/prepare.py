@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from lab.data import prepare_chars, read_text
-from lab.errors import Stop, run
+from core.data.dataset import prepare_chars, read_text
+from core.errors import Stop, run
 
 HERE = Path(__file__).absolute().parent
 

@@ -1,0 +1,149 @@
+"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of
+weights, none for those of their gradients, and small products that leave room for others."""
+import functools
+import operator
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+aten, prims = torch.ops.aten, torch.ops.prims
+# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: by the fit GELU is off by at most 1e-8.
+LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4, -1.38095593e-4,
+             2.92733228e-5, -1.99199469e-6)
+SMALL = 2 ** 26 # multiply-adds of a product that does not fill a GPU: 50 million in 768 rows of 128 by 128 x 512
+
+
+class Passes(CustomGraphPass):
+    """For torch._inductor.config.joint_custom_post_pass: forward and backward before their partition, or forward alone."""
+
+    def __call__(self, graph):
+        gelus().apply(graph)
+        cast_at_once(graph)
+        sums_in_float32(graph)
+
+    def uuid(self):
+        return get_hash_for_files((__file__,))
+
+
+class FirstPasses(Passes):
+    """For joint_custom_pre_pass, before sizes are padded to what cuBLAS likes."""
+
+    def __call__(self, graph):
+        small_products(graph)
+
+
+# -----------------------------------------------------------------------------
+# F.gelu and its gradient, of which PyTorch's takes more instructions than there is time for while 100 MB are copied (LOG.md)
+
+def erf_and_one(x):
+    """Twice the normal distribution at x, as PyTorch computes it: F.gelu takes 36 instructions (51 in backward)."""
+    return torch.erf(x * 0.7071067811865476) + 1
+
+
+def erf_and_one_by_exp2(x):
+    """The same: F.gelu takes 17 (23). erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
+    z = x.abs()
+    log2 = LOG2_TAIL[-1] * z + LOG2_TAIL[-2]
+    for c in LOG2_TAIL[-3:0:-1]:
+        log2 = log2 * z + c
+    twice = torch.exp2(log2 * z + (LOG2_TAIL[0] + 1))
+    return torch.where(x > 0, 2 - twice, twice)
+
+
+def density(x):
+    """The normal distribution's density at x, times sqrt(2 pi), as PyTorch computes it."""
+    return torch.exp(x * x * -0.5)
+
+
+def density_by_exp2(x):
+    return torch.exp2(x * x * -0.7213475204444817) # half of log2(e)
+
+
+@functools.cache
+def gelus():
+    from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement  # .5 s, which a warm start saves
+    patterns = PatternMatcherPass()
+    for definition, fast in (erf_and_one, erf_and_one_by_exp2), (density, density_by_exp2):
+        register_replacement(definition, fast, [torch.empty(2, 2)], fwd_only, patterns,
+                             extra_check=lambda match: match.kwargs['x'].meta['val'].dtype == torch.float32)
+    return patterns
+
+
+# -----------------------------------------------------------------------------
+# autocast's copies of weights, which Inductor makes by a launch each
+
+@torch.library.custom_op('core::cast', mutates_args=())
+def cast(weights: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """The weights in another dtype, by one kernel for all."""
+    copies = [torch.empty_like(w, dtype=dtype) for w in weights]
+    torch._foreach_copy_(copies, weights)
+    return copies
+
+
+@cast.register_fake
+def _(weights, dtype):
+    return [torch.empty_like(w, dtype=dtype) for w in weights]
+
+
+def cast_at_once(graph):
+    """Every matrix among the graph's inputs that is needed in half precision, by core::cast."""
+    inputs = [node for node in graph.find_nodes(op='placeholder') if not node.name.startswith('tangents')] # these come later
+    for dtype in torch.bfloat16, torch.float16:
+        casts = [node for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default)
+                 if node.args[0] in inputs and node.args[1] == dtype and node.meta['val'].ndim == 2]
+        if len(casts) < 2:
+            continue
+        with graph.inserting_after(inputs[-1]):
+            every = graph.call_function(torch.ops.lab.cast.default, ([node.args[0] for node in casts], dtype))
+        every.meta['val'] = [node.meta['val'] for node in casts]
+        for n, node in enumerate(casts):
+            with graph.inserting_before(node):
+                copy = graph.call_function(operator.getitem, (every, n))
+            copy.meta.update(node.meta)
+            node.replace_all_uses_with(copy)
+            graph.erase_node(node)
+
+
+# -----------------------------------------------------------------------------
+# weights' gradients, which autocast rounds to half precision and Inductor copies to float32 by a launch each
+
+def sums_in_float32(graph):
+    """Every product that sums over rows, as a weight's gradient does, and is wanted in float32 alone, leaves the product so. A
+    CPU's products cannot."""
+    for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default):
+        product, dtype = node.args
+        if dtype != torch.float32 or product.target is not aten.mm.default or len(product.users) > 1:
+            continue
+        rows, columns = product.args
+        value = product.meta['val']
+        if rows.target is aten.permute.default and value.dtype.itemsize == 2 and value.device.type == 'cuda':
+            with graph.inserting_before(node):
+                wide = graph.call_function(aten.mm.dtype, (rows, columns, dtype))
+            wide.meta.update(node.meta)
+            node.replace_all_uses_with(wide)
+            graph.erase_node(node)
+            graph.erase_node(product)
+
+
+# -----------------------------------------------------------------------------
+# small products, for which cuBLAS takes a GPU whole
+
+@torch.library.custom_op('core::product', mutates_args=())
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in half precision by core/kernels/matmul.py's kernel."""
+    from core.kernels.matmul import product  # Triton
+    return product(a, b)
+
+
+@product.register_fake
+def _(a, b):
+    return a.new_empty(a.size(0), b.size(1))
+
+
+def small_products(graph):
+    """Every small product in half precision by core::product, but for sums over rows, which cuBLAS leaves room beside."""
+    for node in graph.find_nodes(op='call_function', target=aten.mm.default):
+        rows, value = node.args[0], node.meta['val']
+        small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default
+        if small and value.dtype.itemsize == 2 and value.device.type == 'cuda':
+            node.target = torch.ops.lab.product.default

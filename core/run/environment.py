@@ -1,0 +1,39 @@
+"""What a run was made with, for config.json: enough to tell two runs apart and to repeat one."""
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from core.run.folder import sha256
+
+ROOT = Path(__file__).parent.parent
+
+
+def describe(state, machine, classes):
+    """A JSON-able record: the options with the place each came from, the command, versions, the device and the code."""
+    sources = [ROOT / 'model.py', *(Path(f.__file__) for f in classes.files)]
+    return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'], tokenizer=state['tokenizer'],
+                data=state['data'], argv=sys.argv, versions=versions(), git=git(),
+                device=machine.name, dtype=machine.dtype, compile=machine.compile,
+                sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
+
+
+def versions():
+    found = dict(python=platform.python_version(), platform=platform.platform())
+    for package in ('torch', 'numpy', 'safetensors', 'triton'):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError: # triton, on a CPU
+            found[package] = None
+    return found
+
+
+def git():
+    """The commit, '+' if files differ from it; None outside a git checkout."""
+    try:
+        call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), # noqa: S603, S607
+                                            capture_output=True, text=True, check=True).stdout.strip()
+        return call('rev-parse', 'HEAD') + ('+' if call('status', '--porcelain', '--untracked-files=no') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,108 @@
+"""What the golden tests of every source share: one file's arrays, its parameters in our modules, comparison.
+
+A module golden_<family>.py beside this one says in SOURCES how a family's names and options become ours.
+"""
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from model import Step, build
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5} # of max|d| / (1 + max|golden|), see FORMAT.md
+FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc' # in float32 in the source
+
+
+
+class Golden:
+    """One file: meta, and arrays by prefix ('in', 'param', 'out', 'grad') and name."""
+
+    def __init__(self, path, dtype):
+        self.dtype = dtype
+        with np.load(path) as file:
+            self.meta = json.loads(str(file['meta']))
+            self.arrays = {name: torch.from_numpy(np.array(file[name])) for name in file.files if name != 'meta'}
+        self.arrays = {name: a.to(dtype) if a.is_floating_point() else a for name, a in self.arrays.items()}
+
+    def __call__(self, prefix):
+        return {name.removeprefix(prefix + '.'): a for name, a in self.arrays.items() if name.startswith(prefix + '.')}
+
+
+def close(name, got, want, dtype):
+    got, want = torch.as_tensor(got).detach().double(), want.double()
+    assert got.shape == want.shape, f'{name}: {tuple(got.shape)}, not {tuple(want.shape)}'
+    off = ((got - want).abs().max() / (1 + want.abs().max())).item()
+    most = max(TOLERANCE[dtype], 1e-6 if name.split('.')[-1] in FLOAT32_MEANS else 0)
+    assert off <= most, f'{name}: off by {off:.1e}, {most:.0e} is allowed'
+
+
+def same_options(config):
+    return config
+
+
+def same_name(name, config):
+    return name, ...
+
+
+@dataclass
+class Source:
+    variant: str = 'base'
+    options: callable = same_options            # meta.config -> ours
+    prepare: callable = lambda model: None      # what options do not say
+    name: callable = same_name                  # the source's parameter -> (ours, rows of it)
+    not_ours: tuple = ()                        # parameters that the source does not have
+    not_shown: tuple = ()                       # outputs that our modules keep to themselves; others depend on them
+    levels: dict = field(default_factory=dict)
+
+    def module(self, golden, attn):
+        """The module of the file's level with the file's parameters, and the model that it is a part of."""
+        config = golden.meta['config']
+        model = build(self.variant, attn=attn, **self.options(config))
+        self.prepare(model)
+        model.to(golden.dtype).train()
+        block = model.transformer.h[0]
+        module = {'attn': block.attn, 'block': block}.get(golden.meta['level'], model)
+        mine, filled = dict(module.named_parameters(remove_duplicate=False)), set()
+        with torch.no_grad():
+            for name, value in golden('param').items():
+                ours, rows = self.name(name, config)
+                mine[ours][rows].copy_(value)
+                filled.add(ours)
+        assert [n for n in mine if n not in filled and not n.endswith(self.not_ours)] == []
+        return module, model
+
+    def compare(self, golden, module, outs, x=None):
+        """Every output and gradient in the file."""
+        not_shown = self.not_shown
+        if golden.dtype != torch.float64:
+            not_shown += ('sampled',) # multinomial draws other tokens in float32; its probabilities are compared
+        wanted = {name: value for name, value in golden('out').items() if name.split('.')[-1] not in not_shown}
+        assert set(wanted) <= set(outs), f'not compared: {set(wanted) - set(outs)}'
+        for name, want in wanted.items():
+            close(f'out.{name}', outs[name], want, golden.dtype)
+        mine, config = dict(module.named_parameters(remove_duplicate=False)), golden.meta['config']
+        for name, want in golden('grad').items():
+            ours, rows = self.name(name, config)
+            close(f'grad.{name}', x.grad if name == 'in.x' else mine[ours].grad[rows], want, golden.dtype)
+        for name in golden.meta.get('grad_none', ()):
+            ours, rows = self.name(name, config)
+            assert mine[ours].grad is None or not mine[ours].grad[rows].any(), f'{name}: has a gradient'
+
+
+def new_step(golden, x):
+    B, T = x.shape[:2]
+    step = Step(stats={}, it=golden('in').get('current_iter', torch.tensor(0)).to(golden.dtype))
+    step.pos = torch.arange(T).expand(B, T) # as GPT.forward does
+    return step
+
+
+def spy(module, method, calls):
+    """Notes the arguments and results of a method of this one object."""
+    f = getattr(module, method)
+
+    def noted(*args):
+        result = f(*args)
+        calls.append((args, result))
+        return result
+    setattr(module, method, noted)

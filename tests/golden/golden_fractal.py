@@ -1,0 +1,122 @@
+"""Fractal heads: attention, a layer, and the source's whole model, made of six of our variants."""
+import re
+from unittest import mock
+
+import torch
+from golden_common import Source, new_step, spy
+from torch import nn
+
+from model import attend, load_classes
+from configurator import make_checked
+
+GATES = dict(SiLU='silu', GELU='gelu', ReLU='relu')
+
+
+class Fractal(Source):
+    """The source's heads need not fill its residual stream: attention is made for a stream of n_q * hd channels, and then gets
+    maps from and to one of dim. The MLP is as wide as the file's."""
+
+    def module(self, golden, attn):
+        c, params = golden.meta['config'], golden('param')
+        assert (c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']) == ('RMSNorm', True, True, False)
+        c['mlp_hidden'] = max((len(w) for name, w in params.items() if name.endswith('Wup.weight')), default=1)
+        n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
+        options = dict(
+            attn=attn, block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1), bias=c['norm_bias'],
+            n_layer=c['num_layers'] if level == 'model' else 1, split=c['fractal_split'], fractal_scale='head',
+            rms_eps=c['eps'], rope_base=c['theta'], rope_share=float(c['rope']), glu_gate=GATES[c['mlp_nonlinearity']],
+            embedding_scale=None if c['scale_first_resid'] else 1.0)
+        classes = load_classes(self.variant)
+        stream = make_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
+        heads = make_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
+
+        def attention(config, classes, layer, made=classes.CausalSelfAttention):
+            module = made(heads, classes, layer)
+            module.c_attn = nn.Linear(dim, (n_q + 2 * n_kv) * hd, bias=False)
+            module.c_proj = nn.Linear(n_q * hd, dim, bias=False)
+            return module
+
+        def mlp(config, classes, layer, made=classes.MLP):
+            module = made(config, classes, layer)
+            module.c_fc = nn.Linear(dim, 2 * c['mlp_hidden'], bias=c['mlp_bias'])
+            module.c_proj = nn.Linear(c['mlp_hidden'], dim, bias=c['mlp_bias'])
+            return module
+
+        classes.CausalSelfAttention, classes.MLP = attention, mlp
+        model = classes.GPT(stream, classes).to(golden.dtype).train()
+        block = model.transformer.h[0]
+        module = dict(attn=block.attn, layer=block, model=model)[level]
+        mine = dict(module.named_parameters())
+        missing = {name: p.numel() for name, p in mine.items()}
+        with torch.no_grad():
+            for name, value in params.items():
+                ours, rows = self.name(name, c)
+                mine[ours][rows].copy_(value)
+                missing[ours] -= value.numel()
+        assert not any(missing.values()), missing
+        return module, model
+
+
+def fractal_name(name, c):
+    """Queries, keys and values are rows of c_attn, the MLP's gate and the units it gates those of c_fc."""
+    for theirs, ours in {
+        r'^layers\.': 'transformer.h.', r'^token_embedder\.': 'transformer.wte.', r'^final_norm\.': 'transformer.ln_f.',
+        r'\bpre_attn_norm\.': 'ln_1.', r'\bpre_mlp_norm\.': 'ln_2.', r'\bw$': 'weight', r'\bb$': 'bias',
+        r'\b(Wo|Wdown)\.': 'c_proj.',
+    }.items():
+        name = re.sub(theirs, ours, name)
+    kv, hidden = c['num_kv_heads'] * c['head_dim'], c['mlp_hidden']
+    for ours, sizes in {
+        'c_attn': dict(Wq=c['num_q_heads'] * c['head_dim'], Wk=kv, Wv=kv),
+        'c_fc': dict(Wgate=hidden, Wup=hidden),
+    }.items():
+        start = 0
+        for theirs, size in sizes.items():
+            if theirs in name.split('.'):
+                return name.replace(theirs, ours), slice(start, start + size)
+            start += size
+    return name, slice(None)
+
+
+# -- levels: (golden, source, attn) -> everything that can be seen, compared
+
+def attn_level(golden, source, attn):
+    module, _ = source.module(golden, attn)
+    x, calls, slices, attend = golden('in')['x'].requires_grad_(), [], [], attend
+    spy(module, 'attend', calls)
+
+    def noted(q, k, *args):
+        slices.append(q @ k.transpose(-2, -1) * q.size(-1) ** -0.5) # (B, slices, T, T), before score_mod and mask
+        return attend(q, k, *args)
+    with mock.patch.object(core, 'attend', noted):
+        y = module(x, new_step(golden, x))
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    (q, *_), heads = calls[0]
+    source.compare(golden, module, dict(
+        y=y, objective=objective, queries_after_rope=q.transpose(1, 2), heads_concat=heads.transpose(1, 2).flatten(2),
+        logits_unmasked=torch.cat(slices, dim=1)), x)
+    assert sum(s.size(1) for s in slices) == golden.meta.get('num_fractal_heads', sum(s.size(1) for s in slices))
+
+
+def layer_level(golden, source, attn):
+    module, _ = source.module(golden, attn)
+    x = golden('in')['x'].requires_grad_()
+    y = module(x, new_step(golden, x))
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    source.compare(golden, module, dict(y=y, objective=objective), x)
+
+
+def model_level(golden, source, attn):
+    _, model = source.module(golden, attn)
+    targets = golden('in')['targets']
+    logits, loss = model(golden('in')['idx'], torch.where(targets == model.config.vocab_size - 1, -1, targets)) # padding
+    loss.backward()
+    source.compare(golden, model, dict(logits=logits, loss=loss))
+
+
+SOURCES = {
+    'fha': Fractal('fractal_heads+gqa+rope+rmsnorm+glu+scaled_embedding', name=fractal_name,
+                   levels=dict(attn=attn_level, layer=layer_level, model=model_level)),
+}

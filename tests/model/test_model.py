@@ -1,0 +1,507 @@
+"""The core: initial values, ways to compute attention, sampling, variants put together, what must not change unseen."""
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, GPTConfig, SLOTS, Step, attend, build, load_classes
+from core.nn.sampling import sample_token
+from core.nn import attention as attention_paths
+from lab import checks
+from core.nn.attention import record_backends
+from lab.checks import small
+from core.errors import Stop
+from core.device.flops import flops_per_token
+from core.nn.gpt2_weights import load_gpt2
+from core.rng import generator
+from core.run.weights import load_weights, weights
+
+ROOT = Path(__file__).parents[1]
+SHAKESPEARE = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
+HEADER = 'import torch\nimport torch.nn as nn\nimport model\n'
+
+
+def refused(f, *args, **kwargs):
+    """The one line with which this is refused."""
+    with pytest.raises(Stop) as stop:
+        f(*args, **kwargs)
+    text = str(stop.value)
+    assert text and '\n' not in text
+    return text
+
+
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+# -- the frozen surface
+
+def test_core_options():
+    """A new option of the core is a deliberate act: an idea's options belong into its variant."""
+    assert [f.name for f in dataclasses.fields(GPTConfig)] == [
+        'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'dropout', 'attn_dropout', 'bias', 'attn']
+
+
+def test_slots():
+    assert [slot.__name__ for slot in SLOTS] == [
+        'GPTConfig', 'LayerNorm', 'Linear', 'CausalSelfAttention', 'MLP', 'Block', 'GPT']
+
+
+def test_num_params():
+    model = build(**SHAKESPEARE)
+    C, V, T, L = 384, 65, 256, 6
+    assert model.num_params() == V * C + L * (12 * C * C + 2 * C) + C == 10_646_784
+    assert model.num_params(non_embedding=False) == 10_646_784 + T * C
+
+
+def test_flops():
+    config = GPTConfig(**SHAKESPEARE)
+    d, T, L, V = 384, 256, 6, 65
+    forward = L * (24 * d * d + 4 * d * T) + 2 * d * V
+    assert flops_per_token(config, load_classes()) == (forward, 3 * forward)
+    soft = load_classes('soft_window') # by its definition, not by what a fast path adds
+    window = L * 2 * d * 6
+    assert flops_per_token(soft.GPTConfig(**SHAKESPEARE), soft) == (forward + window, 3 * (forward + window))
+
+
+def test_config_rule():
+    assert 'n_head=5: must divide n_embd=24' in refused(build, n_embd=24, n_head=5)
+    assert 'nope' in refused(build, nope=1)
+
+
+# -- initial values
+
+def test_initial_values_are_nanogpts():
+    model = build(**SHAKESPEARE | dict(bias=True))
+    for name, p in model.named_parameters():
+        if name.endswith('bias'):
+            assert not p.any()
+        elif 'ln_' in name:
+            assert (p == 1).all()
+        else:
+            std = 0.02 / math.sqrt(2 * 6) if name.endswith('c_proj.weight') else 0.02
+            assert abs(p.std().item() / std - 1) < 0.02 and abs(p.mean().item()) < 5 * std / math.sqrt(p.numel())
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_initial_value_is_a_function_of_seed_and_name(drop):
+    drop('reordered', HEADER + '''
+class Block(model.Block):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.extra = classes.Linear(config, 8, 8)
+        attn = self.attn
+        del self.attn
+        self.attn = attn    # registered last
+''')
+    torch.manual_seed(5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    one, two, other = (dict(small(variant, seed=seed).named_parameters())
+                       for variant, seed in (('base', 3), ('reordered', 3), ('reordered', 4)))
+    assert torch.equal(torch.rand(3), drawn), 'building a model drew from the global generator'
+    assert list(one) != [name for name in two if name in one]
+    for name, p in one.items():
+        assert torch.equal(p, two[name])
+    assert not torch.equal(two['transformer.h.0.extra.weight'], two['transformer.h.1.extra.weight'])
+    assert not torch.equal(one['transformer.wpe.weight'], other['transformer.wpe.weight'])
+
+
+def test_initial_values_in_another_process():
+    code = ("import hashlib, model as core;"
+            "m = build(seed=9, block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=4);"
+            "print(hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in m.parameters())).hexdigest())")
+    other = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True,
+                           env=os.environ | dict(PYTHONHASHSEED='12')).stdout
+    here = io.StringIO()
+    with contextlib.redirect_stdout(here):
+        exec(code, {})
+    assert here.getvalue() == other != ''
+
+
+def test_parameter_without_a_value_is_named(drop):
+    drop('forgetful', HEADER + '''
+class MLP(model.MLP):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.scale = nn.Parameter(torch.empty(3))
+''')
+    assert 'transformer.h.0.mlp.scale' in refused(small, 'forgetful')
+
+
+def test_tags(drop):
+    drop('tagged', HEADER + '''
+class MLP(model.MLP):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.twos = nn.Parameter(torch.empty(3, 3))
+        self.twos.init = lambda p: nn.init.constant_(p, 2.0)
+        self.twos.no_decay = True
+        self.slow = classes.Linear(config, 3, 3)
+        self.slow.weight.init = nn.init.eye_
+        self.slow.weight.lr_scale = 0.1
+        self.kept = nn.Parameter(torch.full((3,), 7.0))
+''')
+    model = small('tagged', dtype=torch.float32)
+    mlp = model.transformer.h[1].mlp
+    assert (mlp.twos == 2).all() and torch.equal(mlp.slow.weight, torch.eye(3)) and (mlp.kept == 7).all()
+    optimizer = model.configure_optimizers(0.3, 0.01, (0.9, 0.95), 'cpu')
+    group_of = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    for p, decay, scale in (
+            (mlp.twos, 0.0, 1.0), (mlp.slow.weight, 0.3, 0.1), (mlp.kept, 0.0, 1.0), (mlp.c_fc.weight, 0.3, 1.0),
+            (model.transformer.wte.weight, 0.3, 1.0), (model.transformer.ln_f.weight, 0.0, 1.0)):
+        group = group_of[id(p)]
+        assert (group['weight_decay'], group['lr_scale'], group['lr']) == (decay, scale, 0.01 * scale)
+
+
+# -- attention
+
+def qkv(T, B=2, nh=3, hs=16, dtype=torch.float64, seed=0, Tk=None):
+    return [torch.randn(B, nh, n, hs, generator=generator(seed, name), dtype=torch.float64).to(dtype)
+            for name, n in (('q', T), ('k', Tk or T), ('v', Tk or T))]
+
+
+def linear_bias(slope, pos_q, pos_k):
+    """A slope for each query, as a score_mod and its form."""
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
+
+
+def attention(impl, tensors, slope, pos_q, pos_k, plain, seed=0):
+    """[y, and the gradients for q, k, v and slope] under a random cotangent."""
+    inputs = [x.clone().requires_grad_() for x in (*tensors, slope)]
+    y = attend(*inputs[:3], pos_q, pos_k, *linear_bias(inputs[3], pos_q, pos_k), impl, plain)
+    cotangent = torch.randn(y.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
+    y.backward(cotangent.to(y.dtype))
+    return [y.detach(), *(x.grad for x in inputs)]
+
+
+def plain_positions(T, B=2):
+    return torch.arange(T).expand(B, T)
+
+
+def test_math_is_the_definition():
+    """Against loops over the formula."""
+    (q, k, v), pos = qkv(6), plain_positions(6)
+    slope = torch.rand(2, 3, 6, generator=generator('slope'), dtype=torch.float64)
+    y = attend(q, k, v, pos, pos, linear_bias(slope, pos, pos)[0], impl='math')
+    for b in range(2):
+        for h in range(3):
+            for i in range(6):
+                scores = [(q[b, h, i] @ k[b, h, j] / 4 - slope[b, h, i] * (i - j)).item() for j in range(i + 1)]
+                weights = [math.exp(s) for s in scores]
+                want = sum(w * v[b, h, j] for j, w in enumerate(weights)) / sum(weights)
+                assert torch.allclose(y[b, h, i], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('plain', [True, False], ids=['plain', 'positions'])
+@pytest.mark.parametrize('T', [1, 7, 31, 64])
+@pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=['float64', 'float32'])
+def test_sdpa_is_math(T, dtype, tol, plain):
+    slope = torch.rand(2, 3, T, generator=generator('slope'), dtype=torch.float64).to(dtype)
+    pos = plain_positions(T)
+    if not plain: # each row's own
+        pos = torch.stack([torch.randperm(4 * T, generator=generator(b))[:T].sort().values for b in range(2)])
+    results = [attention(impl, qkv(T, dtype=dtype), slope, pos, pos, plain) for impl in ('math', 'sdpa')]
+    for name, want, got in zip(('y', 'q', 'k', 'v', 'slope'), *results, strict=True):
+        checks.near(name, got, want, tol, floor=1e-2 * rms(results[0][0]))
+
+
+@pytest.mark.parametrize('T', [17, 256, 600])
+@pytest.mark.parametrize('scale', [0.03, 0.3, 1.0])
+def test_sdpa_in_bfloat16(T, scale):
+    """As far as bfloat16 goes: its grid is coarser than positions over 256, and a slope's gradient sums over those."""
+    slope = scale * torch.rand(2, 3, T, generator=generator('slope'), dtype=torch.float64).float()
+    half, pos = qkv(T, dtype=torch.bfloat16), plain_positions(T)
+    want = attention('math', [x.double() for x in half], slope.double(), pos, pos, True)
+    got = attention('sdpa', half, slope, pos, pos, True)
+    for name, a, b in zip(('y', 'q', 'k', 'v', 'slope'), got, want, strict=True):
+        checks.near(name, a, b, 2e-2 if name == 'slope' else 1e-2)
+
+
+@pytest.mark.parametrize('T, grad, dtype', [(255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
+def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
+    """For bfloat16's backward is slow there; what comes out is bfloat16 all the same, under autocast and without."""
+    seen, sdpa = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
+    qkv32, pos = qkv(T, dtype=torch.float32), plain_positions(T)
+    want = attend(*[x.double() for x in qkv32], pos, pos, impl='math')
+    with torch.set_grad_enabled(grad):
+        for autocast, x in (True, qkv32), (False, [x.bfloat16() for x in qkv32]):
+            with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+                y = attend(*x, pos, pos, impl='sdpa', plain=True)
+            assert y.dtype == torch.bfloat16 and seen.pop().dtype == dtype
+            checks.near('y', y, want, 1e-2)
+
+
+@pytest.mark.parametrize('impl', ['math', 'sdpa'])
+def test_a_subset_of_queries_and_late_positions(impl):
+    """Rows of the whole: causality goes by position, whichever queries are asked and wherever positions start."""
+    (q, k, v), pos = qkv(20), plain_positions(20)
+    slope = torch.rand(2, 3, 20, generator=generator('slope'), dtype=torch.float64)
+    whole = attend(q, k, v, pos, pos, *linear_bias(slope, pos, pos), impl, True)
+    some = torch.tensor([[0, 3, 4, 19], [1, 2, 10, 11]])
+    picked = torch.stack([q[b, :, some[b]] for b in range(2)])
+    slopes = torch.stack([slope[b, :, some[b]] for b in range(2)])
+    y = attend(picked, k, v, some + 1000, pos + 1000, *linear_bias(slopes, some + 1000, pos + 1000), impl, False)
+    assert torch.allclose(y, torch.stack([whole[b, :, some[b]] for b in range(2)]), rtol=0, atol=1e-9)
+
+
+def test_attention_dropout_acts_on_every_path():
+    (q, k, v), pos = qkv(64), plain_positions(64)
+    for impl in 'math', 'sdpa', 'auto', 'kernel':
+        torch.manual_seed(0)
+        runs = torch.stack([attend(q, k, v, pos, pos, impl=impl, plain=True, dropout=0.5) for _ in range(200)])
+        exact = attend(q, k, v, pos, pos, impl='math')
+        assert rms(runs[0] - exact) > 0.1 and rms(runs.mean(0) - exact) < 0.1 # kept weights are scaled up
+
+
+def test_what_cannot_be_expressed_is_refused():
+    (q, k, v), pos = qkv(8), plain_positions(8)
+    mod, form = linear_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos, pos)
+    for impl in 'sdpa', 'kernel':
+        assert f'attn={impl}' in refused(attend, q, k, v, pos, pos, mod, None, impl, True)
+    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, mod, form, 'flex', True)
+    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
+    assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
+    assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
+    assert 'attn_dropout=0.001' in refused(attend, q, k, v, pos, pos, impl='kernel', plain=True, dropout=0.001)
+    assert 'attn=kernel: cannot compute heads of 256' in refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', plain=True)
+    auto = attend(q, k, v, pos, pos, mod, None, 'auto', True)
+    assert torch.equal(auto, attend(q, k, v, pos, pos, mod, None, 'math', True))
+
+
+def test_it_is_said_how_attention_is_computed():
+    for variant, attn, ways in (('base', 'auto', {'sdpa'}), ('soft_window', 'auto', {'sdpa'}), ('hard_window', 'auto', {'math'}),
+                                ('head_scaling', 'auto', {'math'}), ('head_scaling', 'kernel', {'kernel'}),
+                                ('soft_window', 'kernel', {'kernel'}), ('base', 'math', {'math'})):
+        model = small(variant, attn=attn)
+        with record_backends(0.0) as taken:
+            model(torch.zeros(1, 8, dtype=torch.long))
+        assert taken == ways, (variant, attn, taken)
+
+
+def test_what_is_chosen_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(attention_paths, 'kernels', True)
+    bias, window, mod = dict(a=1, c=1), dict(w=1), lambda s, b, h, i, j: s
+    for want, T, more in (
+            ('kernel', 256, {}), ('sdpa', 256, dict(grad=False)), ('sdpa', 4096, {}), ('math', 1, {}),
+            ('sdpa', 256, dict(plain=False)), ('sdpa', 256, dict(dtype=torch.float32)), ('sdpa', 256, dict(dropout=0.01)),
+            ('kernel', 256, dict(dropout=0.1)),
+            ('kernel', 4096, dict(score_mod=mod, form=bias)), ('kernel', 256, dict(score_mod=mod, form=window, grad=False)),
+            ('sdpa', 256, dict(score_mod=mod, form=bias, plain=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
+            ('math', 256, dict(score_mod=mod, form=window, plain=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
+            ('flex', 256, dict(score_mod=mod)), ('math', 256, dict(score_mod=mod, dropout=0.1)),
+            ('math', 256, dict(score_mod=mod, hs=8)), ('kernel', 4096, dict(moments=True)),
+            ('math', 256, dict(moments=True, plain=False)), ('math', 256, dict(moments=True, score_mod=mod))):
+        q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=more.pop('dtype', torch.bfloat16),
+                            size=dict([(2, T), (-1, more.pop('hs', 64))]).get)
+        with torch.set_grad_enabled(more.pop('grad', True)):
+            options = dict(score_mod=None, form=None, plain=True, dropout=0.0) | more
+            assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
+    q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=torch.bfloat16, size={2: 256, -1: 64}.get)
+    for dropout, way in (0.0, 'kernel'), (0.01, 'sdpa'), (0.2, 'kernel'): # what is said is what training does
+        with torch.no_grad(), record_backends(dropout) as taken:
+            assert attention_paths.choose('auto', q, None, None, True, 0.0) == 'sdpa'
+        assert taken == {way}
+
+
+@pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
+def test_the_kernel_leaves_decoding_to_others(variant):
+    """It knows positions 0 to T-1 only, where the cache has others."""
+    model = small(variant, 0.3, attn='kernel')
+    checks.decoding(model)
+    checks.generating(model)
+
+
+# -- sampling
+
+def share(logits, n=20_000, **options):
+    """How often each token is picked."""
+    args = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | options
+    picked = sample_token(logits.expand(n, -1), *args.values(), generator('pick'))
+    assert picked.shape == (n, 1)
+    counts = Counter(picked.flatten().tolist())
+    return torch.tensor([counts[i] / n for i in range(logits.numel())])
+
+
+@pytest.mark.parametrize('options, kept', [
+    (dict(), [0.5, 0.3, 0.15, 0.05]),
+    (dict(temperature=0), [1, 0, 0, 0]),
+    (dict(temperature=2.0), [0.5 ** 0.5, 0.3 ** 0.5, 0.15 ** 0.5, 0.05 ** 0.5]),
+    (dict(top_k=1), [1, 0, 0, 0]),
+    (dict(top_k=2), [0.5, 0.3, 0, 0]),
+    (dict(top_k=99), [0.5, 0.3, 0.15, 0.05]),
+    (dict(top_p=0.4), [1, 0, 0, 0]),
+    (dict(top_p=0.7), [0.5, 0.3, 0, 0]),
+    (dict(top_p=0.81), [0.5, 0.3, 0.15, 0]),
+    (dict(min_p=0.2), [0.5, 0.3, 0.15, 0]),
+    (dict(min_p=0.59), [0.5, 0.3, 0, 0]),
+    (dict(min_p=0.61), [1, 0, 0, 0]),
+    (dict(temperature=0.5, top_k=3), [0.25, 0.09, 0.0225, 0]),
+    (dict(top_k=3, top_p=0.6, min_p=0.1), [0.5, 0.3, 0, 0]),
+], ids=str)
+def test_pick(options, kept):
+    order = torch.tensor([2, 0, 3, 1]) # the likeliest is not the first
+    want = torch.tensor(kept, dtype=torch.float64)[order]
+    got = share(torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()[order] + 3, **options)
+    assert ((got == 0) == (want == 0)).all() and (got - want / want.sum()).abs().max() < 0.015
+
+
+def test_rows_are_picked_from_their_own_logits():
+    logits = torch.full((3, 5), -1e9)
+    logits[[0, 1, 1, 2], [4, 0, 1, 2]] = 0 # row 1 has two equal ones
+    for options in dict(), dict(top_k=2), dict(top_p=0.9), dict(min_p=0.6), dict(temperature=0):
+        args = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | options
+        one, two, three = sample_token(logits, *args.values(), None).flatten().tolist()
+        assert (one, three) == (4, 2) and two in (0, 1)
+
+
+def test_sampling_follows_its_generator():
+    model = small(shake=0.3).eval()
+    idx = checks.tokens(model, 2, 4)
+    a, b, c = (model.generate(idx, 10, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(a[:, :4], idx) and a.shape == (2, 14)
+    assert torch.equal(torch.cat([idx, *model.stream(idx, 10, generator=torch.Generator().manual_seed(1))], dim=1), a)
+
+
+# -- the model
+
+def test_too_long_a_context_is_refused():
+    model = small()
+    assert 'block_size=32' in refused(model, torch.zeros(1, 33, dtype=torch.long))
+    assert 'block_size=64' in refused(model.crop_block_size, 64)
+
+
+def test_cropping():
+    model = small(shake=0.3).eval()
+    idx = checks.tokens(model, 2, 16)
+    want, _ = model(idx, idx)
+    model.crop_block_size(16)
+    assert torch.equal(model(idx, idx)[0], want) and model.transformer.wpe.weight.shape == (16, 24)
+    assert 'block_size=16' in refused(model, checks.tokens(model, 1, 17))
+
+
+def test_auxiliary_losses_and_stats_cost_nothing_unless_wanted(drop):
+    drop('aux', HEADER + '''
+class Block(model.Block):
+    def attn_out(self, y, step):
+        step.loss('half', 0.5 * torch.ones(()))
+        step.stat('size', y)
+        return y
+''')
+    model, idx = small('aux'), checks.tokens(small())
+    step = Step(stats={})
+    plain = small()(idx, idx)[1]
+    assert torch.equal(model.eval()(idx, idx, step)[1], plain)
+    assert len(step.stats['size']) == 2 and not step.stats['size'][0].requires_grad
+    assert (model.train()(idx, idx)[1] - plain - 1.0).abs() < 1e-12 # two blocks
+    assert Step().stats is None
+
+
+def test_weights_that_do_not_fit_are_refused():
+    model = small(dtype=torch.float32)
+    tensors = weights(model)
+    assert set(tensors) == {name for name, _ in model.named_parameters()} # the tied head once
+    load_weights(model, tensors)
+    name = 'transformer.h.1.mlp.c_fc.weight'
+    for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
+                  tensors | {name: tensors[name][1:]}):
+        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_weights, model, wrong)
+
+
+def test_gpt2_weights():
+    """A state dict as Hugging Face's GPT2LMHeadModel has it: Conv1D transposes, masks, lm_head beside wte."""
+    model, other = small(shake=0.3, bias=True).eval(), small(seed=2, bias=True).eval()
+    theirs = {}
+    for name, t in model.state_dict().items():
+        conv1d = name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))
+        theirs[name] = t.t().contiguous() if conv1d else t.clone()
+    for layer in range(2):
+        theirs[f'transformer.h.{layer}.attn.bias'] = torch.ones(1, 1, 32, 32).tril()
+        theirs[f'transformer.h.{layer}.attn.masked_bias'] = torch.tensor(-1e4)
+    idx = checks.tokens(model)
+    want = model(idx, idx)[0]
+    assert not torch.equal(other(idx, idx)[0], want)
+    load_gpt2(other, theirs)
+    assert torch.equal(other(idx, idx)[0], want)
+
+
+# -- putting variants together
+
+def test_a_file_is_a_variant(tmp_path, monkeypatch):
+    """By its name alone; helpers and folders beside it are none."""
+    (tmp_path / 'variants' / 'kernels').mkdir(parents=True)
+    for name in 'mine.py', '_helper.py', 'notes.txt', 'kernels/fast.py':
+        (tmp_path / 'variants' / name).touch()
+    monkeypatch.setattr(core, '__file__', str(tmp_path / 'model.py'))
+    assert variants() == ['mine']
+
+
+def test_unknown_names_are_refused():
+    text = refused(load_classes, 'nope')
+    assert 'nope' in text and all(name in text for name in variants())
+    assert 'did you mean soft_window?' in refused(load_classes, 'soft_windw')
+    assert 'twice' in refused(load_classes, 'soft_window+soft_window')
+    assert load_classes('base+base').GPT is load_classes().GPT is GPT
+
+
+def test_a_file_that_changes_nothing_is_refused(drop):
+    drop('empty', '"""An idea without a class."""\n')
+    drop('elsewhere', 'from model import Block\n')
+    for name in 'empty', 'elsewhere':
+        assert f'variants/{name}.py: defines none of GPTConfig, LayerNorm' in refused(load_classes, name)
+
+
+def test_a_class_that_does_not_subclass_is_refused(drop):
+    drop('rootless', HEADER + 'class Block(nn.Module):\n    pass\n')
+    assert refused(load_classes, 'rootless') == 'variants/rootless.py: class Block must subclass model.Block'
+
+
+def test_two_files_with_one_method_are_refused_by_name(drop):
+    source = HEADER + 'class Block(model.Block):\n    def attn_out(self, y, step):\n        return {} * y\n'
+    drop('double', source.format(2))
+    drop('treble', source.format(3))
+    text = refused(load_classes, 'double+treble')
+    assert 'Block.attn_out' in text and 'double+treble' in text
+
+
+def test_a_declared_clash_is_refused_in_both_orders(drop):
+    drop('shy', HEADER + "CLASHES = {'bold': 'there is room for one'}\nclass MLP(model.MLP):\n    pass\n")
+    drop('bold', HEADER + 'class Block(model.Block):\n    pass\n')
+    for pair in 'shy+bold', 'bold+shy':
+        assert 'there is room for one' in refused(load_classes, pair)
+    assert load_classes('shy') and load_classes('bold')
+
+
+def test_two_files_cooperate(drop):
+    """Options of both, constructors of both, methods of each, in one model."""
+    for name, cls, method in (('ones', 'Block', 'attn_out(self, y, step)'), ('twos', 'Block', 'add(self, x, y)')):
+        drop(name, HEADER + f'''
+from dataclasses import dataclass
+@dataclass
+class GPTConfig(model.GPTConfig):
+    {name}_size: int = 3        # elements
+class {cls}(model.{cls}):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.{name} = nn.Parameter(torch.ones(config.{name}_size))
+    def {method}:
+        return super().{method.replace('self, ', '')} * self.{name}.sum()
+''')
+    model = small('ones+twos', twos_size=5, dtype=torch.float32)
+    block = model.transformer.h[0]
+    assert block.ones.shape == (3,) and block.twos.shape == (5,)
+    one = torch.ones(())
+    assert block.attn_out(one, None) == 3 and block.add(one, one) == 10
+    assert {f.name for f in dataclasses.fields(model.config)} >= {'ones_size', 'twos_size'}
+    assert load_classes('ones').GPTConfig().ones_size == 3 and not hasattr(load_classes('ones').GPTConfig(), 'twos_size')

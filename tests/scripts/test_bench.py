@@ -1,0 +1,143 @@
+"""The price of a variant: a table for people, a line of JSON for programs, and the same numbers in both."""
+import json
+import re
+
+import pytest
+from helpers import call
+
+import bench
+from model import build, load_classes
+from lab import checks
+from core.errors import BAD_INPUT
+from core.device.flops import flops_per_token
+
+SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
+QUICK = dict(device='cpu', dtype='float32', compile=False, batch_size=4, rounds=2, seconds=0.005, decode_tokens=20)
+ARMS = 'base', 'surprise', 'soft_window', 'surprise+soft_window'
+
+
+@pytest.fixture(scope='module')
+def done():
+    return call(bench.main, variants=','.join(ARMS[1:]), peak_tflops=1e-3, prior_width=1.0, **SMALL, **QUICK)
+
+
+def test_a_row_for_every_arm(done):
+    assert (done.code, done.err) == (0, '')
+    lines = done.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:1] == ['variant'] and 'step ms' in line)
+    assert tuple(line.split()[0] for line in lines[head + 1:-1]) == ARMS
+    assert len({len(line) for line in lines[head:-1]}) == 1     # aligned
+    assert [line.count('x)') for line in lines[head + 1:-1]] == [0, 3, 3, 3]    # three times beside the baseline's
+
+
+def test_the_last_line_is_json_with_the_numbers(done):
+    said = json.loads(done.out.splitlines()[-1])
+    assert (said['device'], said['dtype'], said['compile']) == ('cpu', 'float32', False)
+    assert [arm['variant'] for arm in said['results']] == list(ARMS)
+    for arm in said['results']:
+        options = SMALL | (dict(prior_width=1.0) if 'surprise' in arm['variant'] else {})
+        model = build(arm['variant'], **options)
+        assert arm['params'] == model.num_params()
+        flops = flops_per_token(model.config, load_classes(arm['variant']))
+        assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops
+        assert all(len(ms) == 2 and min(ms) > 0 for ms in arm['samples_ms'].values())
+        assert arm['forward_ms'] < arm['forward_backward_ms']
+        assert arm['tokens_per_s'] == pytest.approx(4 * 16 / arm['step_ms'] * 1000)
+        assert arm['mfu'] == pytest.approx(arm['flops_per_token'] * arm['tokens_per_s'] / 1e9)
+        assert arm['peak_bytes'] is None                        # a number that a CPU cannot tell is none
+    base, wide = said['results'][:2]
+    assert wide['params'] > base['params'] and wide['flops_per_token'] > base['flops_per_token']
+
+
+@pytest.mark.parametrize('attn, ways', [
+    ('auto', ['sdpa', 'sdpa', 'math', 'sdpa']), ('math', ['math'] * 4), ('kernel', ['kernel'] * 4)])
+def test_the_attention_module_alone(attn, ways):
+    """A row for each variant, the same numbers in both, and the way that attention went."""
+    variants = 'base', 'soft_window', 'head_scaling', 'canon'
+    done = call(bench.main, '--module', variants=','.join(variants[1:]), attn=attn, **SMALL | dict(block_size=64), **QUICK)
+    said = json.loads(done.out.splitlines()[-1])['results']
+    assert [(arm['variant'], arm['attention']) for arm in said] == [(v, [way]) for v, way in zip(variants, ways)]
+    rows = [line.split() for line in done.out.splitlines() if line.split()[:1] and line.split()[0] in variants]
+    for row, arm in zip(rows, said, strict=True):
+        assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"] and len(arm['samples_ms']['backward']) == 2
+
+
+def test_no_peak_no_mfu():
+    done = call(bench.main, **SMALL, **QUICK)
+    assert done.code == 0 and 'no MFU: give --peak_tflops' in done.out
+    only, = json.loads(done.out.splitlines()[-1])['results']
+    assert only['variant'] == 'base' and only['mfu'] is None
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(variants='nope'), 'variant=nope: no file variants/nope.py'),
+    (dict(variants='surprise,surprise'), 'variants=surprise,surprise: base is always there, and each variant is named'),
+    (dict(variants='base'), 'variants=base: base is always there'),
+    (dict(variants='surprise', gate_range=3), '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
+    (dict(variants='surprise', n_head=5), 'n_head=5: must divide n_embd=16'),
+    (dict(peak_tflops=0), '--peak_tflops=0: ')])
+def test_bad_options(options, says):
+    assert call(bench.main, **SMALL | QUICK | options).line(BAD_INPUT).startswith(says)
+
+
+# -- bench.py --check
+
+LEAKY = '''
+    """It looks at the whole row. Source: github"""
+    from dataclasses import dataclass
+    import model
+    NEUTRAL = dict(peek=0.0)
+    LEAKS = [(dict(peek=0.5), 'it adds the mean of the row')]
+    @dataclass
+    class GPTConfig(model.GPTConfig):
+        peek: float = 0.0               # how much of it
+    class Block(model.Block):
+        def attn_out(self, y, step):
+            return y + self.config.peek * y.mean(1, keepdim=True) if self.training else y
+'''
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes longest."""
+    def one_graph(model):
+        pass
+    monkeypatch.setattr(checks, 'one_graph', one_graph)
+    monkeypatch.setattr(checks, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
+
+
+def check(*args, **options):
+    """{check: what was said of it}, and how it ended."""
+    done = call(bench.main, '--check', *args, **options)
+    lines = [line for line in done.out.splitlines() if not line.endswith('(command line)')]
+    assert all(re.fullmatch(r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s', line) for line in lines), done.out
+    return {line[21:81].strip(): line[82:].split('  ')[0] for line in lines}, done
+
+
+def test_check_as_declared(drop, quick):
+    drop('leaky', LEAKY)
+    said, done = check(variants='leaky')
+    assert (done.code, done.err) == (0, '')
+    declared = {'leak in training, peek=0.5', 'uniform tokens, half a minute, peek=0.5'}
+    assert {name for name, how in said.items() if how == 'declared leak seen'} == declared
+    assert {how for name, how in said.items() if name not in declared} == {'ok'}
+    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5', 'one graph',
+            'causal in evaluation, trained weights, peek=0.5'} <= set(said)
+    assert 'causal in training, trained weights, peek=0.5' not in said
+
+
+def test_check_finds_a_leak(drop, quick):
+    drop('leaky', LEAKY.replace('LEAKS', 'SILENT').replace('peek: float = 0.0', 'peek: float = 0.5'))
+    said, done = check(variants='leaky')
+    assert done.line(BAD_INPUT).startswith('leaky: causal in training, initial weights: suffix swap: logits before [')
+    assert said['causal in training, trained weights'] == 'LEAK found' and said['decoding'] == 'ok'
+    assert said['causal in evaluation, trained weights'] == 'ok'
+    said, done = check(variants='leaky', peek=0.0)
+    assert (done.code, set(said.values())) == (0, {'ok'})
+
+
+def test_check_finds_a_leak_that_is_none(drop, quick):
+    drop('leaky', LEAKY.replace('if self.training', 'if False'))
+    said, done = check(variants='leaky')
+    assert said['leak in training, peek=0.5'] == 'FAILED'
+    assert done.line(BAD_INPUT) == 'leaky: leak in training, peek=0.5: declared leak: no check sees it: is it one?'

@@ -1,0 +1,916 @@
+"""Training as its users meet it: the commands, what a kill, a typo and a NaN do, and what the numbers mean."""
+import gc
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import (
+    ENV,
+    ROOT,
+    SIGNALS,
+    TEXT,
+    TINY,
+    call,
+    files,
+    flags,
+    hashes,
+    last_iter,
+    log,
+    losses,
+    nothing,
+    overflow,
+    rank,
+    same_run,
+    shakespeare,
+    shell,
+    slow_saves,
+    start,
+    stuck,
+    wait_for,
+)
+from safetensors.torch import load_file
+
+from model import MLP, Step, build, load_classes
+import sample
+import train
+from configurator import configure
+from core.data.dataset import Dataset, prepare_chars
+from core.device.machine import machine
+from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
+from core.device.flops import flops_per_token
+from core.rng import key
+from core.run.folder import MODEL, OPTIM, RunFolder, sha256, step_of
+from core.training.train_step import TrainStep, no_collections
+from core.run.weights import load_weights, weights as model_weights
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    return shakespeare(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def go(data, tmp_path):
+    """go('run', n_layer=3): trains the tiny model in tmp_path/run; without options of its own it takes TINY's."""
+    def train_here(out='run', **options):
+        return call(train.main, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options)
+    return train_here
+
+
+@pytest.fixture
+def resume(tmp_path):
+    """resume('run'): as a user would, naming nothing but the folder."""
+    return lambda out='run', **options: call(train.main, init_from='resume', out_dir=tmp_path / out, **options)
+
+
+@pytest.fixture
+def spawn(data, tmp_path):
+    """spawn('run', hook, n_layer=3): the same in a process that can be killed, and is when the test ends."""
+    children = []
+
+    def begin(out, hook, *args, **options):
+        args = [tmp_path / 'said', hook, *args]
+        children.append(start(*args, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options))
+        return children[-1]
+    yield begin
+    for child in children:
+        child.kill()
+        child.join()
+
+
+def weights(out, step, name=MODEL):
+    return load_file(out / f'ckpt/step_{step:08d}' / name)
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+# -- the commands as users type them
+
+@pytest.mark.parametrize('variant, out_dir, options', [
+    (['--variant=surprise', '--compile=False'], 'out-surprise', []),
+    ([], 'out-shakespeare-char', ['--num_samples=1'])])
+def test_the_commands_of_the_readme(tmp_path, variant, out_dir, options):
+    (tmp_path / 'config').symlink_to(ROOT / 'config')       # the out-folders go where one stands
+    small = flags(max_iters=3, device='cpu', n_layer=1, n_head=2, n_embd=16, block_size=32, eval_iters=1)
+    done = shell(ROOT / 'train.py', 'config/train_shakespeare_char.py', *variant, *small, cwd=tmp_path)
+    assert (done.code, done.err) == (0, '')
+    assert f'python sample.py --out_dir={out_dir}' in done.out.splitlines()[-1]
+    assert [f.name for f in tmp_path.iterdir() if f.name != 'config'] == [out_dir]
+    done = shell(ROOT / 'sample.py', f'--out_dir={out_dir}', *options, cwd=tmp_path)
+    assert (done.code, done.err) == (0, '')
+    first, *others = done.out.split('\n---------------\n')[:-1]      # before the first the options are listed
+    samples = first[-501:], *others                         # the start and 500 tokens
+    assert [len(text) for text in samples] == [501] * (1 if options else 10)
+    assert set(''.join(samples)) <= set(TEXT.read_text(encoding='utf-8'))
+
+
+FILE_BOTH, FILE_VARIANT = 'out_dir = "mine"\nvariant = "surprise"\n', 'variant = "surprise"\n'
+
+
+@pytest.mark.parametrize('file, args, out_dir', [
+    ('', [], 'out'),
+    ('', ['config/train_shakespeare_char.py'], 'out-shakespeare-char'),
+    ('', ['--variant=surprise'], 'out-surprise'),
+    ('', ['--variant=base'], 'out-base'),
+    ('', ['--variant=surprise+soft_window'], 'out-surprise+soft_window'),
+    ('', ['config/train_shakespeare_char.py', '--variant=surprise'], 'out-surprise'),
+    ('', ['config/train_shakespeare_char.py', '--variant=surprise', '--out_dir=x'], 'x'),
+    ('', ['--out_dir=out', '--variant=surprise'], 'out'),
+    (FILE_VARIANT, [], 'out-surprise'),
+    (FILE_VARIANT, ['config/train_shakespeare_char.py'], 'out-surprise'),
+    (FILE_BOTH, [], 'mine'),
+    (FILE_BOTH, ['--variant=soft_window'], 'out-soft_window'),
+    (FILE_BOTH, ['--out_dir=x'], 'x')])
+def test_out_dir_rule(tmp_path, monkeypatch, file, args, out_dir):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / 'mine.py').write_text(file)
+    config = configure(train.Options, load_classes, [str(tmp_path / 'mine.py'), *args], say=lambda text: None)
+    assert train.out_dir_of(config.options, config.origin) == out_dir
+
+
+# -- killed and resumed
+
+HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2) # what a resume could get wrong
+
+
+@pytest.fixture(scope='session')
+def whole(data, tmp_path_factory):
+    """An uninterrupted run of HARD, 12 iterations."""
+    out = tmp_path_factory.mktemp('whole')
+    assert call(train.main, **TINY | dict(dataset=data, out_dir=out) | HARD).code == 0
+    return out
+
+
+@posix
+def test_killed_at_random_moments(spawn, go, tmp_path):
+    options = HARD | dict(max_iters=60, checkpoint_minutes=0)      # a checkpoint at every iteration
+    out, dice, inside, kills = tmp_path / 'killed', random.Random(1), 0, 0
+    while kills < 5 or inside < 2:
+        child = spawn('killed', slow_saves, *(['--init_from=resume'] if kills else []), **options)
+        target = last_iter(out) + dice.randint(2, 6)
+        wait_for(lambda target=target: last_iter(out) >= target, child.is_alive)
+        saving = out / f'ckpt/.tmp-{child.pid}'
+        wait_for(saving.exists, child.is_alive) if kills % 2 else child.join(dice.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, (tmp_path / 'said').read_text()
+        inside, kills = inside + saving.exists(), kills + 1
+        assert step_of(RunFolder(out).checkpoints()[0]) >= last_iter(out) - 1     # no more is lost than was asked for
+    child = spawn('killed', nothing, '--init_from=resume', **options)
+    child.join()
+    assert child.exitcode == 0, (tmp_path / 'said').read_text()
+    assert go('whole', **options).code == 0
+    same_run(out, tmp_path / 'whole', 60)
+    assert sorted(losses(out)) == list(range(60))
+    assert not list((out / 'ckpt').glob('.tmp-*'))
+
+
+def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
+    options = HARD | dict(max_iters=20)
+    go('a', **options, eval_interval=20)
+    go('b', **options, eval_interval=3, eval_iters=2, log_interval=5, always_save_checkpoint=False,
+       checkpoint_minutes=0)
+    few, all = losses(tmp_path / 'b'), losses(tmp_path / 'a')
+    assert sorted(few) == [0, 5, 10, 15] and few == {it: all[it] for it in few}
+    assert hashes(tmp_path / 'a', 20) == hashes(tmp_path / 'b', 20)
+
+
+@pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize('it', [5, 8], ids=['between', 'at an evaluation'])
+def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monkeypatch, number, it):
+    real = TrainStep.__call__
+
+    def update(self, i, *args):
+        if i == it - 1:
+            signal.raise_signal(number)
+        real(self, i, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, '__call__', update)
+        done = go('run', **HARD)
+    run = tmp_path / 'run'
+    assert done.line(128 + number) == (f'stopped by {number.name} at iteration {it}, checkpoint in {run}; '
+                                       f'go on with --init_from=resume --out_dir={run}')
+    assert RunFolder(run).load()[0]['step'] == it and max(losses(run)) == it - 1 and not (run / 'result.json').exists()
+    assert resume().code == 0                               # with the options it had
+    same_run(run, whole, 12)
+
+
+@posix
+def test_control_c_in_a_process_started_in_the_background(data, resume, go, tmp_path):
+    """A script's `train.py &` starts with SIGINT ignored, and should still stop when it comes."""
+    args = TINY | dict(dataset=data, out_dir=tmp_path / 'run', max_iters=500, eval_interval=100)
+    child = subprocess.Popen([sys.executable, ROOT / 'train.py', *flags(**args)], env=ENV, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    try:
+        wait_for(lambda: last_iter(tmp_path / 'run') >= 5, lambda: child.poll() is None)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    step = RunFolder(tmp_path / 'run').load()[0]['step']
+    assert child.returncode == 130 and err.startswith(f'stopped by SIGINT at iteration {step}, checkpoint in'), err
+    assert last_iter(tmp_path / 'run') in (step - 1, step) and 5 < step < 500
+
+
+def stuck_run(spawn, tmp_path):
+    """The folder and the process of a run whose iteration 6 takes forever, when its checkpoint of iteration 4 is there."""
+    out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
+    wait_for((tmp_path / 'stuck').exists, child.is_alive)   # the signal of an iteration that has not begun ends the run well
+    wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
+    return out, child
+
+
+@posix
+def test_the_second_signal_stops_at_once(spawn, tmp_path):
+    out, child = stuck_run(spawn, tmp_path)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(0.5)
+    assert child.is_alive()                                 # it waits for the end of an iteration that never ends
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(5)
+    assert child.exitcode == 128 + signal.SIGTERM
+    assert RunFolder(out).load()[0]['step'] == 4
+
+
+# -- what resume refuses, says, and keeps
+
+def test_resume_refuses_another_model(go, resume, tmp_path):
+    go(max_iters=4)
+    before = files(tmp_path / 'run')
+    for name, value, old in [('n_layer', 3, 2), ('block_size', 8, 16), ('bias', True, False),
+                             ('variant', 'surprise', 'base')]:
+        line = resume(**{name: value}).line(BAD_INPUT)
+        assert line == f'{name}={value}: the run to resume has {name}={old}; start another with --init_from=scratch'
+    assert files(tmp_path / 'run') == before
+
+
+def test_resume_lists_what_changed(go, resume, tmp_path):
+    go(max_iters=4)
+    done = resume(learning_rate=5e-3, min_lr=1e-3, dropout=0.1, max_iters=8)
+    changes = [line for line in done.out.splitlines() if line.endswith('from here')]
+    assert sorted(changes) == ['dropout: 0.0 before, 0.1 from here', 'learning_rate: 0.01 before, 0.005 from here',
+                               'max_iters: 4 before, 8 from here']
+    rates = {record['iter']: record['lr'] for record in RunFolder(tmp_path / 'run').read_log() if 'lr' in record}
+    assert rates[3] == train.learning_rate(3, train.Options(**OPTIONS)) != rates[4]
+    assert rates[4] == train.learning_rate(4, train.Options(**OPTIONS | dict(learning_rate=5e-3)))
+
+
+OPTIONS = {name: value for name, value in TINY.items() if name not in ('n_layer', 'n_head', 'n_embd', 'block_size')}
+
+
+def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, whole, tmp_path):
+    go(**HARD, max_iters=8)
+    done = resume(max_iters=12)
+    assert done.code == 0 and json.loads((tmp_path / 'run/result.json').read_text())['iters'] == 12
+    same_run(tmp_path / 'run', whole, 12)
+    assert resume(max_iters=8).line(BAD_INPUT).startswith('max_iters=8: the run in')
+
+
+@pytest.mark.parametrize('options, said', [
+    ({}, 'attention by sdpa\n'), (dict(attn='math'), 'attention by math\n'), (dict(variant='head_scaling'), 'attention by math\n'),
+    (dict(variant='sliding_window', full_every=2, window=4), 'attention by sdpa\n'),
+    (dict(variant='sliding_window', full_every=0, window=4), '')])
+def test_it_says_how_attention_is_computed(go, options, said):
+    out = go(max_iters=1, **options).out
+    assert said in out and ('attention by' in out) == bool(said)
+
+
+def test_muon_is_resumed(go, resume, tmp_path):
+    options = HARD | dict(optimizer='muon', lr_decay_iters=12)
+    assert go('muon', **options, max_iters=12).code == go('parts', **options, max_iters=5).code == 0
+    assert resume('parts', max_iters=12).code == 0
+    same_run(tmp_path / 'parts', tmp_path / 'muon', 12)
+    assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
+
+
+def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_path):
+    go(max_iters=4)
+    resume(max_iters=8)
+    config = json.loads((tmp_path / 'run/config.json').read_text())
+    assert (config['options']['learning_rate'], config['origin']['learning_rate']) == (0.01, 'command line')
+
+
+def test_resume_without_a_run(resume, tmp_path):
+    assert resume('nowhere').line(NO_CHECKPOINT) == f"init_from=resume: {tmp_path / 'nowhere'} holds no run"
+
+
+def test_resume_with_every_checkpoint_damaged(go, resume, tmp_path):
+    go(max_iters=8)
+    for file in (tmp_path / 'run/ckpt').glob('*/' + OPTIM):
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+    before = files(tmp_path / 'run')
+    done = resume()
+    *warnings, line = done.err.splitlines()
+    assert done.code == NO_CHECKPOINT and 'no usable checkpoint' in line
+    assert [OPTIM in warning for warning in warnings] == [True, True]
+    assert files(tmp_path / 'run') == before
+
+
+def test_resume_after_the_newest_checkpoint_was_damaged(resume, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'run')
+    (tmp_path / 'run/ckpt/step_00000012' / MODEL).write_bytes(b'')
+    done = resume()
+    assert done.code == 0 and 'step_00000012' in done.err
+    same_run(tmp_path / 'run', whole, 12)
+
+
+class Death(BaseException):
+    """Ends a script as SIGKILL would: nobody catches it."""
+
+
+def dies_before_the_first_checkpoint(go, monkeypatch, **options):
+    def die(*args):
+        raise Death
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, 'save', die)
+        with pytest.raises(Death):
+            go(**options)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(go, resume, tmp_path, whole, monkeypatch):
+    dies_before_the_first_checkpoint(go, monkeypatch, **HARD)
+    assert (tmp_path / 'run/config.json').exists() and not (tmp_path / 'run/ckpt').exists()
+    done = resume()
+    assert done.code == 0 and f"{tmp_path / 'run'} has no checkpoint yet: its run starts over" in done.out
+    same_run(tmp_path / 'run', whole, 12)
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'{"options": {}}', b'\xff'])
+def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
+    config_json = tmp_path / 'run/config.json'
+    config_json.parent.mkdir()
+    config_json.write_bytes(content)
+    assert str(config_json) in resume().line(BAD_INPUT)
+    assert config_json.read_bytes() == content
+
+
+def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
+    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
+    monkeypatch.setattr(train, 'pretrained', lambda *args: build(seed=7, vocab_size=52, **shape)) # TINY has 1337
+    dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
+    assert resume().code == 0
+    go('whole', init_from='gpt2')
+    same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+
+
+def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
+    """As many characters, but others: every token would mean something else."""
+    go(max_iters=4)
+    text = TEXT.read_text(encoding='utf-8')[:4000]
+    other = text.translate({ord(c): chr(ord(c) + 0x400) for c in set(text)})
+    prepare_chars(other, tmp_path / 'other')
+    assert 'other' in resume(dataset=tmp_path / 'other', max_iters=8).line(BAD_INPUT)
+
+
+def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
+    """Here a buffer counts the passes in training and scales the output, as running statistics would."""
+    real_init, real = MLP.__init__, MLP.forward
+
+    def init(self, *args):
+        real_init(self, *args)
+        self.register_buffer('passes', torch.zeros(()))
+
+    def forward(self, x, step):
+        if self.training:
+            self.passes += 1
+        return real(self, x, step) * (1 + 0.1 * self.passes)
+    monkeypatch.setattr(MLP, '__init__', init)
+    monkeypatch.setattr(MLP, 'forward', forward)
+    assert go('whole', max_iters=8).code == 0
+    assert weights(tmp_path / 'whole', 8)['transformer.h.0.mlp.passes'] == 8
+    assert go(max_iters=4).code == 0 and resume(max_iters=8).code == 0
+    same_run(tmp_path / 'run', tmp_path / 'whole', 8)
+
+
+# -- one writer, and nothing overwritten
+
+@posix
+def test_a_busy_folder(spawn, go, tmp_path):
+    out, child = stuck_run(spawn, tmp_path)
+    before = files(out)
+    for init_from in 'scratch', 'resume':
+        assert f'--out_dir={out}: process {child.pid} on ' in go(init_from=init_from).line(BUSY)
+    assert files(out) == before and child.is_alive()
+    child.kill()
+    child.join()
+    assert go(init_from='resume').code == 0                 # the dead hold no lock
+
+
+def test_a_new_run_moves_the_old_one_aside(go, tmp_path):
+    go(max_iters=4)
+    before = files(tmp_path / 'run')
+    done = go(max_iters=4, seed=2)
+    assert f"the run that was in {tmp_path / 'run'} is now in {tmp_path / 'run'}/previous" in done.out
+    assert files(tmp_path / 'run/previous') == before
+    assert json.loads((tmp_path / 'run/result.json').read_text())['seed'] == 2
+
+
+def test_eval_only_writes_nothing(go, resume, tmp_path):
+    go(max_iters=4)
+    before, result = files(tmp_path / 'run'), json.loads((tmp_path / 'run/result.json').read_text())
+    done = resume(eval_only=True)
+    assert f"val loss {result['val_loss']:.4f}" in done.out and done.code == 0
+    assert files(tmp_path / 'run') == before
+
+
+# -- divergence
+
+def test_a_learning_rate_that_is_too_high(go, resume, tmp_path):
+    whole = go('whole', learning_rate=1e-2, max_iters=4)
+    assert whole.code == 0
+    for log_interval, eval_interval in (1, 1), (1, 100), (5, 100), (5, 3):
+        done = go(learning_rate=1e30, log_interval=log_interval, eval_interval=eval_interval)
+        assert done.line(DIVERGED).startswith('diverged at iteration ')
+        state, tensors, _ = RunFolder(tmp_path / 'run').load('latest')
+        assert all(t.isfinite().all() for t in tensors.values())
+        assert state['val_loss'] is None or math.isfinite(state['val_loss']), 'a checkpoint nobody can go on from'
+    assert resume(learning_rate=1e-2, eval_interval=4, log_interval=1, max_iters=4).code == 0
+    assert log(tmp_path / 'run') == log(tmp_path / 'whole')
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """plant(k, 'loss'): a NaN in the loss of iteration k, or in a parameter's gradient. Returns the updates made."""
+    def at(k, where):
+        made = []
+
+        class Planted(TrainStep):
+            def __init__(self, *args):
+                super().__init__(*args)
+                made.append(self)
+                if where != 'loss':
+                    self.model.get_parameter(where).register_hook(lambda g: g * math.nan if self.it == k else g)
+
+            def forward(self, x, y, it):
+                loss, aux = super().forward(x, y, it)
+                return loss * math.nan if where == 'loss' and it == k else loss, aux
+
+        monkeypatch.setattr(train, 'TrainStep', Planted)
+        return made
+    return at
+
+
+@pytest.mark.parametrize('where', ['loss', 'transformer.h.1.mlp.c_fc.weight'])
+@pytest.mark.parametrize('k, log_interval', [(3, 1), (3, 7), (3, 100), (0, 100)])
+def test_nan_stops_before_the_step(go, tmp_path, plant, monkeypatch, where, k, log_interval):
+    options = dict(eval_interval=100, gradient_accumulation_steps=2, log_interval=log_interval)
+    go('clean', **options, max_iters=k)
+    made = plant(k, where)
+    line = go('run', **options, max_iters=10).line(DIVERGED)
+    assert line.startswith(f'diverged at iteration {k}: ') and (where == 'loss' or f'the gradient of {where} ' in line)
+    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', k)) == 0
+    if k:
+        assert distance(made[0].state()[0], weights(tmp_path / 'clean', k, OPTIM)) == 0
+    run = RunFolder(tmp_path / 'run')
+    assert [f.name for f in run.checkpoints()] == ['step_00000000']
+    assert all(math.isfinite(loss) for loss in losses(run.out_dir).values())
+    assert not (run.out_dir / 'result.json').exists()
+
+
+def test_the_blame_is_found_on_the_data_of_the_bad_iteration():
+    class Planted(TrainStep):
+        def forward(self, x, y, it):
+            loss, aux = super().forward(x, y, it)
+            return loss * torch.where((x == 5).any() & (y == 6).any(), math.nan, 1.0), aux
+
+    model = small_model('base').train()
+    update = Planted(model, model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu'), machine('cpu', 'float32', False),
+                     (2, 4, 16), 1.0, 1337)
+    fine, fatal = torch.zeros(8, 16, dtype=torch.long), torch.full((8, 16), 5)
+    for it, (x, y) in enumerate([(fine, fine), (fatal, fatal + 1), (fine, fine)]):
+        update(it, x, y, 1e-2)
+    assert update.numbers()[1:] == (True, 1)
+    assert update.first_bad(fatal, fatal + 1) == 'the loss'
+
+
+def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
+    options = dict(eval_interval=100, log_interval=7, dtype='float16')
+    go('clean', **options, max_iters=3)
+    made = plant(3, 'loss')
+    assert go('run', **options, max_iters=10).line(DIVERGED).startswith('diverged at iteration 3: ')
+    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', 3)) == 0
+
+
+def test_float16_does_not_skip_forever(go, monkeypatch):
+    """A gradient that is NaN whatever the scale is no overflow; a run that skips every step trains nothing."""
+    real = TrainStep.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        self.params[1].register_hook(lambda g: g * math.nan if self.it >= 3 else g)
+    monkeypatch.setattr(TrainStep, '__init__', init)
+    go(dtype='float16', max_iters=100, eval_interval=100).line(DIVERGED)
+
+
+# -- what cannot be
+
+BAD = [
+    (dict(n_layr=3), '--n_layr=3: no such option; did you mean n_layer?'),
+    (dict(learning_rate='fast'), '--learning_rate=fast: learning_rate takes float'),
+    (dict(n_head=5, n_embd=384), 'n_head=5: must divide n_embd=384'),
+    (dict(dataset='nope'), '--dataset=nope: neither a set'),
+    (dict(block_size=400), 'val.bin has 400 tokens, block_size 400 needs at least 401'),
+    (dict(variant='nope'), 'variant=nope: no file variants/nope.py'),
+    (dict(variant='soft_window+soft_window'), 'variant=soft_window+soft_window: soft_window is named twice'),
+    (dict(init_from='nope'), 'init_from=nope: allowed: scratch, resume, gpt2'),
+    (dict(device='cuda'), 'device=cuda: not on this machine; allowed: auto, cpu'),
+    (dict(device='tpu'), 'device=tpu: not on this machine; allowed: auto, cpu'),
+    (dict(gradient_accumulation_steps=0), '--gradient_accumulation_steps=0: gradient_accumulation_steps takes int'),
+    (dict(n_layer=-1), '--n_layer=-1: n_layer takes int in [1, inf)'),
+    (dict(learning_rate='nan'), '--learning_rate=nan: learning_rate takes float'),
+    (dict(dropout=1.5), '--dropout=1.5: dropout takes float in [0, 1)'),
+    (dict(vocab_size=20), 'vocab_size=20: '),
+    (dict(slope_scale=3), '--slope_scale=3: no such option; it belongs to --variant=alibi'),
+    (dict(attn='flex'), 'attn=flex'),
+]
+
+
+@pytest.fixture(scope='session')
+def finished(data, tmp_path_factory):
+    """A finished run that nobody may touch."""
+    out = tmp_path_factory.mktemp('finished')
+    assert call(train.main, **TINY | dict(dataset=data, out_dir=out, max_iters=4)).code == 0
+    return out
+
+
+@pytest.mark.parametrize('options, says', BAD, ids=[','.join(flags(**options)) for options, _ in BAD])
+def test_bad_options_are_one_line_and_touch_nothing(data, finished, monkeypatch, options, says):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    before = files(finished)
+    assert says in call(train.main, **TINY | dict(dataset=data, out_dir=finished) | options).line(BAD_INPUT)
+    assert files(finished) == before
+
+
+def test_bad_name_in_a_config_file(finished, tmp_path):
+    before, file = files(finished), tmp_path / 'mine.py'
+    file.write_text('# a comment\nn_layers = 7\n')
+    line = call(train.main, file, device='cpu', out_dir=finished).line(BAD_INPUT)
+    assert line == f'{file}:2: n_layers = 7: no such option; did you mean n_layer?'
+    assert files(finished) == before
+
+
+def test_bad_options_in_a_process_of_their_own(data, tmp_path):
+    done = shell(ROOT / 'train.py', **TINY | dict(dataset=data, out_dir=tmp_path / 'run', n_head=5))
+    assert done.line(BAD_INPUT) == 'n_head=5: must divide n_embd=16'
+    assert 'Traceback' not in done.out + done.err
+
+
+# -- the schedule and the step
+
+def nanogpt_lr(it, learning_rate, warmup_iters, lr_decay_iters, min_lr):
+    if it < warmup_iters:                                   # nanoGPT's get_lr, in its own order
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    coeff = 0.5 * (1.0 + math.cos(math.pi * decay_ratio))
+    return min_lr + coeff * (learning_rate - min_lr)
+
+
+@pytest.mark.parametrize('warmup, decay', [(2000, 600000), (100, 5000), (0, 10)])
+def test_learning_rate_is_nanogpts(warmup, decay):
+    options = dict(learning_rate=6e-4, warmup_iters=warmup, lr_decay_iters=decay, min_lr=6e-5)
+    for it in 0, 1, warmup - 1, warmup, warmup + 1, (warmup + decay) // 2, decay - 1, decay, decay + 1, 2 * decay:
+        assert train.learning_rate(max(it, 0), train.Options(**options)) == nanogpt_lr(max(it, 0), **options)
+        assert train.learning_rate(max(it, 0), train.Options(**options, decay_lr=False)) == 6e-4
+
+
+def test_the_learning_rate_used_is_the_scheduled_one(go, tmp_path, monkeypatch):
+    used, real = [], torch.optim.AdamW.step
+
+    def step(self, *args):
+        used.append([group['lr'] for group in self.param_groups])
+        return real(self, *args)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    go(max_iters=15)
+    wanted = [nanogpt_lr(it, 1e-2, 2, 12, 1e-3) for it in range(15)]
+    assert used == [[lr, lr] for lr in wanted]
+    assert [record['lr'] for record in RunFolder(tmp_path / 'run').read_log() if 'lr' in record] == wanted
+
+
+def small_model(variant='base', **options):
+    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
+    return build(variant, 3, **shape | options)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = small_model(bias=True)
+    model.lm_head.weight.lr_scale, model.transformer.wpe.weight.no_decay = 0.5, True
+    groups = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu').param_groups
+    where = {id(p): (g['weight_decay'], g['lr_scale'], g['lr']) for g in groups for p in g['params']}
+    assert sum(len(g['params']) for g in groups) == len(where) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        decay = 0.1 * (p.ndim >= 2 and name != 'transformer.wpe.weight')
+        scale = 0.5 if name == 'transformer.wte.weight' else 1.0
+        assert where[id(p)] == (decay, scale, 1e-3 * scale), name
+
+
+def test_collections_go_on_after_a_failed_compilation():
+    for turn, enabled in (gc.disable, False), (gc.enable, True):
+        turn()
+        with pytest.raises(RuntimeError), no_collections():
+            assert not gc.isenabled()
+            raise RuntimeError
+        assert gc.isenabled() == enabled
+
+
+@pytest.mark.parametrize('variant', ['base', 'surprise'])
+def test_an_update_is_plain_pytorch(data, variant):
+    """Forward, backward, clipping and AdamW written out, beside Update; dropout and accumulation on."""
+    set_, ours, plain = Dataset(str(data), 16), small_model(variant, dropout=0.1), small_model(variant, dropout=0.1)
+    optimizer = ours.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
+    update = TrainStep(ours.train(), optimizer, machine('cpu', 'float32', False), (2, 4, 16), 0.5, 1337)
+    groups = [dict(params=[p for p in plain.parameters() if p.ndim >= 2], weight_decay=0.1),
+              dict(params=[p for p in plain.parameters() if p.ndim < 2], weight_decay=0.0)]
+    adamw, seen = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True), []
+    for it in range(5):
+        x, y = set_.batch('train', it, 8, 1337)
+        update(it, x, y, lr := 1e-2 / (it + 1))
+        torch.manual_seed(key(1337, 'noise', it, 0))
+        mean = 0.0
+        for rows in range(0, 8, 4):
+            step = Step(it=torch.tensor(float(it)))
+            _, loss = plain(x[rows:rows + 4], y[rows:rows + 4], step)
+            (loss / 2).backward()
+            mean += (loss - sum(step.losses.values())).item() / 2
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        for group in adamw.param_groups:
+            group['lr'] = lr
+        adamw.step()
+        adamw.zero_grad()
+        numbers, bad, _ = update.numbers()
+        assert not bad and norm > 0.5                       # clipping was at work
+        assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
+        assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
+        assert distance(model_weights(ours), model_weights(plain)) == 0
+        seen.append((numbers, update.snapshot()))
+    assert all(update.numbers(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
+
+
+def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):
+    go('one', batch_size=8, gradient_accumulation_steps=1, max_iters=3)
+    go('four', batch_size=2, gradient_accumulation_steps=4, max_iters=3)
+    one, four = losses(tmp_path / 'one'), losses(tmp_path / 'four')
+    assert one == pytest.approx(four, abs=1e-5) and len(set(one.values())) == 3
+    assert distance(weights(tmp_path / 'one', 3), weights(tmp_path / 'four', 3)) < 1e-5
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_half_precision_trains(go, tmp_path, dtype):
+    assert go(dtype=dtype, max_iters=5, gradient_accumulation_steps=2).code == 0
+    assert go('exact', max_iters=5, gradient_accumulation_steps=2).code == 0
+    half, exact = losses(tmp_path / 'run'), losses(tmp_path / 'exact')
+    assert half == pytest.approx(exact, abs=0.05) and half != exact     # in that precision indeed
+    assert half[4] < half[0] - 0.05
+    assert {t.dtype for t in weights(tmp_path / 'run', 5).values()} == {torch.float32}
+
+
+def test_two_processes_train_as_one(data, go, tmp_path):
+    options = dict(gradient_accumulation_steps=2, max_iters=10, variant='surprise')
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', ROOT / 'train.py']
+    args = TINY | dict(dataset=data, out_dir=tmp_path / 'two', backend='gloo') | options
+    done = subprocess.run([*torchrun, *flags(**args)], env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert go('one', **options).code == 0
+    one, two = (RunFolder(tmp_path / out).read_log() for out in ('one', 'two'))
+    assert distance(weights(tmp_path / 'one', 10), weights(tmp_path / 'two', 10)) < 1e-4
+    assert [record['iter'] for record in one] == [record['iter'] for record in two]
+    for a, b in zip(one, two, strict=True):
+        for name in a.keys() & {'loss', 'loss.prior', 'val_loss', 'train_loss', 'grad_norm', 'lr'}:
+            assert b[name] == pytest.approx(a[name], abs=1e-4), (a['iter'], name)
+
+
+@posix
+def test_a_gradient_that_overflows_in_one_process_is_skipped_in_both(spawn, tmp_path):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    options = dict(gradient_accumulation_steps=2, dtype='float16', max_iters=6, eval_interval=6)
+    pair = [spawn('run', partial(rank, number, port, overflow), **options) for number in (0, 1)]
+    for child in pair:
+        child.join(60)
+    assert [child.exitcode for child in pair] == [0, 0], (tmp_path / 'said').read_text()
+    assert sorted(losses(tmp_path / 'run')) == list(range(6))
+    optim = weights(tmp_path / 'run', 6, OPTIM)
+    assert {t.item() for name, t in optim.items() if name.endswith('.step')} == {5}     # six iterations but one
+
+
+# -- evaluation
+
+def test_evaluation_is_the_mean_over_every_target(data):
+    set_, m = Dataset(str(data), 16), machine('cpu', 'float32', False)
+    model = small_model(dropout=0.5).double().train()
+    ids = set_.tokens['val'].long()
+    total = sum(F.cross_entropy(model.eval()(ids[None, i:i + 16], ids[None, i + 1:i + 17])[0][0, :len(ids) - 1 - i],
+                                ids[i + 1:i + 17], reduction='sum').item()
+                for i in range(0, len(ids) - 17, 16))
+    last = (len(ids) - 1) // 16 * 16                        # 15 targets are left: a window of their own
+    logits, _ = model(ids[None, last:-1], ids[None, last + 1:])
+    total += F.cross_entropy(logits[0], ids[last + 1:], reduction='sum').item()
+    model.train()
+    noise = torch.get_rng_state()
+    for batch_size in 7, 25, 1:                             # 25 windows: 7, 7, 7 and 4
+        loss, _ = train.evaluate(model, set_, m, 'val', batch_size)
+        assert loss == pytest.approx(total / (len(ids) - 1), abs=1e-6)
+    assert model.training and torch.equal(torch.get_rng_state(), noise)
+
+
+def test_evaluation_leaves_out_the_variants_own_losses(data):
+    set_, m = Dataset(str(data), 16), machine('cpu', 'float32', False)
+    plain, heavy = (train.evaluate(small_model('surprise', prior_loss=w), set_, m, 'val', 8)[0] for w in (0.0, 1e6))
+    assert plain == heavy
+
+
+# -- what a run leaves behind
+
+def test_the_records_of_a_run(data, go, tmp_path):
+    done = go(variant='surprise', max_iters=8, seed=5, log_interval=2, dropout=0.1)
+    out = tmp_path / 'run'
+    config, result = (json.loads((out / name).read_text()) for name in ('config.json', 'result.json'))
+    records = RunFolder(out).read_log()
+
+    given = OPTIONS | dict(variant='surprise', dataset=str(data), out_dir=str(out), max_iters=8, seed=5, log_interval=2)
+    assert config['options'] == vars(train.Options(**given))
+    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.1, vocab_size=52)
+    assert shape.items() <= config['model_args'].items()
+    given = {*TINY, *given, 'dropout'}
+    options = {*config['options'], *vars(load_classes('surprise').GPTConfig())}
+    assert config['origin'] == {name: 'command line' if name in given else 'default' for name in options}
+    assert '--seed=5' in config['argv'] and config['versions']['torch'] == torch.__version__
+    assert config['sha256'] == {name: sha256(ROOT / name) for name in ('model.py', 'variants/surprise.py')}
+    assert (config['device'], config['dtype'], config['compile']) == ('cpu', 'float32', False)
+
+    evals = [record for record in records if 'val_loss' in record]
+    steps = [record for record in records if 'loss' in record]
+    assert [record['iter'] for record in evals] == [0, 4, 8] and [record['iter'] for record in steps] == [0, 2, 4, 6]
+    assert all({'loss', 'loss.prior', 'grad_norm', 'lr', 'ms'} < record.keys() for record in steps)
+    for record in evals:                                    # a number a layer
+        assert {name: len(x) for name, x in record.items() if name.startswith('stats.')} == {
+            'stats.gate': 2, 'stats.surprise': 2, 'stats.change': 2}
+        assert all(0 <= gate <= 1 for gate in record['stats.gate'])
+
+    model = build('surprise', 5, **config['model_args'])
+    assert result['val_loss'] == evals[-1]['val_loss'] and result['train_loss'] == evals[-1]['train_loss']
+    assert result['best_val_loss'] == min(record['val_loss'] for record in evals)
+    expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
+    assert expected.items() <= result.items()
+    flops = result['forward_flops_per_token'], result['flops_per_token']
+    assert flops == flops_per_token(model.config, load_classes('surprise')) and flops[1] > 2 * flops[0] > 0
+    assert result['seconds'] > 0 and result['peak_bytes'] > 0
+    assert f"best val loss {result['best_val_loss']:.4f}" in done.out
+
+    state, tensors, _ = RunFolder(out).load('latest')             # the final loss is that of the final weights, whole split
+    load_weights(model, tensors)
+    again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
+    assert again == result['val_loss'] == state['val_loss']
+
+
+def test_the_logged_loss_is_cross_entropy_alone(data, go, tmp_path):
+    go(variant='surprise', prior_loss=5.0, max_iters=1)
+    record = RunFolder(tmp_path / 'run').read_log()[1]
+    set_, step = Dataset(str(data), 16), Step()
+    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
+    x, y = set_.batch('train', 0, 4, 1337)
+    logits, _ = build('surprise', 1337, vocab_size=52, prior_loss=5.0, **shape)(x, y, step)
+    assert record['loss'] == pytest.approx(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item(), abs=1e-5)
+    assert record['loss.prior'] == pytest.approx(step.losses['prior'].item(), rel=1e-4) and record['loss.prior'] > 0.001
+
+
+def test_the_best_checkpoint_is_kept(go, tmp_path):
+    """With a learning rate that ruins it, the first evaluation is the best, and stays."""
+    go(learning_rate=5.0, min_lr=5.0, max_iters=20, eval_interval=2, always_save_checkpoint=False)
+    evals = {r['iter']: r['val_loss'] for r in RunFolder(tmp_path / 'run').read_log() if 'val_loss' in r}
+    best = min(evals, key=evals.get)
+    state, _, _ = RunFolder(tmp_path / 'run').load('best')
+    assert state['step'] == best < 20 and state['val_loss'] == evals[best]
+    assert RunFolder(tmp_path / 'run').load('latest')[0]['step'] == 20
+    result = json.loads((tmp_path / 'run/result.json').read_text())
+    assert (result['val_loss'], result['best_val_loss']) == (evals[20], evals[best])
+
+
+# -- Weights & Biases
+
+@pytest.mark.parametrize('where', ['import', 'init', 'log', 'nowhere'])
+def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
+    seen = []
+
+    def fail(*args, **kwargs):
+        raise OSError('no route\nto host')
+
+    def see(record, step):
+        seen.append(step)
+    run = SimpleNamespace(log=fail if where == 'log' else see, finish=lambda: None)
+    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=fail if where == 'init' else lambda **kwargs: run)
+    monkeypatch.setitem(sys.modules, 'wandb', None if where == 'import' else fake)
+    done = go(wandb_log=True)
+    assert done.code == 0
+    if where == 'nowhere':
+        assert done.err == '' and seen == [record['iter'] for record in RunFolder(tmp_path / 'run').read_log()]
+    else:
+        line = done.line(0)
+        assert line.startswith('wandb: ') and line.endswith('; the run goes on, log.jsonl has the numbers')
+    go('without')
+    same_run(tmp_path / 'run', tmp_path / 'without', 12)
+
+
+def test_wandb_is_imported_only_when_asked(go, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)         # importing it would fail
+    assert go(max_iters=1).err == ''
+
+
+# -- a variant of one's own
+
+SCALE = '''"""Each block's update times a learned number. Source: arXiv 2003.04887 (ReZero), but started at 1."""
+import torch
+import torch.nn as nn
+
+import model
+
+NEUTRAL = {}
+
+class Block(model.Block):
+    def __init__(self, config, parts, layer):
+        super().__init__(config, parts, layer)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.scale.init = nn.init.ones_
+    def forward(self, x, step):
+        return x + self.scale * (super().forward(x, step) - x)
+'''
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the repository with a small data set, to drop a file into."""
+    copy, leave = tmp_path / 'checkout', shutil.ignore_patterns('__pycache__', 'golden')
+    for name in 'lab', 'variants', 'tests':
+        shutil.copytree(ROOT / name, copy / name, ignore=leave)
+    for file in (*ROOT.glob('*.py'), ROOT / 'pyproject.toml'):
+        shutil.copy(file, copy)
+    shakespeare(copy / 'data/tiny')
+    return copy
+
+
+def test_a_file_is_a_variant(checkout, go, tmp_path):
+    assert len(SCALE.splitlines()) == 15
+    (checkout / 'variants/scale.py').write_text(SCALE)
+    out = checkout / 'out-scale'
+    args = {name: value for name, value in TINY.items() if name != 'max_iters'}
+    done = shell('train.py', '--variant=scale', cwd=checkout, **args, dataset='tiny', max_iters=8)
+    assert (done.code, done.err) == (0, '')
+    assert {'iters': 8, 'variant': 'scale'}.items() <= json.loads((out / 'result.json').read_text()).items()
+    assert 'variants/scale.py' in json.loads((out / 'config.json').read_text())['sha256']
+    done = shell('train.py', cwd=checkout, init_from='resume', out_dir='out-scale', max_iters=12)
+    assert (done.code, done.err) == (0, '')
+    done = shell('sample.py', cwd=checkout, out_dir='out-scale', num_samples=2, max_new_tokens=20, device='cpu')
+    assert (done.code, done.err) == (0, '') and done.out.count('---------------') == 2
+
+    base = go('base')                                       # all that it adds is a number a block, which learns
+    assert base.code == 0
+    scaled, plain = weights(out, 12), weights(tmp_path / 'base', 12)
+    scales = {name: scaled[name].item() for name in scaled.keys() - plain.keys()}
+    assert scales.keys() == {'transformer.h.0.scale', 'transformer.h.1.scale'}
+    assert all(0.001 < abs(scale - 1) < 0.2 for scale in scales.values())
+    one, other = losses(out), losses(tmp_path / 'base')
+    assert one[0] == pytest.approx(other[0], abs=1e-6) and one[11] != other[11] and sorted(one) == list(range(12))
+
+
+def test_a_file_is_tested(checkout):
+    (checkout / 'variants/scale.py').write_text(SCALE)
+    pytest_ = [sys.executable, '-m', 'pytest', 'tests/test_variants.py', '-k', 'scale', '-q', '-p', 'no:cacheprovider']
+    done = subprocess.run(pytest_, cwd=checkout, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 10
+
+
+@pytest.mark.parametrize('variant', variants())
+def test_every_variant_by_the_scripts(data, tmp_path, variant):
+    """Trained, stopped, resumed to the bit and sampled."""
+    options = TINY | dict(dataset=data, variant=variant, max_iters=4, lr_decay_iters=4, eval_interval=2, dropout=0.1)
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert call(train.main, **options | dict(out_dir=whole)).code == 0
+    assert call(train.main, **options | dict(out_dir=parts, max_iters=2)).code == 0
+    assert call(train.main, init_from='resume', out_dir=parts, max_iters=4).code == 0
+    same_run(whole, parts, 4)
+    done = call(sample.main, out_dir=whole, num_samples=1, max_new_tokens=20)
+    assert done.code == 0 and len(done.out) > 20

@@ -1,0 +1,102 @@
+"""Routed blocks: what is skipped is really skipped, who is chosen is what the options say, and nothing is seen too early."""
+import pytest
+import torch
+
+from model import Step, build
+from lab.checks import at, tokens
+from variants import _routing as routing
+from variants._moments import shuffled
+
+SIZE = dict(block_size=288, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
+ROUTED = 'mod', 'sdt', 'stt'
+
+
+def trained(variant, iterations, **options):
+    model = build(variant, 1, **SIZE | options).train()
+    optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), 'cpu')
+    for it in range(iterations):
+        idx = tokens(model, 4, 64, seed=it)
+        loss = model(idx, (3 * idx + 1) % 65, Step(it=at(it)))[1]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def executions(model):
+    """A list that grows by (layer, tokens) with every pass through a block's attention."""
+    seen = []
+    for layer, block in enumerate(model.transformer.h):
+        block.attn.register_forward_hook(lambda m, args, y, layer=layer: seen.append((layer, y.size(1))))
+    return seen
+
+
+@pytest.mark.parametrize('router', ['threshold', 'topk', 'random'])
+@pytest.mark.parametrize('variant', ROUTED)
+def test_decoding_skips_blocks_and_says_the_same(variant, router):
+    iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30 # at first all scores drift, away from the threshold
+    model = trained(variant, iterations, router=router)
+    idx = tokens(model, 1, 8)
+    seen, it = executions(model), at(iterations) # schedules stand where training left them
+    got = model.generate(idx, 256, temperature=0, it=it)
+    count = [sum(x == layer for x, _ in seen) for layer in range(4)]
+    assert count[0] == count[2] == 256 # these run for every token, as all would in the baseline
+    assert all(10 < n < 246 for n in (count[1], count[3])), count
+    with torch.no_grad():
+        for _ in range(256):
+            idx = torch.cat((idx, model(idx, step=Step(it=it))[0][:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(got, idx)
+
+
+@pytest.mark.parametrize('variant', ['mod', 'sdt'])
+def test_training_computes_the_capacity_only(variant):
+    model = trained(variant, 1, capacity=0.25).train()
+    seen, idx = executions(model), tokens(model, 2, 64)
+    model(idx, idx)
+    assert seen == [(0, 64), (1, 20), (2, 64), (3, 20)] # 1.25 * 0.25 * 64
+
+
+def test_threshold_follows_the_scores():
+    threshold, generator = routing.Threshold(0.25).train(), torch.Generator().manual_seed(0)
+    for it in range(300):
+        threshold(torch.randn(8, 64, generator=generator) + 5, at(it))
+    least = threshold.least.clone()
+    assert (least - 5 - 0.6745).abs() < 0.02 # the upper quartile
+    mask = threshold.eval()(torch.randn(100, 100, generator=generator) + 5, at(0))
+    assert (mask.float().mean() - 0.25).abs() < 0.02 and threshold.least == least
+
+
+def test_a_pass_is_compared_with_those_before_it():
+    threshold = routing.Threshold(0.5).train()
+    score = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert threshold(score, at(0)).all() # from 0
+    assert threshold(score + 10, at(1)).all() and not threshold(score, at(2)).any()
+
+
+def test_random_choice_is_by_position_and_layer():
+    pos = torch.arange(4096).expand(2, -1)
+    masks = [routing.at_random(pos, layer, 0.3) for layer in (1, 3)]
+    assert all((mask.float().mean() - 0.3).abs() < 0.03 for mask in masks)
+    both = (masks[0] & masks[1]).float().mean()
+    assert (both - 0.09).abs() < 0.03 # one layer's choice says nothing about another's
+    late = routing.at_random(pos[:, 100:], 1, 0.3)
+    assert torch.equal(late, masks[0][:, 100:])
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def test_compiled_shams_choose_as_eager_ones_do(device):
+    """Inductor computes with positions in 32 bits on a GPU; their hashes need 64."""
+    stats = torch.arange(2 * 300.0, device=device).view(2, 300, 1)
+
+    def f():
+        pos = torch.arange(300, device=device).expand(2, -1)
+        return routing.at_random(pos, 5, 0.3), shuffled(stats, 0, Step())
+
+    for eager, compiled in zip(f(), torch.compile(f, fullgraph=True)(), strict=True):
+        assert torch.equal(eager, compiled)
+
+
+def test_slots():
+    mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 1, 0]]).bool()
+    index, live = routing.slots(mask, 2)
+    assert index.tolist() == [[1, 2], [3, 0]] and live.tolist() == [[True, True], [True, False]]

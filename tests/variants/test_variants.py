@@ -1,0 +1,479 @@
+"""The battery, for every file in variants/ as soon as it is there. `pytest tests/test_variants.py -k mine` runs one.
+
+What each check sees is said in lab/checks.py. The last part of this file breaks variants on purpose: a check must see each.
+"""
+import contextlib
+from itertools import combinations, product
+from textwrap import indent
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from model import SLOTS, load_classes
+from lab import checks
+import configurator as lab_options
+from lab.checks import Failed, small
+from core.errors import Stop
+from core.rng import key
+
+VARIANTS = variants()
+ALL = ['base', *VARIANTS]
+torch.set_num_threads(1) # more only get in each other's way in models this small
+every = pytest.mark.parametrize('name', ALL)
+mine = pytest.mark.parametrize('name', VARIANTS)
+
+
+def collected(of, names=VARIANTS):
+    """[(variant, one thing of what there is of it)]. A file that cannot even be read fails in its tests, not here for all."""
+    found = []
+    for name in names:
+        with contextlib.suppress(Exception):
+            found += [(name, one) for one in of(name)]
+    return found
+
+
+SUITE = collected(checks.suite, ALL)
+SETTINGS = collected(checks.settings)
+
+
+def each(pairs):
+    names = [name for name, _ in pairs]
+    ids = [f'{name}-{names[:i].count(name)}' for i, name in enumerate(names)]
+    return pytest.mark.parametrize('name, setting', pairs, ids=ids)
+
+
+# -- what the file says
+
+@mine
+def test_docstring_names_its_source(name):
+    text = load_classes(name).files[0].__doc__ or ''
+    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'variants/{name}.py: names neither arXiv nor github'
+
+
+@mine
+def test_options_have_meanings(name):
+    own = lab_options.options(load_classes(name).GPTConfig)
+    assert [o.name for n, o in own.items() if not o.meaning] == []
+
+
+@mine
+def test_declarations(name):
+    file = load_classes(name).files[0]
+    checks.neutral(name)
+    own = lab_options.options(load_classes(name).GPTConfig)
+    for setting, why in getattr(file, 'LEAKS', []):
+        assert set(setting) <= set(own) and why
+    assert set(getattr(file, 'CLASHES', {})) <= set(VARIANTS)
+
+
+# -- learning
+
+@every
+def test_trains(name):
+    checks.trains(name)
+
+
+@every
+def test_trains_with_biases(name):
+    checks.trains(name, bias=True)
+
+
+@every
+def test_plain_loss(name):
+    checks.plain_loss(small(name, 0.3))
+
+
+@every
+def test_round_trip(name):
+    checks.round_trip(name)
+
+
+@every
+def test_shared_parameters_start_equal(name):
+    checks.shared_start(name)
+
+
+@mine
+def test_neutral_is_the_baseline_with_biases(name):
+    checks.neutral_is_base(name, checks.neutral(name), bias=True)
+
+
+# -- causality, decoding, the baseline when neutral, one graph
+
+@pytest.mark.parametrize('check', [pytest.param(check, id=f'{name}-{what}', marks=[pytest.mark.slow] * what.startswith(checks.SLOW))
+                                   for name, (what, check) in SUITE])
+def test_suite(check):
+    check()
+
+
+@each(SETTINGS)
+def test_causal_with_options(name, setting):
+    for training in False, True:
+        if not (training and checks.leak_reason(name, setting)): # training with a declared leak
+            checks.causal(small(name, 0.3, **setting).train(training))
+
+
+@each(SETTINGS)
+def test_decoding_with_options(name, setting):
+    checks.decoding(small(name, 0.3, **setting))
+
+
+# -- speed changes nothing
+
+@pytest.mark.parametrize('T', [1, 7, 31, checks.SMALL['block_size']])
+@pytest.mark.parametrize('impl', ['auto', 'sdpa', 'kernel']) # kernel: on a CPU its reference
+@every
+def test_fast_path(name, impl, T):
+    for dtype, tol in (torch.float64, 1e-9), (torch.float32, 1e-5):
+        model = small(name, 0.1, dtype=dtype)
+        try:
+            checks.fast_path(model, impl, T, tol)
+        except Stop as refused:
+            assert impl != 'auto' and f'attn={impl}' in str(refused) and '\n' not in str(refused)
+
+
+class Bounds(TorchFunctionMode):
+    """Inside, torch.randint(low, high, size) or (high, size) leaves its bounds in `drawn`."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.randint:
+            self.drawn.append([0, *(x for x in args if isinstance(x, int))][-2:])
+        return function(*args, **(kwargs or {}))
+
+
+@each([(name, {}) for name in ALL] + SETTINGS)
+def test_integers_are_drawn_in_32_bits(name, setting):
+    """Inductor of torch 2.11 computes these bounds in 32 bits on a GPU: beyond them every draw was the same, undefined number."""
+    for attn in 'auto', 'kernel':
+        with contextlib.suppress(Stop), Bounds() as bounds: # a Stop: this one has no such way
+            model = small(name, **dict(dropout=0.2, attn=attn) | setting).train()
+            bounds.drawn.clear()
+            model(checks.tokens(model))
+        assert all(high - low < 2 ** 31 for low, high in bounds.drawn), bounds.drawn
+        assert bounds.drawn or name != 'base' or attn != 'kernel'
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'noise_mixup')) for name in ALL])
+def test_compiled_nothing_is_added_up_in_any_order(name):
+    """Two runs of one seed would drift apart. noise_mixup, which reads rows by their number, in every suite."""
+    from torch._inductor import config, utils  # seconds to import
+    model = small(name, 0.3, dtype=torch.float32).train()
+    idx = checks.tokens(model)
+    torch._dynamo.reset()
+    loss = torch.compile(lambda: model(idx, idx)[1], fullgraph=True)
+    with config.patch({'cpp.threads': 2}): # of one, nothing would need atomics
+        _, code = utils.run_and_get_code(lambda: loss().backward())
+    assert len(code) == 2 and 'atomic_add' not in ''.join(code) # forward and backward
+
+
+# -- two ideas at once
+
+def loads(one, two):
+    try:
+        load_classes(f'{one}+{two}')
+    except Stop as refused:
+        assert f'{one}+{two}' in str(refused) and '\n' not in str(refused)
+        return False
+    return True
+
+
+def hooks(name):
+    """What of model.py a variant changes: the methods of the slots that it defines, or the slots."""
+    file = load_classes(name).files[0]
+    mine = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
+    return {(slot.__name__, hook) for slot, c in mine for hook in own(c) & set(dir(slot)) or {''}}
+
+
+def partners():
+    """Pairs enough that any two hooks which two variants use meet in one, and every variant has some."""
+    pairs = sorted(combinations(HOOKS, 2), key=lambda pair: (pair not in NAMED, key('pair', *pair)))
+    meet = {(a, b): {frozenset(two) for two in product(HOOKS[a], HOOKS[b])} | {a, b} for a, b in pairs}
+    found, met = [], set()
+    for pair in pairs:
+        with contextlib.suppress(Exception): # test_pairs_load_or_say_why_not fails there
+            if (pair in NAMED or not meet[pair] <= met) and loads(*pair):
+                met |= meet[pair]
+                found.append(pair)
+    return found
+
+
+HOOKS = dict(collected(lambda name: [hooks(name)]))
+NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
+PAIRS = partners()
+
+
+@mine
+def test_pairs_load_or_say_why_not(name):
+    for other in HOOKS:
+        if other != name:
+            loads(name, other)
+
+
+@pytest.mark.parametrize('one, two', PAIRS, ids=['+'.join(pair) for pair in PAIRS])
+def test_pair(one, two):
+    both = f'{one}+{two}'
+    for off, left in (one, two), (two, one):
+        checks.neutral_is_base(both, checks.neutral(off), than=left)
+    checks.decoding(small(both, 0.3)) # one cache for both
+
+
+# -- the checks see what they are for: broken on purpose
+
+def broken(cls, body):
+    """The file of a variant whose class cls has this body."""
+    head = '"""A fault. Source: github"""\nimport torch\nimport torch.nn as nn\nimport model\nNEUTRAL = {}\n'
+    return f'{head}class {cls}(model.{cls}):\n{indent(body, "    ")}'
+
+
+FAULTY = dict(
+    mean_of_row=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True)
+'''),
+    top_k=broken('Block', '''
+def forward(self, x, step): # the half of the tokens that score highest pass through the block, all tokens compared
+    score = self.ln_1(x)[..., 0]
+    kept = score >= score.topk(x.size(1) // 2, dim=1).values[:, -1:]
+    return torch.where(kept[..., None], super().forward(x, step), x)
+'''),
+    mean_of_batch=broken('Block', '''
+def attn_out(self, y, step):
+    return y - 0.1 * y.mean(0)
+'''),
+    gate_by_batch=broken('Block', '''
+def forward(self, x, step):
+    score = self.ln_1(x)[..., 0]
+    return torch.where((score >= score.mean(0))[..., None], super().forward(x, step), x)
+'''),
+    only_in_training=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True) if self.training else y
+'''),
+    after_warmup=broken('Block', '''
+def attn_out(self, y, step):
+    return y + 0.1 * y.mean(1, keepdim=True) * (step.it > 100)
+'''),
+    zero_at_first=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.strength = nn.Parameter(torch.zeros(()))
+def attn_out(self, y, step):
+    return y + self.strength * y.mean(1, keepdim=True)
+'''),
+    after_training=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.register_buffer('seen', torch.zeros(()))
+def attn_out(self, y, step):
+    self.seen.add_(1.0 * self.training)
+    return y + 0.1 * y.mean(1, keepdim=True) * (self.seen > 20)
+'''),
+    reads_targets=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits + 0.1 * nn.functional.one_hot(targets, logits.size(-1)), loss
+'''),
+    less_the_mean=broken('Block', '''
+def attn_out(self, y, step):
+    return y - y.mean(1, keepdim=True)
+'''),
+    deaf=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    return super().forward(0 * idx, targets, step)
+'''),
+    no_attention=broken('Block', '''
+def attn_out(self, y, step):
+    return 0 * y
+'''),
+    remembers=broken('Block', '''
+seen = 0
+def attn_out(self, y, step):
+    self.seen = self.seen + 1
+    return y * self.seen
+'''),
+    counts_from_zero=broken('Block', '''
+def attn_out(self, y, step): # position within the pass, wrong once there is a cache
+    return y * (1 + torch.arange(y.size(1))[:, None])
+'''),
+    late_keys=broken('CausalSelfAttention', '''
+def attend(self, q, k, v, x, pos_k, step): # from position 13 on, a token alone does not see itself
+    return super().attend(q, k, v, x, pos_k + (step.pos[:, -1:] > 12) * (q.size(2) == 1), step)
+'''),
+    other_fast_path=broken('CausalSelfAttention', '''
+def score_mod(self, x, pos_k, step):
+    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope * 1.01, c=pos_k[:, None])
+'''),
+    no_gradient=broken('CausalSelfAttention', '''
+def score_mod(self, x, pos_k, step):
+    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope.detach(), c=pos_k[:, None])
+'''),
+    python_branch=broken('Block', '''
+def attn_out(self, y, step):
+    return y if step.it > 1 else 2 * y
+'''),
+    python_counter=broken('Block', '''
+calls = 0
+def attn_out(self, y, step):
+    self.calls += 1
+    return y * self.calls
+'''),
+    not_neutral=broken('Block', '''
+def attn_out(self, y, step):
+    return y * 1.00001
+'''),
+    neutral_forward=broken('Block', '''
+def attn_out(self, y, step):
+    return y.detach() + 0.5 * (y - y.detach())
+'''),
+    unused=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.extra = classes.Linear(config, 4, 4)
+'''),
+    zero_gradient=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.extra = nn.Parameter(torch.ones(()))
+def attn_out(self, y, step):
+    return y + 0 * self.extra
+'''),
+    forgets_one=broken('GPT', '''
+def configure_optimizers(self, *args):
+    optimizer = super().configure_optimizers(*args)
+    optimizer.param_groups[0]['params'].pop()
+    return optimizer
+'''),
+    learns_nothing=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits, None if loss is None else loss.detach() + 0 * loss
+'''),
+    own_loss=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits, None if loss is None else 0.9 * loss
+'''),
+    other_start=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.attn.c_proj.weight.init = nn.init.zeros_
+'''),
+    unsaved=broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.own = torch.randn(config.n_embd)
+def attn_out(self, y, step):
+    return y + self.own
+'''),
+    last_alone=broken('GPT', '''
+def forward(self, idx, targets=None, step=None):
+    logits, loss = super().forward(idx, targets, step)
+    return logits if loss is not None else 2 * logits, loss
+'''),
+)
+
+
+def on(check, shake=0.3, training=False, attn='auto', **args):
+    return lambda name: check(small(name, shake, attn=attn).train(training), **args)
+
+
+NEUTRAL_CHECK = lambda name: checks.neutral_is_base(name, {})
+FAST_PATH = on(checks.fast_path, 0.1, True, impl='sdpa', T=7, tol=1e-9)
+UNIFORM = lambda name: checks.uniform_tokens(name, runs=[(32, 1)], steps=150)
+FAULTS = [ # variant, the check that sees it, how it says so; a check that does not: why there are several
+    ('mean_of_row', on(checks.suffix_swap), 'suffix swap: logits before', None),
+    ('mean_of_row', on(checks.jacobian), 'Jacobian: .* later inputs', on(checks.row_swap)),
+    ('top_k', on(checks.suffix_swap), 'suffix swap: logits before', on(checks.jacobian)),
+    ('mean_of_batch', on(checks.row_swap), 'row swap: the logits', None),
+    ('mean_of_batch', on(checks.jacobian), 'Jacobian: .* other rows', None),
+    ('gate_by_batch', on(checks.row_swap), 'row swap: the logits', on(checks.jacobian)),
+    ('only_in_training', on(checks.causal, training=True), 'suffix swap', on(checks.causal)),
+    ('after_warmup', on(checks.causal), 'suffix swap', on(checks.causal, its=[0])),
+    ('zero_at_first', on(checks.causal), 'suffix swap', on(checks.causal, shake=0)),
+    ('after_training', lambda name: checks.causal(checks.trained(name).eval()), 'suffix swap', on(checks.causal)),
+    ('reads_targets', UNIFORM, 'uniform tokens: evaluation loss', on(checks.causal)),
+    ('less_the_mean', UNIFORM, 'uniform tokens: evaluation loss', None),
+    ('deaf', on(checks.suffix_swap), 'suffix swap: .* own token', None),
+    ('deaf', on(checks.row_swap), 'row swap: .* own row', None),
+    ('no_attention', on(checks.causal), 'Jacobian: no position looks', on(checks.suffix_swap)),
+    ('remembers', on(checks.stateless), 'stateless', None),
+    ('counts_from_zero', on(checks.decoding), 'decoding: 1 tokens after 1 ', on(checks.causal)),
+    ('counts_from_zero', on(checks.generating), 'generating', None),
+    ('late_keys', on(checks.decoding, attn='math'), 'decoding: 1 tokens after 13 ', None),
+    ('last_alone', on(checks.decoding), 'decoding: without targets', None),
+    ('other_fast_path', FAST_PATH, 'fast path: logits', None),
+    ('no_gradient', FAST_PATH, 'fast path: .* gradient', None),
+    ('python_branch', on(checks.one_graph), 'one graph', None),
+    ('python_counter', on(checks.one_graph), 'one graph', None),
+    ('not_neutral', NEUTRAL_CHECK, 'neutral: logits', None),
+    ('neutral_forward', NEUTRAL_CHECK, 'neutral: the gradient', None),
+    ('unused', checks.trains, 'trains: .*extra.weight has no gradient', None),
+    ('zero_gradient', checks.trains, 'trains: the gradient is 0 for .*extra', None),
+    ('forgets_one', checks.trains, 'trains: .* is in 0 optimizer groups', None),
+    ('learns_nothing', checks.trains, 'trains: loss', None),
+    ('own_loss', on(checks.plain_loss), 'plain loss', None),
+    ('other_start', checks.shared_start, 'shared start: .*c_proj', None),
+    ('unsaved', checks.round_trip, 'round trip: other logits', None),
+]
+
+
+@pytest.mark.parametrize('name, check, says, blind', FAULTS, ids=[f'{f[0]}-{f[2].split(":")[0]}' for f in FAULTS])
+def test_checks_see(name, check, says, blind, drop):
+    drop(name, FAULTY[name])
+    with pytest.raises(Failed, match=says):
+        check(name)
+    if blind:
+        blind(name)
+
+
+@pytest.mark.slow
+def test_uniform_tokens_see_a_top_k(drop):
+    """The mixture-of-depths rule. No gradient shows it, the loss does."""
+    drop('chosen', broken('Block', '''
+def __init__(self, config, classes, layer):
+    super().__init__(config, classes, layer)
+    self.router = nn.Linear(config.n_embd, 1, bias=False)
+def forward(self, x, step):
+    score = self.router(x) # (B, T, 1)
+    chosen = score.topk(x.size(1) // 4, dim=1).indices.sort(dim=1).values
+    some, it = chosen.expand(-1, -1, x.size(2)), torch.zeros(())
+    inner = model.Step(step.pos.gather(1, chosen[..., 0]), it)
+    update = super().forward(x.gather(1, some), inner) - x.gather(1, some)
+    return super().forward(x, step).scatter_add(1, some, update * score.gather(1, chosen))
+'''))
+    with pytest.raises(Failed, match='uniform tokens'):
+        checks.uniform_tokens('chosen')
+
+
+def test_uniform_tokens_let_the_baseline_pass():
+    assert checks.uniform_tokens('base', runs=[(8, 1)], steps=150) is False
+
+
+def test_neutral_must_be_declared(drop):
+    drop('silent', broken('Block', 'pass').replace('NEUTRAL', 'OTHER'))
+    with pytest.raises(Failed, match='silent has no NEUTRAL'):
+        checks.neutral('silent')
+
+
+def test_a_declared_leak_is_known_by_its_options(drop):
+    drop('leaky', '''
+        import dataclasses
+        from typing import Literal
+        import model
+        LEAKS = [(dict(gate='row'), 'averages the row')]
+        class GPTConfig(model.GPTConfig):
+            gate: Literal['token', 'row'] = 'token'     # what the gate averages over
+            size: int = 0                               # something else
+    ''')
+    assert checks.leak_reason('leaky', {}) is None and checks.leak_reason('leaky', dict(size=1)) is None
+    assert checks.leak_reason('leaky', dict(gate='row', size=1)) == 'averages the row'
+    assert checks.choices('leaky') == dict(gate=['token', 'row'], size=[0, 4])
+    found = list(checks.settings('leaky'))
+    assert dict(size=4) in found[:2] and dict(gate='row', size=4) in found[2:] # what leaks comes after the rest
