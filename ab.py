@@ -26,18 +26,27 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import load_classes
 import train
-from configurator import Given, arguments, configure
-from lab.study.study import ledger
-from lab.study.study import pool
-from lab.study.study import study as lab_study
-from core.run.environment import git, versions
-from core.errors import Stop, run as run_main
+from configurator import (
+    COMMAND_LINE,
+    Count,
+    Given,
+    Positive,
+    Whole,
+    arguments,
+    configure,
+    construct,
+    did_you_mean,
+    options_of,
+    parse_option,
+)
 from core.device.flops import flops_per_token
-from configurator import COMMAND_LINE, Count, Positive, Whole, make, nearest, options as options_of, read
+from core.errors import Stop, run as run_main
+from core.run.environment import git, versions
 from core.run.folder import RunFolder, last_iteration, read_json
+from lab.study import ledger, pool, study as lab_study
 from lab.study.study import Arm, Study, Task, Together, write_json
+from model import load_classes
 
 OUT = Path('out-ab')
 METRIC = 'validation loss after the last iteration, whole split, nats per token'
@@ -95,7 +104,7 @@ def read_arms(o, given):
              for _, own in wanted]
     for g in given:
         if not any(g.name in names for names in known):
-            raise Stop(f'{g.name}={g.value}: no such option of any arm{nearest(g.name, set().union(*known, options_of(Options)))}')
+            raise Stop(f'{g.name}={g.value}: no such option of any arm{did_you_mean(g.name, set().union(*known, options_of(Options)))}')
     if len(names) < 2 and not o.null:
         raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, or --null=True for the noise floor')
     return [make_arm(name, own, [Given('variant', common, COMMAND_LINE)] + [g for g in given if g.name in names])
@@ -132,7 +141,7 @@ def make_arm(name, own, given):
         raise Stop(f'arm {name}: {stop}') from None
     o = config.options
     data = lab_study.Dataset(o.dataset, 1)
-    args = dataclasses.asdict(make(config.GPTConfig, dict(vocab_size=data.vocab_size) | config.model_args))
+    args = dataclasses.asdict(construct(config.GPTConfig, dict(vocab_size=data.vocab_size) | config.model_args))
     return Arm(name, o, args, own, config.origin)
 
 
@@ -149,7 +158,7 @@ def matched(base, arm, how, prices):
         a = base.model_args
         ratio = 4.0 + (count[1] - count[0]) / (a['n_layer'] * a['n_embd'] * (2 * a['n_embd'] + a['bias']))
         variant = 'wide_mlp' if o.variant == 'base' else f'{o.variant}+wide_mlp'
-        wide = dataclasses.asdict(make(load_classes(variant).GPTConfig, a | dict(mlp_ratio=max(ratio, 1 / a['n_embd']))))
+        wide = dataclasses.asdict(construct(load_classes(variant).GPTConfig, a | dict(mlp_ratio=max(ratio, 1 / a['n_embd']))))
         return dataclasses.replace(base, name=name, options=dataclasses.replace(o, variant=variant), model_args=wide,
                                    given=dict(mlp_ratio=f'{ratio:.4f}'))
     cost = dict(flops='flops_per_token', time='step_ms')[how]
@@ -273,7 +282,7 @@ def at_once(o, arm):
         return o.at_once or 1
     classes, options = load_classes(arm.options.variant), arm.options
     tokens = options.batch_size * options.gradient_accumulation_steps * arm.model_args['block_size']
-    return 8 if tokens * flops_per_token(classes.GPTConfig(**arm.model_args), classes)[1] < 2e12 else 1
+    return 8 if tokens * flops_per_token(classes, classes.GPTConfig(**arm.model_args))[1] < 2e12 else 1
 
 
 def on_gpu(options):
@@ -486,7 +495,7 @@ def columns(result, prices):
 
 def publish(report, folder, say):
     """report.json, report.html and the plots; the table is said."""
-    from lab.report.report import report as lab_report
+    from lab.report import report as lab_report
     write_json(folder / 'report.json', report)
     lab_report.write_html(report, folder / 'report.html')
     try:
@@ -655,7 +664,7 @@ def main():
         configure(Options, argv=argv)
     given = arguments(argv)
     known = options_of(Options)
-    o = make(Options, {g.name: read(known[g.name], g.value, g.origin) for g in given if g.name in known})
+    o = construct(Options, {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known})
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
     if o.name and Path(o.name).name != o.name or o.name == '..':

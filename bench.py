@@ -19,30 +19,27 @@ from typing import Literal
 
 import torch
 
-from model import GPTConfig, Step, build, load_classes
-from configurator import configure
-from lab import checks
-from core.nn.attention import record_backends
-from core.device.machine import machine
-from core.run.environment import versions
-from core.errors import Stop, run as run_main
+from configurator import Count, DeviceOptions, Positive, Whole, configure, expand_flags
+from core.device.cuda_graph import GraphPool
 from core.device.flops import flops_per_token
+from core.device.machine import machine
+from core.errors import Stop, run as run_main
+from core.nn.attention import record_backends
 from core.rng import generator
-from configurator import Count, Positive, Whole
-from core.training.train_step import TrainStep, graph_pool_for
+from core.run.environment import versions
+from core.training.train_step import TrainStep
+from lab import checks
+from model import GPTConfig, Step, build, load_classes
 
 
 @dataclass
-class Options:
+class Options(DeviceOptions):
     variants: str = ''                  # what to time beside the baseline: a,b,a+b
     batch_size: Count = 64              # rows a step
     rounds: Count = 10                  # timings of each arm, in turn
     seconds: Positive = 0.1             # about how long one timing takes
     decode_tokens: Count = 200          # tokens to decode, one row, with the cache
     peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: from the table in core/device/machine.py
-    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
-    compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     optimizer: Literal['adamw', 'muon'] = 'adamw' # of the steps
     seeds: Count = 1                    # also time the steps of this many seeds at once, as ab.py trains them
     seed: Whole = 1337                  # of the weights and the tokens
@@ -62,12 +59,12 @@ class GPTConfig(GPTConfig):
 class Arm:
     """One variant, ready to be timed: forward(), backward() (forward too), step(), decode() and together(), many seeds' steps."""
 
-    def __init__(self, variant, o, m, model_args, turns):
+    def __init__(self, variant, o, m, model_args, pool):
         self.variant, self.o, self.m, self.model, self.config = variant, o, m, *built(variant, o, m, model_args)
         classes = load_classes(variant)
-        self.forward_flops, self.train_flops = flops_per_token(self.config, classes)
+        self.forward_flops, self.train_flops = flops_per_token(classes, self.config)
         before = torch.cuda.memory_allocated() if m.type == 'cuda' else 0
-        self.update = self.update_of(self.model, turns)
+        self.update = self.update_of(self.model, pool)
         self.x, self.y = torch.randint(self.config.vocab_size, (2, o.batch_size, self.config.block_size),
                                        generator=generator(o.seed, 'bench')).to(m.device)
         if m.type == 'cuda':
@@ -81,13 +78,13 @@ class Arm:
         if self.update.graphed:
             for _ in range(3): # until every step is a graph
                 self.together()
-            self.forward, self.backward = (replayed(call, turns) for call in (self.forward, self.backward))
+            self.forward, self.backward = (pool.replayable(call) for call in (self.forward, self.backward))
         if o.seeds > 1:
             self.samples['together'] = []
 
-    def update_of(self, model, turns=None):
+    def update_of(self, model, pool=None):
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.m.type, self.o.optimizer)
-        return TrainStep(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed, turns=turns)
+        return TrainStep(model, optimizer, self.m, (1, self.o.batch_size, self.config.block_size), 1.0, self.o.seed, pool=pool)
 
     @torch.no_grad()
     def run_forward(self):
@@ -95,7 +92,7 @@ class Arm:
             self.update.objective(self.x, self.y, self.update.it)
 
     def run_backward(self):
-        self.update.backward()
+        self.update.accumulate_gradients()
         self.update.optimizer.zero_grad(set_to_none=True)
 
     def step(self):
@@ -109,7 +106,7 @@ class Arm:
     def decode(self):
         self.model.eval()
         idx = torch.zeros(1, 1, dtype=torch.long, device=self.m.device)
-        with self.m.autocast():
+        with self.m.tf32(), self.m.autocast():
             for _ in self.model.stream(idx, self.o.decode_tokens, temperature=0):
                 pass
         self.model.train()
@@ -129,7 +126,7 @@ class Arm:
 class ModuleArm:
     """The attention module of a variant's first layer, ready to be timed: backward(), with forward, for a random cotangent."""
 
-    def __init__(self, variant, o, m, model_args, turns):
+    def __init__(self, variant, o, m, model_args, pool):
         self.variant, self.m, (model, self.config) = variant, m, built(variant, o, m, model_args | dict(n_layer=2))
         self.module, shape = model.transformer.h[0].attn, (o.batch_size, self.config.block_size, self.config.n_embd)
         self.x, self.dy = torch.randn(2, *shape, generator=generator(o.seed, 'bench')).to(m.device) # (B, T, C) each
@@ -146,7 +143,7 @@ class ModuleArm:
             before = torch.cuda.memory_allocated()
             self.run_backward()
             self.peak_bytes = torch.cuda.max_memory_allocated() - before
-        self.backward = replayed(self.run_backward, turns) if m.type == 'cuda' and m.compile else self.run_backward
+        self.backward = pool.replayable(self.run_backward) if m.type == 'cuda' and m.compile else self.run_backward
 
     def run(self, x):
         step = Step()
@@ -169,18 +166,6 @@ def built(variant, o, m, model_args):
     known = {f.name for f in fields(load_classes(variant).GPTConfig)}
     model = build(variant, o.seed, **{name: v for name, v in model_args.items() if name in known}).to(m.device).train()
     return model, model.config
-
-
-def replayed(call, turns):
-    """The call as the compiled training loop would run it: a CUDA graph; turns: see core/training/train_step.py."""
-    with torch.cuda.stream(turns.stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=turns.pool, stream=turns.stream):
-        call()
-    return graph.replay
 
 
 def timed(call, n, m):
@@ -254,7 +239,7 @@ def check(variants, model_args):
 
 
 def main():
-    argv = [a + '=True' if a in ('--check', '--module') else a for a in sys.argv[1:]]
+    argv = expand_flags(sys.argv[1:], Options)
     o = configure(Options, say=lambda text: None, argv=[a for a in argv if a.startswith('--variants=')]).options
     variants = ['base', *(v for v in o.variants.split(',') if v)]
     if len(set(variants)) < len(variants):
@@ -267,8 +252,8 @@ def main():
         torch._dynamo.config.recompile_limit = 8 * len(variants) # every arm compiles the same function anew
     model_args = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
     kind, show = (ModuleArm, module_table) if o.module else (Arm, table)
-    turns = graph_pool_for(m)
-    arms = [kind(v, o, m, model_args | config.model_args, turns) for v in variants]
+    pool = GraphPool() if m.type == 'cuda' else None
+    arms = [kind(v, o, m, model_args | config.model_args, pool) for v in variants]
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     interleave(arms, o.rounds, o.seconds)
     results = [arm.result(peak) for arm in arms]

@@ -1,70 +1,238 @@
-"""Options for a script, from config files and the command line:
+"""Options of a script and of a model, from config files and the command line:
 
     python train.py config/train_shakespeare_char.py --n_layer=4 --variant=alibi
 
+Options are the fields of a dataclass. The annotation says which values are allowed, the trailing comment is the help text:
+
+    n_layer: Count = 12             # blocks, one after the other
+    compile: Literal['auto', True, False] = 'auto'
+
 A config file is plain assignments, n_layer = 4. It is Python and it runs as Python, with your rights: read a stranger's
 config file before you use it. Every name it sets and every --key has to be an option, a field of the script's
-Options or of the variant's GPTConfig, and every value has to fit the field's type (configurator.py).
+Options or of the variant's GPTConfig, and every value has to fit the field's type.
 """
-import dis
+import ast
+import difflib
+import inspect
+import io
 import os
 import re
 import runpy
 import sys
 import textwrap
+import tokenize
 import traceback
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from types import ModuleType, NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from core.errors import Stop
-from configurator import COMMAND_LINE, make, nearest, options, read, show, spelled
 
+# The interval is printed as it stands. 'inf)' keeps infinity itself out; an option that may be infinite says 'inf]'.
+Count = Annotated[int, '[1, inf)']
+Whole = Annotated[int, '[0, inf)']
+Positive = Annotated[float, '(0, inf)']
+NonNegative = Annotated[float, '[0, inf)']
+Rate = Annotated[float, '[0, 1)']
+Share = Annotated[float, '[0, 1]']
+
+COMMAND_LINE = 'command line'           # the origin of a value that came as text
+WORDS = {'None': None, 'True': True, 'true': True, 'False': False, 'false': False}
+REFUSALS = ValueError, OverflowError    # OverflowError: float(10**400)
 HERE = Path(__file__).parent
 
 
+@dataclass
+class DeviceOptions:
+    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
+    compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
+
+
+# -----------------------------------------------------------------------------
+# the options of a dataclass
+
+@dataclass
+class Option:
+    name: str
+    kind: object        # the annotation
+    default: object
+    meaning: str        # the trailing comment
+    allowed: str        # the annotation in words
+
+
 class Given(NamedTuple):
+    """A value that the user gave an option."""
     name: str
     value: object       # text if it comes from the command line
     origin: str         # COMMAND_LINE, or config/x.py:3
 
 
-def configure(Options, load=None, argv=None, say=print, given=None):
-    """Reads the arguments. Returns .options, .model_args (only what was given), .origin of every name, .GPTConfig.
-    given: what arguments(argv) returned, where the caller has use for some of it himself."""
+def options_of(cls):
+    """Returns {name: Option} of a dataclass, inherited fields first, as dataclasses order them."""
+    kinds, comments = get_type_hints(cls, include_extras=True), trailing_comments(cls)
+    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''), in_words(kinds[f.name]))
+            for f in fields(cls)}
+
+
+def in_words(kind):
+    """Returns an annotation as text: 'int in [1, inf) | None'. TypeError if no option can have it."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return ' | '.join(map(in_words, args))
+    if origin is Literal:
+        return ' | '.join(map(str, args))
+    if origin is Annotated:
+        return f'{in_words(args[0])} in {args[1]}'
+    words = {int: 'int', float: 'float', bool: 'True | False', str: 'text', NoneType: 'None'}
+    if kind not in words:
+        raise TypeError(f'{kind} is no type for an option: see configurator.py for those that are')
+    return words[kind]
+
+
+def trailing_comments(cls):
+    """Returns {field: the comment behind it}, from the source of the class and of those it inherits from."""
+    found = {}
+    for base in filter(inspect.get_annotations, reversed(cls.__mro__)):
+        found |= own_trailing_comments(base)
+    return found
+
+
+@cache # Python parses the whole file for it, which takes as long as all else that building a small model does
+def own_trailing_comments(cls):
+    found = {}
+    with suppress(OSError):             # typed in at a prompt: no source
+        source = textwrap.dedent(inspect.getsource(cls))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+        for node in ast.parse(source).body[0].body:
+            if isinstance(node, ast.AnnAssign) and node.end_lineno in comments:
+                found[node.target.id] = comments[node.end_lineno].lstrip('# ')
+    return found
+
+
+# -----------------------------------------------------------------------------
+# values
+
+def parse_option(option, value, origin=COMMAND_LINE):
+    """Returns the value as the option's type wants it: of text from the command line, or of a Python value from a file:line."""
+    for candidate in candidates(value) if origin == COMMAND_LINE else [value]:
+        with suppress(*REFUSALS):
+            return convert(option.kind, candidate)
+    raise Stop(f'{as_typed(option.name, value, origin)}: {option.name} takes {option.allowed}')
+
+
+def candidates(text):
+    """Yields the values that a text may stand for. The raw text comes last, for a text option: --start=12 stays text."""
+    if text in WORDS:
+        yield WORDS[text]
+    for number in int, float:           # int first: a float would round 2**53 + 1
+        with suppress(ValueError):
+            yield number(text)
+    yield text
+
+
+def convert(kind, value):
+    """Returns the value, of the annotation's type; ValueError unless it is allowed. A bool is an int to Python, but no count."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for one in args:
+            with suppress(*REFUSALS):
+                return convert(one, value)
+    elif origin is Literal:
+        for choice in args:
+            if type(choice) is type(value) and choice == value:     # 1 == True
+                return choice
+    elif origin is Annotated:
+        number = convert(args[0], value)
+        if in_interval(number, args[1]):
+            return number
+    elif kind in (bool, str, NoneType) or isinstance(value, bool):
+        if type(value) is kind:
+            return value
+    elif kind is int and (isinstance(value, int) or isinstance(value, float) and value.is_integer()):
+        if abs(value) < 2 ** 63:        # the largest int of a tensor
+            return int(value)           # max_iters = 1e3
+    elif kind is float and isinstance(value, (int, float)) and value == value:      # NaN differs from itself
+        return float(value)
+    raise ValueError
+
+
+def in_interval(number, interval):
+    low, high = map(float, interval[1:-1].split(','))
+    return (low <= number if interval[0] == '[' else low < number) and \
+           (number <= high if interval[-1] == ']' else number < high)
+
+
+def construct(cls, values):
+    """Returns cls(**values); a broken rule between fields (n_embd % n_head, in __post_init__) ends in one line."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise Stop(' '.join(str(error).split())) from None
+
+
+def construct_checked(cls, values):
+    """Returns cls(**values) from Python values that no configure() has seen: every name and value is checked first."""
+    known = options_of(cls)
+    for name, value in values.items():
+        if name not in known:
+            raise Stop(f"{as_typed(name, value, '')}: no such option{did_you_mean(name, known)}")
+    return construct(cls, {name: parse_option(known[name], value, '') for name, value in values.items()})
+
+
+# -----------------------------------------------------------------------------
+# config files and the command line
+
+def configure(Options, load_classes=None, argv=None, say=print, given=None):
+    """Reads the arguments of a script.
+
+    Options: the script's dataclass. load_classes(variant).GPTConfig: the model's, for a script that builds one.
+    given: the result of arguments(argv), for a caller that keeps some of them for itself.
+    Returns .options, .model_args (only what was given), .origin of every name, .GPTConfig. Says each override.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    given, script = arguments(argv) if given is None else given, options(Options)
-    chosen = settle(script, given)
-    ready = make(Options, chosen)
-    variant = getattr(ready, 'variant', 'base')     # it decides which model options there are
-    GPTConfig = load(variant).GPTConfig if load else None
-    model = options(GPTConfig) if load else {}
-    if both := script.keys() & model.keys():
+    given = arguments(argv) if given is None else given
+    known_script = options_of(Options)
+    script_args = parse_known(known_script, given)
+    script_options = construct(Options, script_args)
+
+    # the variant decides which model options there are
+    variant = getattr(script_options, 'variant', 'base')
+    GPTConfig = load_classes(variant).GPTConfig if load_classes else None
+    known_model = options_of(GPTConfig) if load_classes else {}
+    if both := known_script.keys() & known_model.keys():
         raise Stop(f'variant={variant}: {min(both)} is an option of the script already, the model needs another name')
     if {'-h', '--help'} & set(argv):
-        say(help_text(Options, script, model, variant, load))
+        say(help_text(Options, known_script, known_model, variant, load_classes))
         raise SystemExit(0)
 
-    known, origin = script | model, dict.fromkeys(script | model, 'default')
+    # every name has to be known
+    known = known_script | known_model
+    origin = dict.fromkeys(known, 'default')
     for g in given:
         if g.name in known:
             origin[g.name] = g.origin
         elif not (callable(g.value) or isinstance(g.value, ModuleType)):    # a config file may import and define
-            raise Stop(f'{spelled(*g)}: no such option{advice(g.name, known, load)}')
-    model_args = settle(model, given)
-    for name, value in (chosen | model_args).items():
-        say(f'{name} = {show(value)} ({origin[name]})')
-    return SimpleNamespace(options=ready, model_args=model_args, origin=origin, GPTConfig=GPTConfig)
+            raise Stop(f'{as_typed(*g)}: no such option{advice(g.name, known, load_classes)}')
+
+    model_args = parse_known(known_model, given)
+    for name, value in (script_args | model_args).items():
+        say(f'{name} = {short_repr(value)} ({origin[name]})')
+    return SimpleNamespace(options=script_options, model_args=model_args, origin=origin, GPTConfig=GPTConfig)
 
 
-def settle(known, given):
-    """{name: value} of those given that are known; later beats earlier, and an overruled value has to be sound too."""
-    return {g.name: read(known[g.name], g.value, g.origin) for g in given if g.name in known}
+def parse_known(known, given):
+    """Returns {name: value} of those given that are known; later beats earlier, and an overruled value has to be sound too."""
+    return {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known}
 
 
 def arguments(argv):
-    """Everything the user set, in the order in which later beats earlier: files as they come, then --key=value."""
+    """Returns all that the user set, a list of Given in which later beats earlier: files as they come, then --key=value."""
     from_files, from_line = [], []
     for arg, following in zip_longest(argv, argv[1:], fillvalue=''):
         name, equals, value = arg.removeprefix('--').partition('=')
@@ -83,44 +251,102 @@ def arguments(argv):
     return from_files + from_line
 
 
+def expand_flags(argv, Options, valued=()):
+    """Returns argv with --flag as --flag=True for the switches of Options, and --name VALUE as --name=VALUE for those valued."""
+    switches = {name for name, option in options_of(Options).items() if option.kind is bool}
+    expanded, argv = [], list(argv)
+    while argv:
+        arg = argv.pop(0)
+        name = arg.removeprefix('--')
+        if arg.startswith('--') and name in switches:
+            arg += '=True'
+        elif arg.startswith('--') and name in valued and argv and not argv[0].startswith('-'):
+            arg += '=' + argv.pop(0)
+        expanded.append(arg)
+    return expanded
+
+
 def config_file(path):
-    """Runs the file in an empty namespace and returns the public names it leaves there."""
+    """Runs the file in an empty namespace and returns the public names it leaves there, each a Given."""
     if not os.path.isfile(path):
         if '=' in path:
             raise Stop(f'{path}: type --{path}')
-        there = [f'config/{file.name}' for file in HERE.glob('config/*.py')]
-        raise Stop(f'{path}: no such config file{nearest(path, there)}')
+        present = [f'config/{file.name}' for file in HERE.glob('config/*.py')]
+        raise Stop(f'{path}: no such config file{did_you_mean(path, present)}')
     try:
         names = runpy.run_path(path)
-        code = compile(Path(path).read_bytes(), path, 'exec')
+        tree = ast.parse(Path(path).read_bytes(), path)
     except Exception as error:          # whatever the user's code raises is the user's to mend
         inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)
-        what = getattr(error, 'msg', None) or ' '.join(str(error).split())
-        raise Stop(f'{path}{f":{at}" if at else ""}: {type(error).__name__}: {what}') from None
-    # the line that stored a name last; names inside functions live in code objects of their own
-    line = {step.argval: step.positions.lineno for step in dis.get_instructions(code) if step.opname == 'STORE_NAME'}
-    return [Given(name, value, f'{path}:{line[name]}' if name in line else path)
+        reason = getattr(error, 'msg', None) or ' '.join(str(error).split())
+        raise Stop(f'{path}{f":{at}" if at else ""}: {type(error).__name__}: {reason}') from None
+    lines = assigned_lines(tree)
+    return [Given(name, value, f'{path}:{lines[name]}' if name in lines else path)
             for name, value in names.items() if not name.startswith('_')]
 
 
-def advice(name, known, load):
-    """For a name that is no option: whose it is, or what it resembles."""
-    if load:
+def assigned_lines(tree):
+    """Returns {name: the line that binds it last} of a module's syntax tree; functions and classes have names of their own."""
+    lines, waiting = {}, [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            if not isinstance(node, ast.Lambda):
+                lines[node.name] = max(node.lineno, lines.get(node.name, 0))
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            lines[node.id] = max(node.lineno, lines.get(node.id, 0))
+        if isinstance(node, ast.alias):
+            name = node.asname or node.name.partition('.')[0]
+            lines[name] = max(node.lineno, lines.get(name, 0))
+        waiting += ast.iter_child_nodes(node)
+    return lines
+
+
+# -----------------------------------------------------------------------------
+# messages
+
+def advice(name, known, load_classes):
+    """Returns the end of a message about a name that is no option: whose it is, or what it resembles."""
+    if load_classes:
         owners = [file.stem for file in sorted(HERE.glob('variants/*.py'))
                   if re.search(rf'^ +{re.escape(name)} *:', file.read_text(encoding='utf-8'), re.MULTILINE)]
         if owners:
             return '; it belongs to ' + ' and '.join(f'--variant={owner}' for owner in owners)
-    return nearest(name, known) or '; --help lists them'
+    return did_you_mean(name, known) or '; --help lists them'
 
 
-def help_text(Options, script, model, variant, load):
-    base = options(load('base').GPTConfig) if load else {}
+def did_you_mean(name, known):
+    near = difflib.get_close_matches(name, known, 1)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+def as_typed(name, value, origin):
+    """Returns the assignment as the user wrote it and where, on one line."""
+    if origin == COMMAND_LINE:
+        return f'--{name}={value}' if value.isprintable() else f'--{name}={value!r}'
+    return f'{origin}{": " if origin else ""}{name} = {short_repr(value)}'
+
+
+def short_repr(value):
+    """Returns repr on one line of bearable length, for any object that a config file can hold."""
+    try:
+        text = repr(value).replace('\n', ' ')
+    except ValueError:                  # Python does not print an int of more than 4300 digits
+        text = f'a huge {type(value).__name__}'
+    return text if len(text) <= 100 else text[:97] + '...'
+
+
+def help_text(Options, known_script, known_model, variant, load_classes):
+    """Returns the text of --help: each option with its default, the values it takes and its meaning."""
+    base = options_of(load_classes('base').GPTConfig) if load_classes else {}
+    device = options_of(DeviceOptions)
     program = os.path.basename(sys.argv[0])
-    sections = {f'options of {program}': script.values(),
-                'options of the model': [o for o in model.values() if o.name in base],
-                f'options of the variant {variant}': [o for o in model.values() if o.name not in base]}
-    rows = {title: [(spelled(o.name, str(o.default), COMMAND_LINE), o.allowed, o.meaning) for o in section]
+    sections = {f'options of {program}': sorted(known_script.values(), key=lambda o: o.name in device),
+                'options of the model': [o for o in known_model.values() if o.name in base],
+                f'options of the variant {variant}': [o for o in known_model.values() if o.name not in base]}
+    rows = {title: [(as_typed(o.name, str(o.default), COMMAND_LINE), o.allowed, o.meaning) for o in section]
             for title, section in sections.items()}
     left, middle = (max(len(row[column]) for section in rows.values() for row in section) for column in (0, 1))
     intro = (sys.modules[Options.__module__].__doc__ or '').strip().split('\n\n')[0]

@@ -6,19 +6,18 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import build
-from configurator import configure
+from configurator import Count, DeviceOptions, NonNegative, Share, Whole, configure
 from core.data.dataset import Tokenizer
 from core.device.machine import machine
 from core.errors import NO_CHECKPOINT, Stop, run as run_main
 from core.rng import key
-from configurator import Count, NonNegative, Share, Whole
 from core.run.folder import RunFolder
 from core.run.weights import load_weights
+from model import build, build_gpt2
 
 
 @dataclass
-class Options:
+class Options(DeviceOptions):
     out_dir: str = 'out'                # run folder
     ckpt: str = 'auto'                  # best, latest, or a step; auto: as always_save_checkpoint says, False means best
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
@@ -30,7 +29,6 @@ class Options:
     top_p: Annotated[float, '(0, 1]'] = 1.0 # only the likeliest tokens that together hold this probability; 1: all
     min_p: Share = 0.0                  # only tokens at least min_p times as likely as the likeliest; 0: all
     seed: Whole = 1337                  # the same seed, the same samples
-    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
 
@@ -54,9 +52,8 @@ def main():
     if o.init_from == 'resume':
         model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
     else:
-        from core.nn.gpt2_weights import pretrained
         m, state = machine(o.device, o.dtype, decoding=True), dict(step=0)
-        model = pretrained(o.init_from, 'base', o.seed, {}).to(m.device).eval()
+        model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
     ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
     idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
@@ -67,7 +64,7 @@ def main():
     if live:
         print(tokenizer.decode(ids), end='', flush=True)
     new = []
-    with m.autocast():
+    with m.tf32(), m.autocast():
         for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p, generator, it):
             new.append(token)
             if live:

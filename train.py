@@ -1,13 +1,15 @@
 """Trains a GPT, or one of its variants, and keeps everything about the run in out_dir.
 
+To run on a single GPU or a CPU, example:
     python train.py config/train_shakespeare_char.py --variant=surprise
+To go on with a run that was stopped:
     python train.py --init_from=resume --out_dir=out-surprise
+To run with DDP on 4 gpus on 1 node, example:
     torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
 """
 import dataclasses
 import math
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -16,24 +18,24 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from model import Step, build, load_classes
-from configurator import configure
-from core.nn.attention import record_backends
+from configurator import Count, DeviceOptions, NonNegative, Rate, Whole, configure, construct_checked
 from core.data.dataset import Dataset
-from core.device.machine import machine
-from core.run.environment import describe
-from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
 from core.device.flops import flops_per_token
-from core.nn.gpt2_weights import SIZES as GPT2, pretrained
-from configurator import Count, NonNegative, Rate, Whole, make_checked
+from core.device.machine import Machine, machine
+from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
+from core.nn.attention import record_backends
+from core.run.environment import describe_run
+from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
-from core.run.folder import RunFolder, read_json
-from core.training.train_step import TrainStep
+from core.run.resume import load_run_config, resumed
 from core.run.weights import load_weights, weights
+from core.training.signals import Signals
+from core.training.train_step import TrainStep
+from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
 
 
 @dataclass
-class Options:
+class Options(DeviceOptions):
     # the defaults train GPT-2 (124M) on OpenWebText
     # I/O
     out_dir: str = 'out'                # run folder; out-<variant> when --variant is given without it
@@ -69,20 +71,36 @@ class Options:
     min_lr: NonNegative = 6e-5          # the smallest, about learning_rate / 10 (Chinchilla)
     # system
     backend: Literal['auto', 'nccl', 'gloo'] = 'auto' # how processes under torchrun talk; auto: nccl on CUDA, else gloo
-    device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
-    compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
     seed: Whole = 1337                  # of the initial weights, the batches and the dropout
 
 
-RANK, LOCAL_RANK, WORLD = (int(os.environ.get(name, default)) for name, default in
-                           (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+# set by torchrun
+RANK = int(os.environ.get('RANK', 0))
+LOCAL_RANK = int(os.environ.get('LOCAL_RANK', 0))
+WORLD_SIZE = int(os.environ.get('WORLD_SIZE', 1))
+MASTER_PROCESS = RANK == 0 # this process will do logging, checkpointing etc.
 
 
-def say(text):
-    if RANK == 0:
+def print0(text):
+    if MASTER_PROCESS:
         print(text, flush=True)
 
+
+@dataclass
+class Session:
+    """All that a run needs before its first iteration."""
+    options: Options
+    run: RunFolder
+    machine: Machine
+    data: Dataset
+    model: GPT
+    train_step: TrainStep
+    state: dict         # what a checkpoint says beside its tensors: step, best_val_loss, seconds, options, model_args, ...
+    resumed: bool       # by --init_from=resume
+
+
+# -----------------------------------------------------------------------------
+# from the options to a session
 
 def out_dir_of(options, origin):
     """--out_dir; else out-<variant> when a variant is named, unless one config file names both; else the file's; else out."""
@@ -93,268 +111,314 @@ def out_dir_of(options, origin):
     return f'out-{options.variant}'
 
 
-def written(config_json):
-    """What train.py wrote into a run's config.json, None where there is none."""
-    saved = read_json(config_json)
-    if saved is not None and not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
-        raise Stop(f'{config_json}: not what train.py writes; start another run with --init_from=scratch')
-    return saved
+def resolve(config, run):
+    """Returns (options, model_args, origin, saved, tensors, optimizer tensors); the last three are None for a new run.
 
-
-def resumed(config, saved):
-    """(options, model_args, origin): the saved run's under those given now, differences listed. Another model is refused."""
-    old = saved['options'] | saved['model_args']
-    now = {name: value for name, value in (dataclasses.asdict(config.options) | config.model_args).items()
-           if config.origin[name] != 'default' and name not in ('init_from', 'out_dir')}
-    for name, value in now.items():
-        if value != old.get(name, value):
-            if name == 'variant' or name in config.model_args and name not in ('dropout', 'attn_dropout', 'attn'):
-                raise Stop(f'{name}={value}: the run to resume has {name}={old[name]}; start another with --init_from=scratch')
-            say(f'{name}: {old[name]} before, {value} from here')
-    options = {name: now.get(name, saved['options'].get(name, value)) for name, value in dataclasses.asdict(config.options).items()}
-    return (Options(**options | dict(init_from=saved['options']['init_from'])),
-            saved['model_args'] | {name: now[name] for name in config.model_args},
-            saved['origin'] | {name: config.origin[name] for name in now})
-
-
-def learning_rate(it, o):
-    if not o.decay_lr:
-        return o.learning_rate
-    if it < o.warmup_iters:
-        return o.learning_rate * (it + 1) / (o.warmup_iters + 1)
-    if it > o.lr_decay_iters:
-        return o.min_lr
-    done = (it - o.warmup_iters) / max(o.lr_decay_iters - o.warmup_iters, 1)
-    return o.min_lr + 0.5 * (1.0 + math.cos(math.pi * done)) * (o.learning_rate - o.min_lr)
-
-
-@torch.no_grad()
-def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
-    """Mean cross entropy in nats over the split's fixed windows (limit of them, 0: all), and the means of step.stats a layer."""
-    model.eval()
-    losses, counts, stats = [], [], {}
-    step_it = torch.tensor(float(it), device=machine.device)
-    for x, y, n in data.windows(split, batch_size, limit):
-        step = Step(it=step_it, stats={})
-        with machine.autocast():
-            losses.append(model(x, y, step)[1].float())
-        counts.append(n)
-        for name, layers in step.stats.items():
-            stats.setdefault(name, []).append(torch.stack([t.float().mean() for t in layers]))
-    model.train()
-    counts = torch.tensor(counts, dtype=torch.float64)
-    loss = (torch.stack(losses).cpu().double() @ counts / counts.sum()).item()
-    return loss, {f'stats.{name}': torch.stack(rows).mean(0).tolist() for name, rows in stats.items()}
-
-
-class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 (SLURM) ask for a stop at the next iteration; the second one stops at once."""
-
-    def __init__(self):
-        self.got = None
-        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self.handle)
-
-    def handle(self, number, frame):
-        if self.got:
-            os._exit(128 + number)
-        self.got = signal.Signals(number)
-
-
-def start(config):
-    """Everything before the loop: (options, run, machine, data, model, update, the checkpoint's state or a new one)."""
-    o, model_args, origin, saved, tensors, optim = config.options, dict(config.model_args), config.origin, None, None, None
-    run = RunFolder(out_dir_of(o, config.origin))
-    if RANK == 0 and not o.eval_only:
-        run.lock()
+    It reads a run to resume, and writes nothing. Without a checkpoint yet, saved is None too: that run starts over.
+    """
+    o, model_args, origin = config.options, dict(config.model_args), config.origin
+    saved = tensors = optim = None
     if o.init_from == 'resume':
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
-        elif (saved := written(run.out_dir / 'config.json')) is not None:
-            say(f'{run.out_dir} has no checkpoint yet: its run starts over')
+        elif (saved := load_run_config(run.out_dir / 'config.json')) is not None:
+            print0(f'{run.out_dir} has no checkpoint yet: its run starts over')
         else:
             raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
-        o, model_args, origin = resumed(config, saved)
-    o = dataclasses.replace(o, out_dir=str(run.out_dir))
-    local = WORLD > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available()
-    m = machine(f'cuda:{LOCAL_RANK}' if local else o.device, o.dtype, o.compile)
-    if o.gradient_accumulation_steps % WORLD:
-        raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD} processes')
-    if WORLD > 1:
+        o, model_args, origin = resumed(config, saved, print0)
+    if o.init_from not in ('scratch', *GPT2_SIZES):
+        raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2_SIZES)}")
+    if o.gradient_accumulation_steps % WORLD_SIZE:
+        raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD_SIZE} processes')
+    return dataclasses.replace(o, out_dir=str(run.out_dir)), model_args, origin, saved, tensors, optim
+
+
+def setup(config):
+    """Returns the Session of what configure() returned. Refuses what cannot be before anything is written."""
+    run = RunFolder(out_dir_of(config.options, config.origin))
+    if MASTER_PROCESS and not config.options.eval_only:
+        run.lock()
+    o, model_args, origin, saved, tensors, optim = resolve(config, run)
+
+    # the device, and the other processes
+    on_local_gpu = WORLD_SIZE > 1 and o.device in ('auto', 'cuda') and torch.cuda.is_available()
+    m = machine(f'cuda:{LOCAL_RANK}' if on_local_gpu else o.device, o.dtype, o.compile)
+    if WORLD_SIZE > 1:
         backend = ('nccl' if m.type == 'cuda' else 'gloo') if o.backend == 'auto' else o.backend
         dist.init_process_group(backend, device_id=torch.device(m.device) if backend == 'nccl' else None)
-    say(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}{f', {WORLD} processes' if WORLD > 1 else ''}")
+    print0(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}"
+           + (f', {WORLD_SIZE} processes' if WORLD_SIZE > 1 else ''))
 
-    if o.init_from not in ('scratch', *GPT2):
-        raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2)}")
-    block_size = make_checked(load_classes(o.variant).GPTConfig, model_args).block_size
+    # data; a run goes on with the tokens it was trained on
+    block_size = construct_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
-        say(f'dataset {o.dataset}: its text is not the one before')
+        print0(f'dataset {o.dataset}: its text is not the one before')
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
-    if o.init_from in GPT2 and tensors is None:
-        model = pretrained(o.init_from, o.variant, o.seed, model_args)
+
+    # model init: from scratch, from GPT-2's weights, or from the checkpoint
+    if o.init_from in GPT2_SIZES and tensors is None:
+        model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
     else:
         model = build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_weights(model, tensors)
     model.to(m.device).eval()
-    with torch.no_grad(), m.autocast(), record_backends(model.transformer.h[0].attn.attn_dropout) as ways:
-        model(torch.zeros(o.batch_size, block_size, dtype=torch.long, device=m.device)) # refuses before anything is written
-    if ways: # a variant may have a way of its own
-        say(f"attention by {', '.join(sorted(ways))}")
+    try_forward(model, m, o.batch_size, block_size)
     model.train()
+
+    # optimizer
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
-    shape = o.gradient_accumulation_steps // WORLD, o.batch_size, block_size
-    update = TrainStep(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD)
+    shape = o.gradient_accumulation_steps // WORLD_SIZE, o.batch_size, block_size
+    train_step = TrainStep(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD_SIZE)
     if tensors is not None:
-        update.load_state(optim, saved['scaler'])
+        train_step.load_state(optim, saved['scaler'])
+
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
     state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config), origin=origin,
                          tokenizer=data.tokenizer.meta, data=data.hash)
-    return o, run, m, data, model, update, state
+    return Session(o, run, m, data, model, train_step, state, resumed=config.options.init_from == 'resume')
+
+
+@torch.no_grad()
+def try_forward(model, m, batch_size, block_size):
+    """Runs one forward pass, in which a model refuses what it cannot compute, and says how attention is computed."""
+    idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
+    with m.tf32(), m.autocast(), record_backends(model.transformer.h[0].attn.attn_dropout) as backends:
+        model(idx)
+    if backends: # a variant may have a way of its own
+        print0(f"attention by {', '.join(sorted(backends))}")
+
+
+# -----------------------------------------------------------------------------
+# evaluation
+
+@torch.no_grad()
+def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
+    """Returns the mean cross entropy in nats over the split's fixed windows (limit of them, 0: all) and the variant's statistics.
+
+    Statistics are {'stats.<name>': [the mean of each layer]}, of what the modules gave to step.stat().
+    """
+    model.eval()
+    losses, counts, stats = [], [], {}
+    step_it = torch.tensor(float(it), device=machine.device)
+    for x, y, n in data.windows(split, batch_size, limit):
+        step = Step(it=step_it, stats={})
+        with machine.tf32(), machine.autocast():
+            _, loss = model(x, y, step)
+        losses.append(loss.float())
+        counts.append(n)
+        for name, layers in step.stats.items():
+            stats.setdefault(name, []).append(torch.stack([t.float().mean() for t in layers]))
+    model.train()
+    # a mean over tokens: the last window may have fewer
+    counts = torch.tensor(counts, dtype=torch.float64)
+    loss = (torch.stack(losses).cpu().double() @ counts / counts.sum()).item()
+    return loss, {f'stats.{name}': torch.stack(rows).mean(0).tolist() for name, rows in stats.items()}
+
+
+def estimate_loss(it, s):
+    """Returns the session's (train loss, val loss, statistics); as many windows of the train split as there are to validate on."""
+    limit = s.options.eval_iters * s.options.batch_size
+    args = s.model, s.data, s.machine
+    train_loss, _ = evaluate(*args, 'train', s.options.batch_size, limit or s.data.count_windows('val'), it)
+    val_loss, stats = evaluate(*args, 'val', s.options.batch_size, limit, it)
+    return train_loss, val_loss, stats
+
+
+# learning rate decay scheduler (cosine with warmup)
+def learning_rate(it, o):
+    if not o.decay_lr:
+        return o.learning_rate
+    # 1) linear warmup for warmup_iters steps
+    if it < o.warmup_iters:
+        return o.learning_rate * (it + 1) / (o.warmup_iters + 1)
+    # 2) if it > lr_decay_iters, return min learning rate
+    if it > o.lr_decay_iters:
+        return o.min_lr
+    # 3) in between, use cosine decay down to min learning rate
+    done = (it - o.warmup_iters) / max(o.lr_decay_iters - o.warmup_iters, 1)
+    coeff = 0.5 * (1.0 + math.cos(math.pi * done)) # coeff ranges 0..1
+    return o.min_lr + coeff * (o.learning_rate - o.min_lr)
+
+
+# -----------------------------------------------------------------------------
+# the loop
+
+class StepLog:
+    """Log lines of training iterations, and the clock behind their milliseconds.
+
+    An iteration's metrics are pending until the device has them: on CUDA that is while it works on the iteration after it.
+    """
+
+    def __init__(self, session, train_flops, progress, wandb_log):
+        self.s, self.progress, self.wandb_log = session, progress, wandb_log
+        self.tokens = session.train_step.x.numel() * WORLD_SIZE
+        self.train_flops, self.peak_flops = train_flops, session.machine.peak_flops()
+        self.pending = None # (iteration, snapshot)
+        self.start_clock(session.state['step'])
+
+    def start_clock(self, it):
+        """Counts milliseconds from here, before iteration `it`: evaluations are not an iteration's time."""
+        self.t0, self.it0 = time.time(), it
+
+    def add(self, it):
+        self.pending = it, self.s.train_step.snapshot()
+
+    def flush(self):
+        """Waits for the pending iteration and logs it."""
+        if self.pending is None:
+            return
+        (it, snapshot), self.pending = self.pending, None
+        metrics = check_finite(self.s, snapshot)
+        ms = 1000 * (time.time() - self.t0) / (it + 1 - self.it0)
+        self.start_clock(it + 1)
+        if MASTER_PROCESS:
+            record = dict(iter=it, **metrics, lr=learning_rate(it, self.s.options), ms=ms)
+            self.s.run.log(record)
+            self.wandb_log(record)
+            flops_per_second = self.train_flops * self.tokens / (ms / 1000)
+            mfu = f', mfu {flops_per_second / (self.peak_flops * WORLD_SIZE):.1%}' if self.peak_flops else ''
+            self.progress.update(it, f"loss {metrics['loss']:.4f}, {ms:.2f} ms{mfu}")
+
+
+def check_finite(s, snapshot=None):
+    """Returns the metrics of the snapshot's iteration, by default the last; Stop if a loss or gradient up to it was not finite."""
+    metrics, bad, bad_it = s.train_step.metrics(snapshot)
+    if bad:
+        found = s.train_step.find_nonfinite(bad_it, *load_batch(s, bad_it))
+        raise diverged(s, f'{found} is not finite (lr {learning_rate(bad_it, s.options):.3g})', bad_it, '--learning_rate or --grad_clip')
+    return metrics
+
+
+def diverged(s, found, it, remedy):
+    return Stop(f'diverged at iteration {it}: {found}; the checkpoints in {s.run.out_dir} are untouched; a lower {remedy} may help',
+                DIVERGED)
+
+
+def load_batch(s, it):
+    """Returns tokens and targets (rows of this process, T) of an iteration."""
+    rows = s.options.batch_size * s.options.gradient_accumulation_steps
+    return s.data.batch('train', it, rows, s.options.seed, RANK, WORLD_SIZE)
 
 
 def train(config, signals=None):
-    """The whole run, as a generator that yields after each iteration, whose work a device may still have before it: who drives
-    several of them trains several seeds at once. Returns (machine, data, model)."""
-    _, run, *_ = begun = start(config)
+    """Trains a run to its end; returns (machine, data, model).
+
+    A generator that yields after each iteration, whose work a device may still have before it. A caller that drives several of
+    them in turn trains several seeds at once: a small model leaves most of a GPU idle, and what one seed waits for, another uses.
+    """
+    session = setup(config)
     try:
-        return (yield from loop(config, signals, *begun))
+        yield from train_loop(session, signals or Signals())
+        return session.machine, session.data, session.model
     finally:
-        run.wait() # however it ended: for the checkpoint that is being written
+        session.run.wait() # for a checkpoint that is being written, however the run ended
 
 
-def loop(config, signals, o, run, m, data, model, update, state):
-    """train() once everything is there; arguments are start()'s."""
-    main, signals, first = RANK == 0, signals or Signals(), state['step']
+def train_loop(s, signals):
+    o, run, state, train_step = s.options, s.run, s.state, s.train_step
+    first = state['step']
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
-    rows, block_size = o.batch_size * o.gradient_accumulation_steps, model.config.block_size
     classes = load_classes(o.variant)
-    forward_flops, train_flops = flops_per_token(model.config, classes)
-    peak_flops = m.peak_flops()
-    say(f'variant {o.variant}, {model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, '
-        f'{rows * block_size:,} tokens an iteration, run folder {run.out_dir}')
+    forward_flops, train_flops = flops_per_token(classes, s.model.config)
+    tokens_per_iter = o.gradient_accumulation_steps * o.batch_size * s.model.config.block_size
+    print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, '
+           f'{tokens_per_iter:,} tokens an iteration, run folder {run.out_dir}')
     if o.eval_only:
-        return report_losses(*losses_at(first, o, m, data, model)[:2]) if main else None
-    track = lambda record: None
-    if main:
-        if config.options.init_from != 'resume' and run.fresh():
-            say(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
+        if MASTER_PROCESS:
+            train_loss, val_loss, _ = estimate_loss(first, s)
+            print0(losses_line(0, train_loss, val_loss))
+        return
+
+    # the run folder: from here on it is this run's
+    wandb_log = lambda record: None
+    if MASTER_PROCESS:
+        if not s.resumed and run.fresh():
+            print0(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
         (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
-        run.write_json('config.json', describe(state, m, classes))
+        run.write_json('config.json', describe_run(state, s.machine, classes))
         run.log_open(first)
         if o.wandb_log:
-            track = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
-    show, saved_at, began = Progress(o.max_iters, first), time.time(), time.time() - state['seconds']
-    batch = lambda it: data.batch('train', it, rows, o.seed, RANK, WORLD) # (rows of this process, T) twice
+            wandb_log = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
+    progress = Progress(o.max_iters, first)
+    step_log = StepLog(s, train_flops, progress, wandb_log)
+    started = time.time() - state['seconds']
+    saved_at = time.time()
 
-    def save(it, val_loss=None):
-        nonlocal saved_at
-        tensors, scaler = update.state()
-        run.save_behind(it, weights(model), tensors, state | dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - began))
-        saved_at = time.time()
-
-    def look(snapshot=None):
-        """The numbers of the last iteration, or the snapshot's; ends the run if a loss or gradient up to it was not finite."""
-        numbers, bad, bad_it = update.numbers(snapshot)
-        if bad:
-            blame = update.first_bad(*batch(bad_it))
-            raise Stop(f'diverged at iteration {bad_it}: {blame} is not finite (lr {learning_rate(bad_it, o):.3g}); the '
-                       f'checkpoints in {run.out_dir} are untouched; a lower --learning_rate or --grad_clip may help', DIVERGED)
-        return numbers
-
-    def report(it, snapshot):
-        """Logs iteration `it`."""
-        nonlocal mark, marked
-        numbers = look(snapshot)
-        ms, mark, marked = 1000 * (time.time() - mark) / (it + 1 - marked), time.time(), it + 1
-        if main:
-            record = dict(iter=it, **numbers, lr=learning_rate(it, o), ms=ms)
-            run.log(record)
-            track(record)
-            mfu = peak_flops and train_flops * rows * block_size / (ms / 1000) / (peak_flops * WORLD)
-            show.update(it, f"loss {numbers['loss']:.4f}, {ms:.2f} ms{f', mfu {mfu:.1%}' if mfu else ''}")
-
-    mark, marked, unseen = time.time(), first, None
+    # training loop
     for it in range(first, o.max_iters + 1):
-        evaluating, last = it % o.eval_interval == 0 or it == o.max_iters, it == o.max_iters
-        stopping = stop_asked(signals, it, o)
-        due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
-        if unseen and (evaluating or due or m.type != 'cuda'):
-            report(*unseen)
-            unseen = None
-        if it > first and (evaluating or due):
-            look()
-        if main and evaluating:
-            train_loss, val_loss, stats = losses_at(it, o, m, data, model)
-            report_losses(train_loss, val_loss, it, show)
+        last = it == o.max_iters
+        evaluating = it % o.eval_interval == 0 or last
+        stopping = signals.stop_requested(s.machine.device, talk=it % o.log_interval == 0)
+        checkpoint_due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
+
+        # log the iteration before; a checkpoint must not keep what is not finite
+        if evaluating or checkpoint_due or s.machine.type != 'cuda':
+            step_log.flush()
+        if it > first and (evaluating or checkpoint_due):
+            check_finite(s)
+
+        # evaluate the loss on train/val sets and write checkpoints
+        saving, val_loss = checkpoint_due, None
+        if MASTER_PROCESS and evaluating:
+            train_loss, val_loss, stats = estimate_loss(it, s)
+            progress.line(losses_line(it, train_loss, val_loss))
             if not math.isfinite(val_loss):
-                raise Stop(f'diverged at iteration {it}: the validation loss is {val_loss}; the checkpoints in {run.out_dir} are '
-                           'untouched; a lower --learning_rate may help', DIVERGED)
-            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - began, **stats)
+                raise diverged(s, f'the validation loss is {val_loss}', it, '--learning_rate')
+            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - started, **stats)
             run.log(record)
-            track(record)
-            better = state['best_val_loss'] is None or val_loss < state['best_val_loss']
-            state['best_val_loss'] = val_loss if better else state['best_val_loss']
-            if (better and o.save_best or last or due or o.always_save_checkpoint) and (it > first or first == 0):
-                save(it, val_loss)
-            mark, marked = time.time(), it
-        elif main and due:
-            save(it)
+            wandb_log(record)
+            improved = state['best_val_loss'] is None or val_loss < state['best_val_loss']
+            if improved:
+                state['best_val_loss'] = val_loss
+            saving = improved and o.save_best or last or checkpoint_due or o.always_save_checkpoint
+            saving = saving and (it > first or first == 0) # where a run goes on, its checkpoint is there
+        if MASTER_PROCESS and saving:
+            tensors, scaler = train_step.state()
+            now = dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - started)
+            run.save_behind(it, weights(s.model), tensors, state | now)
+            saved_at = time.time()
+        if MASTER_PROCESS and evaluating:
+            step_log.start_clock(it)
+
+        # stop, asked or at the end
         if stopping:
-            raise Stop(f'stopped by {signals.got.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
-                       f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.got)
+            raise Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
+                       f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
         if last:
             break
-        update(it, *batch(it), learning_rate(it, o))
-        if unseen:
-            report(*unseen) # while the device works on the iteration after it
-        unseen = (it, update.snapshot()) if it % o.log_interval == 0 else None
+
+        # forward backward update; while the device works on it, log the iteration before
+        train_step(it, *load_batch(s, it), learning_rate(it, o))
+        step_log.flush()
+        if it % o.log_interval == 0:
+            step_log.add(it)
         yield
-    if main:
+
+    if MASTER_PROCESS:
         run.wait()
-        seconds, best = time.time() - began, state['best_val_loss']
+        seconds, best = time.time() - started, state['best_val_loss']
         run.write_json('result.json', dict(
             val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=seconds,
-            params=model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
-            peak_bytes=m.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
-        track(None)
-        say(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
-    return m, data, model
+            params=s.model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
+            peak_bytes=s.machine.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
+        wandb_log(None)
+        progress.close()
+        print0(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
 
 
-def losses_at(it, o, m, data, model):
-    """(train loss, val loss, the variant's statistics). The train split is read in as many windows as the validation split."""
-    limit = o.eval_iters * o.batch_size
-    train_loss, _ = evaluate(model, data, m, 'train', o.batch_size, limit or data.count_windows('val'), it)
-    return train_loss, *evaluate(model, data, m, 'val', o.batch_size, limit, it)
-
-
-def report_losses(train_loss, val_loss, it=0, show=None):
-    (show.line if show else say)(f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-
-
-def stop_asked(signals, it, o):
-    """Whether a signal came, here or, at log lines, in any process."""
-    if WORLD == 1:
-        return signals.got is not None
-    if it % o.log_interval:
-        return False
-    got = torch.tensor(int(signals.got or 0), device=f'cuda:{LOCAL_RANK}' if dist.get_backend() == 'nccl' else 'cpu')
-    dist.all_reduce(got, dist.ReduceOp.MAX)
-    signals.got = signals.got or (signal.Signals(int(got)) if got else None)
-    return signals.got is not None
+def losses_line(it, train_loss, val_loss):
+    return f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}'
 
 
 def main():
     try:
-        for _ in train(configure(Options, load_classes, say=say)):
+        for _ in train(configure(Options, load_classes, say=print0)):
             pass
         if dist.is_initialized():
             dist.barrier() # a process that leaves while another still evaluates takes its connections along
@@ -365,8 +429,8 @@ def main():
 
 if __name__ == '__main__':
     run_main(main)
-    if torch.cuda.is_initialized() or WORLD > 1:
-        # everything is on disk; taking down graphs and compile workers takes 3 to 7 s, and gloo's threads now and then abort
-        # a process that finalizes the interpreter under them (4 of 40 runs; none of 60 this way)
+    if torch.cuda.is_initialized() or WORLD_SIZE > 1:
+        # everything is on disk; taking down graphs and compile workers takes seconds, and gloo's threads now and then abort
+        # a process that finalizes the interpreter under them
         sys.stdout.flush()
         os._exit(0)

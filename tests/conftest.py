@@ -20,12 +20,12 @@ def the_same_path_for_every_test(monkeypatch):
 @pytest.fixture
 def drop(tmp_path, monkeypatch):
     """drop('mine', source): a file variants/mine.py beside the others until the test ends."""
-    import model
+    import core.assemble
     import variants
 
-    there, dropped = model.variants, []
+    there, dropped = core.assemble.variant_names, []
     monkeypatch.setattr(variants, '__path__', [*variants.__path__, str(tmp_path)])
-    monkeypatch.setattr(model, 'variants', lambda: sorted({*there(), *dropped}))
+    monkeypatch.setattr(core.assemble, 'variant_names', lambda: sorted({*there(), *dropped}))
 
     def write(name, source):
         (tmp_path / f'{name}.py').write_text(textwrap.dedent(source))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from model import GPTConfig, SLOTS, load_classes
-import configurator as lab_options
+from configurator import construct_checked, options_of
+from core.assemble import variant_names
 from core.errors import Stop, run
-from configurator import make_checked
+from model import SLOTS, GPTConfig, load_classes
 
 FOLDER = Path(__file__).parent / 'variants'
 MODEL = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384) # that of config/train_shakespeare_char.py
@@ -53,7 +53,7 @@ def described(name):
 def num_params(name):
     classes = load_classes(name)
     with torch.device('meta'):
-        return classes.GPT(make_checked(classes.GPTConfig, MODEL), classes).num_params()
+        return classes.GPT(construct_checked(classes.GPTConfig, MODEL), classes).num_params()
 
 
 def table(head, rows):
@@ -78,7 +78,7 @@ def details(name):
     text += [f"Declared to leak in training, {', '.join(f'`{option}={value}`' for option, value in rule.items())}: {why}."
              for rule, why in getattr(classes.files[0], 'LEAKS', [])]
     core_options = {f.name for f in fields(GPTConfig)}
-    own = [o for o in lab_options.options(classes.GPTConfig).values() if o.name not in core_options]
+    own = [o for o in options_of(classes.GPTConfig).values() if o.name not in core_options]
     if own:
         text.append(table(['option', 'default', 'allowed', 'meaning'],
                           [(f'`{o.name}`', o.default, o.allowed, o.meaning) for o in own]))
@@ -87,7 +87,7 @@ def details(name):
 
 def page():
     """The whole text of variants/README.md."""
-    names, base = variants(), num_params('base')
+    names, base = variant_names(), num_params('base')
     head = 'variant', 'idea', 'changes', 'source', 'claim', 'control', 'lines', 'parameters'
     return '\n\n'.join([INTRO.format(base=base).strip(), table(head, [summary(name, base) for name in names]),
                         '## What to expect, and the options', *map(details, names)]) + '\n'
@@ -96,7 +96,7 @@ def page():
 def main():
     text = page()
     (FOLDER / 'README.md').write_text(text, encoding='utf-8', newline='\n')
-    print(f'variants/README.md: {len(variants())} variants')
+    print(f'variants/README.md: {len(variant_names())} variants')
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from core.nn.attention import choose, kernel_attention
 from core.errors import Stop
+from core.nn.attention import choose, kernel_attention
 
 
 def attend_and_measure(attn, q, k, v, x, pos_k, step):

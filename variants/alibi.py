@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 import model
-from core.nn.attention import distance_bias
 from configurator import NonNegative
+from core.nn.attention import distance_bias
 
 NEUTRAL = dict(slope_scale=0.0)
 

@@ -13,8 +13,8 @@ Control: the baseline with fewer heads; n_kv_head between 1 and n_head.
 from dataclasses import dataclass
 
 import model
-from core.errors import Stop
 from configurator import Whole
+from core.errors import Stop
 
 NEUTRAL = dict(n_kv_head=0)
 

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 import model
-from core.nn.noise import noise_like
 from configurator import NonNegative
+from core.nn.noise import noise_like
 
 NEUTRAL = dict(noise_std=0.0)
 

@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 
 import model
+from configurator import NonNegative, Share
 from core.nn.embedding import rows_of
 from core.nn.noise import noise_like
-from configurator import NonNegative, Share
 
 NEUTRAL = dict(mix_prob=0.0)
 LEAKS = [(dict(mix='batch'), 'a row is mixed with another row of the batch, whose tokens it then sees, later ones too')]

@@ -13,8 +13,8 @@ Control: `noise_embedding`, noise once instead of in every block; `base` with a 
 from dataclasses import dataclass
 
 import model
-from core.nn.noise import noise_like
 from configurator import NonNegative
+from core.nn.noise import noise_like
 
 NEUTRAL = dict(residual_std=0.0)
 

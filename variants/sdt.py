@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 import model
-from core.errors import Stop
 from configurator import Count, NonNegative, Positive, Whole
+from core.errors import Stop
 from variants._routing import (  # noqa: F401
     CLASHES,
     CausalRouter,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 import model
-from core.nn.attention import local_attention
 from configurator import Count, Whole
+from core.nn.attention import local_attention
 
 NEUTRAL = dict(window=10 ** 9)
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn as nn
 
 import model
-from core.nn.attention import distance_bias
 from configurator import Count, Positive
+from core.nn.attention import distance_bias
 
 NEUTRAL = dict(window_init=1e12)
 

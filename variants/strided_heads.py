@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 import model
-from core.nn.attention import local_attention
-from core.errors import Stop
 from configurator import Count
+from core.errors import Stop
+from core.nn.attention import local_attention
 
 NEUTRAL = dict(stride=1, keys=10 ** 9)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core import ROOT
 from core.errors import Stop
 from core.rng import generator
 
-ROOT = Path(__file__).absolute().parent.parent / 'data'
+DATA = ROOT / 'data'
 SPLITS = ('train', 'val')
 RESIDENT = CHECKED = 2 << 30    # bytes: int32 tokens up to here live on the device, files up to here are read through
 AHEAD = 64                      # iterations whose batches are drawn and sent to the device together
@@ -24,7 +25,7 @@ META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
 
 def show(path):
     """The path as one would type it in the repository, or whole when it lies elsewhere."""
-    return (path.relative_to(ROOT.parent) if path.is_relative_to(ROOT.parent) else path).as_posix()
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
 # ---- writing a set
@@ -120,24 +121,24 @@ def gpt2_bpe():
 
 def find(dataset):
     """The folder of a set: a name in data/ or a path. Text that is shipped with us is prepared on first use."""
-    folders = {f.name: f for f in ROOT.iterdir() if f.is_dir()}
+    folders = {f.name: f for f in DATA.iterdir() if f.is_dir()}
     folder = folders.get(dataset, Path(os.path.abspath(dataset)))
     if not folder.is_dir():
         sets = sorted(name for name, f in folders.items() if (f / 'prepare.py').exists() or (f / 'train.bin').exists())
         close = difflib.get_close_matches(dataset, sets, n=1)
-        raise Stop(f'--dataset={dataset}: neither a set in {show(ROOT)} ({", ".join(sets)}) nor a folder'
+        raise Stop(f'--dataset={dataset}: neither a set in {show(DATA)} ({", ".join(sets)}) nor a folder'
                    + (f'; did you mean {close[0]}?' if close else ''))
     unfinished = (folder / 'meta.json.tmp').exists() and not (folder / 'meta.json').exists()
     if all((folder / f'{split}.bin').is_file() for split in SPLITS) and not unfinished:
         return folder
     script = folder / 'prepare.py'
     # only our own scripts run unasked: a folder from elsewhere is data, and data is never executed
-    if folder.parent == ROOT and script.exists() and (folder / 'input.txt').exists():
+    if folder.parent == DATA and script.exists() and (folder / 'input.txt').exists():
         runpy.run_path(str(script), run_name='__main__')    # in this process: another would import torch again, seconds
         return folder
-    own = script.exists() and folder != ROOT / 'text'
+    own = script.exists() and folder != DATA / 'text'
     raise Stop(f'{show(folder)} is not prepared: run python '
-               + (show(script) if own else f'{show(ROOT / "text/prepare.py")} FILE... --out={show(folder)}'))
+               + (show(script) if own else f'{show(DATA / "text/prepare.py")} FILE... --out={show(folder)}'))
 
 
 class PlainUnpickler(pickle._Unpickler):

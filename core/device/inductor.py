@@ -1,11 +1,23 @@
-"""What is changed in torch.compile's graphs for CUDA: GELU in fewer instructions, one kernel for all of autocast's copies of
-weights, none for those of their gradients, and small products that leave room for others."""
+"""Settings of torch.compile for CUDA, and passes over the graphs that it makes. ENABLED = False turns all passes off.
+
+| pass | replaces | by | why |
+|---|---|---|---|
+| gelu_patterns | F.gelu and its gradient, 36 and 51 instructions | a polynomial and exp2, 17 and 23 | copies no longer wait for arithmetic |
+| cast_together | autocast's copies of weights, a launch each | core::cast, one kernel | launches |
+| float32_gradients | a weight's gradient in half precision and its copy | a product that leaves float32 | a launch and a rounding |
+| small_products | cuBLAS's products below 2^26 multiply-adds | core/kernels/matmul.py | models that train side by side share a GPU |
+
+All are for torch 2.10 and later: custom passes before and after the joint graph (torch._inductor.config).
+"""
 import functools
 import operator
+import os
+from pathlib import Path
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+ENABLED = True
 aten, prims = torch.ops.aten, torch.ops.prims
 # Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: by the fit GELU is off by at most 1e-8.
 LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4, -1.38095593e-4,
@@ -13,27 +25,56 @@ LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.2163
 SMALL = 2 ** 26 # multiply-adds of a product that does not fill a GPU: 50 million in 768 rows of 128 by 128 x 512
 
 
-class Passes(CustomGraphPass):
-    """For torch._inductor.config.joint_custom_post_pass: forward and backward before their partition, or forward alone."""
+def configure(index):
+    """Sets what torch.compile is to do for CUDA device `index`."""
+    from torch._functorch import config as functorch
+    from torch._inductor import config as inductor
+    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+    if ENABLED:
+        inductor.joint_custom_pre_pass, inductor.joint_custom_post_pass = BeforePadding(), AfterPadding()
+    # a norm's two gradients in two kernels, which are faster than one
+    if hasattr(inductor.triton, 'mix_order_reduction'):
+        inductor.triton.mix_order_reduction = False
+    # softmax by two loops over a row, the second from the cache, are faster than one
+    inductor.online_softmax = False
+    # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
+    inductor.force_shape_pad = True
+    # no split of a sum is to be timed anew in each process: another order of a sum has other bits
+    inductor.dynamic_scale_rblock = False
+    # from torch 2.13 on all of this holds in this thread, but not in backward's
+    functorch.force_non_lazy_backward_lowering = True
+    # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more
+    os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
+    ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'
+    if ptxas.exists():
+        os.environ.setdefault('TRITON_PTXAS_PATH', str(ptxas))
+
+
+class AfterPadding(CustomGraphPass):
+    """Passes over forward and backward in one graph before their partition, or over forward alone."""
 
     def __call__(self, graph):
-        gelus().apply(graph)
-        cast_at_once(graph)
-        sums_in_float32(graph)
+        gelu_patterns().apply(graph)
+        cast_together(graph)
+        float32_gradients(graph)
 
     def uuid(self):
         return get_hash_for_files((__file__,))
 
 
-class FirstPasses(Passes):
-    """For joint_custom_pre_pass, before sizes are padded to what cuBLAS likes."""
+class BeforePadding(CustomGraphPass):
+    """Passes that have to see products before their sizes are padded to what cuBLAS likes."""
 
     def __call__(self, graph):
         small_products(graph)
 
+    def uuid(self):
+        return get_hash_for_files((__file__,), 'before padding')
+
 
 # -----------------------------------------------------------------------------
-# F.gelu and its gradient, of which PyTorch's takes more instructions than there is time for while 100 MB are copied (LOG.md)
+# GELU and its gradient: PyTorch's take more instructions than there is time for while their numbers are copied
 
 def erf_and_one(x):
     """Twice the normal distribution at x, as PyTorch computes it: F.gelu takes 36 instructions (51 in backward)."""
@@ -41,7 +82,7 @@ def erf_and_one(x):
 
 
 def erf_and_one_by_exp2(x):
-    """The same: F.gelu takes 17 (23). erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
+    """erf_and_one(x), with which F.gelu takes 17 (23). erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
     z = x.abs()
     log2 = LOG2_TAIL[-1] * z + LOG2_TAIL[-2]
     for c in LOG2_TAIL[-3:0:-1]:
@@ -60,7 +101,7 @@ def density_by_exp2(x):
 
 
 @functools.cache
-def gelus():
+def gelu_patterns():
     from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement  # .5 s, which a warm start saves
     patterns = PatternMatcherPass()
     for definition, fast in (erf_and_one, erf_and_one_by_exp2), (density, density_by_exp2):
@@ -85,8 +126,8 @@ def _(weights, dtype):
     return [torch.empty_like(w, dtype=dtype) for w in weights]
 
 
-def cast_at_once(graph):
-    """Every matrix among the graph's inputs that is needed in half precision, by core::cast."""
+def cast_together(graph):
+    """Lets core::cast make the half-precision copies of all matrices among the graph's inputs."""
     inputs = [node for node in graph.find_nodes(op='placeholder') if not node.name.startswith('tangents')] # these come later
     for dtype in torch.bfloat16, torch.float16:
         casts = [node for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default)
@@ -94,11 +135,11 @@ def cast_at_once(graph):
         if len(casts) < 2:
             continue
         with graph.inserting_after(inputs[-1]):
-            every = graph.call_function(torch.ops.lab.cast.default, ([node.args[0] for node in casts], dtype))
-        every.meta['val'] = [node.meta['val'] for node in casts]
+            copies = graph.call_function(torch.ops.core.cast.default, ([node.args[0] for node in casts], dtype))
+        copies.meta['val'] = [node.meta['val'] for node in casts]
         for n, node in enumerate(casts):
             with graph.inserting_before(node):
-                copy = graph.call_function(operator.getitem, (every, n))
+                copy = graph.call_function(operator.getitem, (copies, n))
             copy.meta.update(node.meta)
             node.replace_all_uses_with(copy)
             graph.erase_node(node)
@@ -107,9 +148,11 @@ def cast_at_once(graph):
 # -----------------------------------------------------------------------------
 # weights' gradients, which autocast rounds to half precision and Inductor copies to float32 by a launch each
 
-def sums_in_float32(graph):
-    """Every product that sums over rows, as a weight's gradient does, and is wanted in float32 alone, leaves the product so. A
-    CPU's products cannot."""
+def float32_gradients(graph):
+    """Lets a product that sums over rows, as a weight's gradient does, and is wanted in float32 alone leave float32 itself.
+
+    Products on a CPU cannot.
+    """
     for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default):
         product, dtype = node.args
         if dtype != torch.float32 or product.target is not aten.mm.default or len(product.users) > 1:
@@ -128,22 +171,22 @@ def sums_in_float32(graph):
 # -----------------------------------------------------------------------------
 # small products, for which cuBLAS takes a GPU whole
 
-@torch.library.custom_op('core::product', mutates_args=())
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in half precision by core/kernels/matmul.py's kernel."""
-    from core.kernels.matmul import product  # Triton
-    return product(a, b)
+@torch.library.custom_op('core::matmul', mutates_args=())
+def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in half precision by core/kernels/matmul.py."""
+    from core.kernels.matmul import matmul as kernel  # Triton
+    return kernel(a, b)
 
 
-@product.register_fake
+@matmul.register_fake
 def _(a, b):
     return a.new_empty(a.size(0), b.size(1))
 
 
 def small_products(graph):
-    """Every small product in half precision by core::product, but for sums over rows, which cuBLAS leaves room beside."""
+    """Lets core::matmul compute small products in half precision, but for sums over rows, beside which cuBLAS leaves room."""
     for node in graph.find_nodes(op='call_function', target=aten.mm.default):
         rows, value = node.args[0], node.meta['val']
         small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default
         if small and value.dtype.itemsize == 2 and value.device.type == 'cuda':
-            node.target = torch.ops.lab.product.default
+            node.target = torch.ops.core.matmul.default

@@ -1,17 +1,17 @@
-"""What this machine can do: device, dtype, compile, each 'auto' or as asked."""
+"""The device, dtype and compilation that a script runs with, each 'auto' or as asked."""
 import importlib.util
-import os
 import re
-from contextlib import nullcontext
+import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from core.errors import Stop
 
-# Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no bfloat16), from the makers'
-# data sheets without sparsity. First match wins. A device that is not listed has no MFU: give --peak_tflops.
+# Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no bfloat16), from the
+# makers' data sheets, without sparsity: e.g. https://www.nvidia.com/en-us/data-center/h200/ (989 = 1,979 / 2).
+# First match wins. A device that is not listed has no MFU: give --peak_tflops.
 PEAKS = [
     ('B200', 2250), ('GH200', 989), ('H200 NVL', 835), ('H200', 989),
     ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H800', 989),
@@ -23,10 +23,9 @@ PEAKS = [
 
 @dataclass
 class Machine:
-    """device: 'cuda:0', 'mps', 'cpu'; type: its kind; dtype: 'float32', 'bfloat16' or 'float16'; compile: whether to."""
-    device: str
-    type: str
-    dtype: str
+    device: str     # 'cuda:0', 'mps', 'cpu'
+    type: str       # 'cuda', 'mps', 'cpu'
+    dtype: str      # of matrix products: 'float32', 'bfloat16' or 'float16'
     compile: bool
 
     @property
@@ -34,11 +33,27 @@ class Machine:
         return torch.cuda.get_device_name(self.device) if self.type == 'cuda' else self.type
 
     def autocast(self):
-        """Matrix products in dtype; weights, the residual stream and reductions stay float32."""
+        """Computes matrix products in dtype; weights, the residual stream and reductions stay float32."""
         return nullcontext() if self.dtype == 'float32' else torch.autocast(self.type, getattr(torch, self.dtype))
 
+    @contextmanager
+    def tf32(self):
+        """Lets CUDA compute what stays float32 in tf32, and restores PyTorch's setting: it is the whole process's."""
+        if self.type != 'cuda':
+            yield
+            return
+        backends = torch.backends.cuda.matmul, torch.backends.cudnn
+        outside = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = 'tf32'
+            yield
+        finally:
+            for backend, precision in zip(backends, outside, strict=True):
+                backend.fp32_precision = precision
+
     def peak_flops(self):
-        """FLOP/s of the tensor cores, or None where we do not know."""
+        """Returns the FLOP/s of the tensor cores, None where they are not known."""
         if self.dtype == 'float32':
             return None
         tflops = next((t for name, t in PEAKS if re.search(rf'\b{name}\b(?! (Ti|SUPER|Laptop))', self.name)), None)
@@ -49,60 +64,40 @@ class Machine:
             getattr(torch, self.type).synchronize()
 
     def peak_bytes(self):
-        """The most memory the tensors took on a GPU; on a CPU, of the whole process."""
+        """Returns the most bytes that tensors took on a GPU; on a CPU, of the whole process."""
         if self.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device)
         if importlib.util.find_spec('resource') is None: # Windows
             return None
         import resource
-        import sys
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def machine(device='auto', dtype='auto', compile='auto', decoding=False):
-    """The Machine for these options, to train on or for decoding; 'auto' takes the best there is, an impossible wish is a Stop."""
+    """Returns the Machine for these options, to train on or for decoding; 'auto' takes the best there is. Stop if impossible."""
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     type = device.split(':')[0]
-    there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
+    count = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
     index = device[len(type) + 1:] or '0'
-    if type not in there or not index.isdigit() or int(index) >= there[type]:
-        have = [f'{name}:{i}' if name == 'cuda' else name for name, n in there.items() for i in range(n)]
-        raise Stop(f"device={device}: not on this machine; allowed: auto, {', '.join(have)}")
+    if type not in count or not index.isdigit() or int(index) >= count[type]:
+        present = [f'{name}:{i}' if name == 'cuda' else name for name, n in count.items() for i in range(n)]
+        raise Stop(f"device={device}: not on this machine; allowed: auto, {', '.join(present)}")
     if type == 'cuda':
         torch.cuda.set_device(int(index))
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = 'tf32' # what stays float32, stays fast
-    if dtype == 'auto':
-        if type == 'cuda':
-            dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
-        else: # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting every weight for one token takes longer
-            dtype = 'bfloat16' if type == 'cpu' and torch.cpu._is_amx_tile_supported() and not decoding else 'float32'
+
+    if dtype == 'auto' and type == 'cuda':
+        dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+    elif dtype == 'auto':
+        # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting every weight for one token takes longer
+        dtype = 'bfloat16' if type == 'cpu' and torch.cpu._is_amx_tile_supported() and not decoding else 'float32'
+
     triton = importlib.util.find_spec('triton') is not None
     if compile == 'auto': # on a CPU a compilation costs more than a short run gains
         compile = type == 'cuda' and triton
     if compile and type == 'cuda':
         if not triton:
             raise Stop('compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False')
-        set_compiler(int(index))
+        from core.device import inductor  # Inductor takes a second to import
+        inductor.configure(int(index))
     return Machine(device, type, dtype, compile)
-
-
-def set_compiler(index):
-    """What torch.compile is told for CUDA device `index`."""
-    from torch._functorch import config as functorch
-    from torch._inductor import config as inductor
-    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
-
-    from core.device.inductor import FirstPasses, Passes
-    if hasattr(inductor.triton, 'mix_order_reduction'): # a norm's two gradients in one kernel, slower than two (LOG.md)
-        inductor.triton.mix_order_reduction = False
-    inductor.online_softmax = False # two loops over a row, the second from the cache: 1.9 ms of GPT-2's loss instead of 2.5
-    inductor.joint_custom_pre_pass, inductor.joint_custom_post_pass = FirstPasses(), Passes()
-    inductor.force_shape_pad = True # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
-    inductor.dynamic_scale_rblock = False # one more way to split a sum, timed in each process anew: another order, other bits
-    functorch.force_non_lazy_backward_lowering = True # from torch 2.13 on all of this holds in this thread, not in backward's
-    # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more.
-    os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
-    ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'
-    if ptxas.exists():
-        os.environ.setdefault('TRITON_PTXAS_PATH', str(ptxas))

@@ -1,15 +1,15 @@
 """The product of two small matrices by blocks that leave room on a multiprocessor: those of several models run side by side.
 
 cuBLAS takes what is fastest alone. For 768 x 128 by 128 x 384 that is 96 blocks with 180 KB of shared memory, one to a
-multiprocessor, in clusters: of an H200's 132 the rest stays idle, and the next product waits, whosesoever it is. These take 32 to
-48 KB, and alone are as fast (LOG.md 2026-11-30).
+multiprocessor, in clusters: of an H200's 132 the rest stays idle, and the next product waits, whichever model it belongs to. These take 32 to
+48 KB, and alone are as fast.
 """
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def kernel(a, b, y, M, N, K, am, ak, bk, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GUARD: tl.constexpr):
+def matmul_kernel(a, b, y, M, N, K, am, ak, bk, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GUARD: tl.constexpr):
     """y (M, N) from a (M, K) with strides am, ak and b (K, N) with bk, bn. GUARD: K is no multiple of DEPTH."""
     m, n = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = (m < M)[:, None], (n < N)[None, :]
@@ -25,11 +25,11 @@ def kernel(a, b, y, M, N, K, am, ak, bk, bn, ROWS: tl.constexpr, COLUMNS: tl.con
     tl.store(y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=rows & columns)
 
 
-def product(a, b):
+def matmul(a, b):
     """a @ b (M, N) for a (M, K) and b (K, N), both bfloat16 or float16; summed in float32, in one order."""
     (M, K), N = a.shape, b.size(1)
     y = a.new_empty(M, N)
-    columns, depth = (64, 64) if N >= 256 else (32, 128) # of fourteen the best on an H200, alone and eight at once
-    kernel[triton.cdiv(M, 64), triton.cdiv(N, columns)](
+    columns, depth = (64, 64) if N >= 256 else (32, 128)
+    matmul_kernel[triton.cdiv(M, 64), triton.cdiv(N, columns)](
         a, b, y, M, N, K, *a.stride(), *b.stride(), 64, columns, depth, K % depth > 0, num_warps=4, num_stages=2)
     return y

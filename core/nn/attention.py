@@ -1,4 +1,4 @@
-"""Fast ways to what model.math_attention defines; arguments as for model.attend."""
+"""Fast ways to what math_attention defines; arguments as for attend."""
 import math
 from contextlib import contextmanager
 from functools import cache
@@ -9,31 +9,69 @@ import torch.nn.attention.flex_attention as flex
 import torch.nn.functional as F
 
 from core.errors import Stop
-from variants.kernels import reference
+from core.kernels import attention_reference as reference
 
 kernels = None
 if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
-    from variants.kernels import attention as kernels
+    from core.kernels import attention as kernels
+
+
+def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', from_zero=False, dropout=0.0):
+    """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
+
+    q (B, nh, T, hs), k and v (B, nh, Tk, hs), pos_q (B, T), pos_k (B, Tk); from_zero: both positions are 0..T-1.
+    score_mod(score, b, h, i, j) -> score, FlexAttention's signature, acts on the scaled scores.
+    form: what score_mod amounts to, up to a constant for each query: dict(a=, c=), (B, nh, T) and (B, nh or 1, Tk), for
+    score + a_i c_j; dict(w=) or dict(w=, ramp=) for a window of w (B, nh, T) tokens, as in core/kernels/attention_reference.py.
+    impl: 'math' defines the result; 'kernel' needs a form where there is a score_mod, 'sdpa' one without a window; 'flex'
+    needs a CUDA device and has no dropout; what an impl cannot express is a Stop, never another result. The kernel drops
+    weights at a rate in 256ths.
+    """
+    impl = choose(impl, q, score_mod, form, from_zero, dropout)
+    if impl == 'kernel':
+        return kernel_attention(q, k, v, score_mod, form, dropout)
+    if impl == 'sdpa':
+        if score_mod is not None and not rank_one(form):
+            raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex, kernel')
+        return sdpa_attention(q, k, v, pos_q, pos_k, form, from_zero, dropout)
+    if impl == 'flex':
+        if dropout > 0 or not q.is_cuda:
+            raise Stop(f'attn=flex: has no dropout, here attn_dropout={dropout}, and no gradient on {q.device.type}; '
+                       'allowed: auto, math, sdpa')
+        return flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero)
+    return math_attention(q, k, v, pos_q, pos_k, score_mod, dropout)
+
+
+def math_attention(q, k, v, pos_q, pos_k, score_mod, dropout):
+    """The definition."""
+    B, nh, T, hs = q.size()
+    att = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(hs) # (B, nh, T, Tk)
+    if score_mod is not None:
+        b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
+        att = score_mod(att, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+    att = att.masked_fill(pos_k[:, None, None, :] > pos_q[:, None, :, None], float('-inf'))
+    att = F.dropout(F.softmax(att, dim=-1), dropout)
+    return att.to(v.dtype) @ v # (B, nh, T, Tk) x (B, nh, Tk, hs) -> (B, nh, T, hs)
 
 
 def distance_bias(slope, pos_q, pos_k):
-    """(score_mod, form) for model.attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
+    """(score_mod, form) for attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
     return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
 
 
-def choose(impl, q, score_mod, form, plain, dropout, moments=False):
+def choose(impl, q, score_mod, form, from_zero, dropout, moments=False):
     """The way to compute attention for attn=impl; arguments as for fastest()."""
     if chosen is not None:
-        chosen.add(fastest(impl, q, score_mod, form, plain, training_dropout, moments))
-    return fastest(impl, q, score_mod, form, plain, dropout, moments, training=torch.is_grad_enabled())
+        chosen.add(fastest(impl, q, score_mod, form, from_zero, training_dropout, moments))
+    return fastest(impl, q, score_mod, form, from_zero, dropout, moments, training=torch.is_grad_enabled())
 
 
-def fastest(impl, q, score_mod, form, plain, dropout, moments=False, training=True):
-    """'auto' made one of the ways to compute attention: of those that can express these arguments of model.attend the one that
-    LOG.md has measured to be fastest. 'kernel' where positions are not plain is chosen again: it knows 0..T-1 only."""
-    if impl != 'auto' and not (impl == 'kernel' and not plain):
+def fastest(impl, q, score_mod, form, from_zero, dropout, moments=False, training=True):
+    """'auto' made one of the ways to compute attention: of those that can express these arguments of attend the one that
+    LOG.md has measured to be fastest. 'kernel' where positions are not from_zero is chosen again: it knows 0..T-1 only."""
+    if impl != 'auto' and not (impl == 'kernel' and not from_zero):
         return impl
-    able = q.is_cuda and plain and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
+    able = q.is_cuda and from_zero and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
     able = able and not 0 < dropout < 0.02 # which 256ths would be far from
     if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
         return 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
@@ -41,7 +79,7 @@ def fastest(impl, q, score_mod, form, plain, dropout, moments=False, training=Tr
         return 'kernel' # without a form cuDNN is faster on longer rows and without a backward
     if not moments and (score_mod is None or rank_one(form)):
         return 'sdpa'
-    flex_can = q.is_cuda and plain and dropout == 0 and q.size(-1) >= 16 and not moments # 16: its smallest head on CUDA
+    flex_can = q.is_cuda and from_zero and dropout == 0 and q.size(-1) >= 16 and not moments # 16: its smallest head on CUDA
     return 'flex' if flex_can else 'math'
 
 
@@ -70,7 +108,7 @@ def rank_one(form):
 
 
 def beyond_kernel(q, score_mod, form):
-    """What the kernel cannot do of these arguments of model.attend, positions apart, or None."""
+    """What the kernel cannot do of these arguments of attend, positions apart, or None."""
     if score_mod is not None and form is None:
         return 'what this variant does to the scores'
     if q.size(-1) > 128:
@@ -81,7 +119,7 @@ def beyond_kernel(q, score_mod, form):
 
 
 def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
-    """variants/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are plain."""
+    """core/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are from_zero."""
     if why := beyond_kernel(q, score_mod, form):
         raise Stop(f'attn=kernel: cannot compute {why}; allowed: auto, math')
     if 0 < dropout < 1 / 512:
@@ -92,13 +130,13 @@ def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
     return attention(q.to(dtype), k.to(dtype), v.to(dtype), **form or {}, moments=moments, dropout=dropout, seed=seed)
 
 
-def sdpa_attention(q, k, v, pos_q, pos_k, form, plain, dropout):
+def sdpa_attention(q, k, v, pos_q, pos_k, form, from_zero, dropout):
     """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
     hs = q.size(-1)
     if form is not None:
         q, k, v = with_columns(q, k, v, **form)
-    mask = None if plain else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
-    return fused(q, k, v, mask, dropout, is_causal=plain, scale=1.0 / math.sqrt(hs))[..., :hs]
+    mask = None if from_zero else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
+    return fused(q, k, v, mask, dropout, is_causal=from_zero, scale=1.0 / math.sqrt(hs))[..., :hs]
 
 
 def fused(q, k, v, *args, **options):
@@ -112,7 +150,7 @@ def fused(q, k, v, *args, **options):
 
 
 def local_attention(q, k, v, window, dropout):
-    """Attention to the last `window` positions, a query's own included, where positions are plain; no T x T anywhere.
+    """Attention to the last `window` positions, a query's own included, where positions are from_zero; no T x T anywhere.
 
     Chunks of `window` queries look at their own chunk of keys and the one before it.
     """
@@ -158,10 +196,10 @@ def compiled_flex():
     return torch.compile(flex.flex_attention, dynamic=False) # uncompiled it would write the T x T scores
 
 
-def flex_attention(q, k, v, pos_q, pos_k, score_mod, plain):
-    """FlexAttention, with a causal BlockMask that all rows share where positions are plain."""
+def flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero):
+    """FlexAttention, with a causal BlockMask that all rows share where positions are from_zero."""
     size = dict(H=None, Q_LEN=q.size(2), KV_LEN=k.size(2), device=q.device)
-    if plain:
+    if from_zero:
         mask = flex.create_block_mask(lambda b, h, i, j: j <= i, B=None, **size)
     else:
         mask = flex.create_block_mask(lambda b, h, i, j: pos_k[b, j] <= pos_q[b, i], B=q.size(0), **size)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 
-def pick(logits, temperature, top_k, top_p, min_p, generator):
+def sample_token(logits, temperature, top_k, top_p, min_p, generator):
     """One token a row (B, 1) from logits (B, V). temperature 0: the likeliest. top_k 0, top_p 1, min_p 0: off."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)

@@ -5,12 +5,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from core import ROOT
 from core.run.folder import sha256
 
-ROOT = Path(__file__).parent.parent
 
-
-def describe(state, machine, classes):
+def describe_run(state, machine, classes):
     """A JSON-able record: the options with the place each came from, the command, versions, the device and the code."""
     sources = [ROOT / 'model.py', *(Path(f.__file__) for f in classes.files)]
     return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'], tokenizer=state['tokenizer'],

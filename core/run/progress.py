@@ -23,6 +23,9 @@ class Progress:
         bar = f"{it}/{self.total} [{'=' * full}{' ' * (24 - full)}] {text}, {int(left) // 60}:{int(left) % 60:02d} left"
         print(f'\r\x1b[K{bar[:shutil.get_terminal_size().columns - 1]}', end='', flush=True)
 
+    def close(self):
+        pass
+
 
 def wandb_logger(project, name, config):
     """A function that logs a dict to Weights & Biases, None at the end; whatever fails is one warning and the run goes on."""

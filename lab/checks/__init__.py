@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_tensors, save as save_tensors
 
-from model import GPTConfig, Step, build, load_classes
-import configurator as lab_options
+from configurator import options_of, parse_option
 from core.errors import Stop
 from core.rng import generator, seed_cpu
 from core.run.weights import load_weights, weights
+from model import GPTConfig, Step, build, load_classes
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
 ITS = 0, 3, 1000 # iterations at which schedules are looked at
@@ -105,8 +105,9 @@ def allowed(GPTConfig, options):
 
 def choices(variant):
     """{option of the variant: values to look at}: the default, other words, a switch turned, a number doubled and 0."""
-    found, core_options, GPTConfig = {}, lab_options.options(GPTConfig), load_classes(variant).GPTConfig
-    for name, option in lab_options.options(GPTConfig).items():
+    found, core_options = {}, options_of(GPTConfig)
+    VariantConfig = load_classes(variant).GPTConfig
+    for name, option in options_of(VariantConfig).items():
         if name in core_options:
             continue
         default, kinds = option.default, (option.kind, *get_args(option.kind))
@@ -123,7 +124,7 @@ def choices(variant):
         for values in tries: # of each, the first that is allowed
             for value in values:
                 with contextlib.suppress(Stop):
-                    if lab_options.read(option, value, '') != default and allowed(GPTConfig, {name: value}):
+                    if parse_option(option, value, '') != default and allowed(VariantConfig, {name: value}):
                         found[name].append(value)
                         break
     return found
@@ -161,7 +162,7 @@ def leak_rules(variant):
 
 def leak_reason(variant, options):
     """The why for these options, None where there is none."""
-    values = {name: o.default for name, o in lab_options.options(load_classes(variant).GPTConfig).items()} | options
+    values = {name: o.default for name, o in options_of(load_classes(variant).GPTConfig).items()} | options
     return next((why for rule, why in leak_rules(variant) if rule.items() <= values.items()), None)
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from lab.report.report import figures
+from lab.report import figures
 from lab.report.figures import Raw, dec, el, minus, si
 from lab.stats import MIN_SEEDS
 

@@ -19,23 +19,19 @@ import torch
 import torch.nn.functional as F
 
 import bench
-from model import GPTConfig, Step, build, load_classes
 import train
-from lab import checks
+from configurator import options_of
 from core.data.dataset import Dataset
+from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
-from core.run.environment import ROOT
 from core.errors import BUSY, DIVERGED, Stop, out_of_memory
 from core.rng import key
-from configurator import options as options_of
+from core.run.environment import ROOT
 from core.run.folder import RunFolder, plain, put, read_json, sha256
-from core.training.train_step import graph_pool_for
 from core.run.weights import weights
+from lab import checks
+from model import GPTConfig, Step, build, load_classes
 
-# Which code a run depends on, beside its variants' files.
-CODE = ('model.py', 'train.py', 'core/kernels/clipped_adamw.py', 'core/nn/attention.py', 'core/data/dataset.py', 'core/nn/dropout.py', 'core/nn/embedding.py',
-        'core/rng.py', 'core/nn/loss.py', 'core/training/muon.py', 'core/kernels/cross_entropy.py', 'core/nn/noise.py', 'core/device/inductor.py', 'core/kernels/matmul.py',
-        'core/training/train_step.py', 'core/kernels/attention.py', 'core/kernels/attention_reference.py')
 # Options that change where and how a run runs, not what it computes.
 ELSEWHERE = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'eval_only', 'log_interval',
              'checkpoint_minutes', 'save_best', 'always_save_checkpoint', 'backend')
@@ -72,8 +68,9 @@ class Arm:
 
     def identity(self, data_hash):
         """What a run of this arm depends on, seed apart: two runs with one identity are one run."""
-        files = [ROOT / name for name in CODE] + [Path(f.__file__) for f in load_classes(self.options.variant).files]
-        files += sorted((ROOT / 'variants').glob('_*.py'))[1:] # __init__.py comes first
+        files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py', *sorted(ROOT.glob('core/**/*.py'))]
+        files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
+        files += sorted(ROOT.glob('variants/_[!_]*.py')) # what variants share
         chosen = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in ELSEWHERE}
         return dict(options=chosen, model_args=self.model_args, seed_shift=self.seed_shift, data=data_hash,
                     code={str(path.relative_to(ROOT)): sha256(path) for path in files})
@@ -329,16 +326,16 @@ def sample(m, data, model, o):
 def price(task, place, kept):
     """What each arm costs, timed in turn in this process: {arm: numbers of bench.py}."""
     kept.clear()
-    timed, turns = {}, None
+    timed, pool = {}, None
     for arm in task.arms:
         o = arm.options
         m = machine(place.device or o.device, o.dtype, o.compile)
-        turns = turns or graph_pool_for(m)
+        pool = pool or (GraphPool() if m.type == 'cuda' else None)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
         size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
                              optimizer=o.optimizer)
         try:
-            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, turns)
+            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, pool)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

@@ -13,13 +13,13 @@ from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from model import Step, build, math_attention
-from core.nn.attention import kernel_attention
-from variants.kernels import reference
+from core.kernels import attention_reference as reference
+from core.nn.attention import kernel_attention, math_attention
+from model import Step, build
 
 CUDA = torch.cuda.is_available()
 try:
-    from variants.kernels import attention as kernels
+    from core.kernels import attention as kernels
 except ImportError:
     if CUDA:
         raise
@@ -154,7 +154,7 @@ def multiply_adds(monkeypatch):
     """The interpreter rounds products; a GPU does not where a sum follows, and x * y - (x * y) need not be 0."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def product(self, one, two):
+    def matmul(self, one, two):
         handle = TensorHandle(one.data * two.data, one.dtype.scalar)
         handle.exact = one.data.astype('float64') * two.data
         return handle
@@ -339,13 +339,13 @@ def test_gradients_of_queries_keys_and_values_are_not_copied(small_tiles):
 
 def product_error(M, K, N, dtype, device='cpu'):
     """Of core/kernels/matmul.py, over the norm of what float64 says: the larger for a weight in a forward pass and in a backward one."""
-    from core.kernels.matmul import product  # Triton
+    from core.kernels.matmul import matmul  # Triton
     g = torch.Generator().manual_seed(M * N + K)
     a, forward, backward = (torch.randn(size, generator=g).to(device, dtype) for size in ((M, K), (N, K), (K, N)))
     found = []
     for b in forward.t(), backward:
-        y, exact = product(a, b), a.double() @ b.double()
-        assert y.dtype == dtype and y.is_contiguous() and torch.equal(y, product(a, b))
+        y, exact = matmul(a, b), a.double() @ b.double()
+        assert y.dtype == dtype and y.is_contiguous() and torch.equal(y, matmul(a, b))
         found.append(((y.double() - exact).norm() / exact.norm()).item())
     return max(found)
 

@@ -59,7 +59,8 @@ def repo(tmp_path, monkeypatch):
     root.mkdir()
     (root / 'lab').symlink_to(REPO / 'lab')
     shutil.copytree(REPO / 'data', root / 'data', ignore=shutil.ignore_patterns('*.bin', 'meta.*', '*.tmp'))
-    monkeypatch.setattr(data, 'ROOT', root / 'data')
+    monkeypatch.setattr(data, 'ROOT', root)
+    monkeypatch.setattr(data, 'DATA', root / 'data')
     return root
 
 

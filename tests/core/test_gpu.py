@@ -9,9 +9,11 @@ import torch
 from helpers import ROOT
 from torch._inductor import config
 
-from model import attend, build
+from core.assemble import variant_names
 from core.device.machine import machine
+from core.nn.attention import attend
 from core.training.train_step import TrainStep
+from model import build
 
 pytestmark = pytest.mark.gpu
 SIZE = dict(block_size=256, vocab_size=65, n_layer=2, n_head=4, n_embd=256)
@@ -38,7 +40,7 @@ def test_distance_bias_equals_float64_math(impl, T, window):
         def f(q, k, v, w):
             slope = 1 / w
             mod = lambda s, b, h, i, j: s - slope[b, h, i] * (pos[b, i] - pos[b, j])
-            return attend(q, k, v, pos, pos, mod, dict(a=slope, c=pos[:, None]), impl, plain=True)
+            return attend(q, k, v, pos, pos, mod, dict(a=slope, c=pos[:, None]), impl, from_zero=True)
 
         y = (torch.compile(f, dynamic=False) if impl == 'flex' else f)(*leaves)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
@@ -63,7 +65,7 @@ def test_key_bias_equals_float64_math(T, start):
         leaves = [t.to(kind).detach().requires_grad_() for t, kind in ((q, dtype), (k, dtype), (v, dtype), (z, wide))]
         c = torch.nn.functional.logsigmoid(leaves[3]).cumsum(-1)
         mod = lambda s, b, h, i, j: s - c[b, h, j]
-        y = attend(*leaves[:3], pos, pos, mod, dict(a=torch.ones_like(c), c=-c), impl, plain=True)
+        y = attend(*leaves[:3], pos, pos, mod, dict(a=torch.ones_like(c), c=-c), impl, from_zero=True)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
 
     results = run('sdpa', torch.bfloat16), run('math', torch.float64)
@@ -91,7 +93,7 @@ def batch(it, size=SIZE):
     return torch.randint(65, (2, 16, size['block_size']), generator=generator).cuda()
 
 
-@pytest.mark.parametrize('variant, size', [*((variant, SIZE) for variant in ('base', *variants())), ('base', SMALL)])
+@pytest.mark.parametrize('variant, size', [*((variant, SIZE) for variant in ('base', *variant_names())), ('base', SMALL)])
 @config.patch(fallback_random=True) # compiled noise is drawn as eager's
 def test_graphs_train_as_eager_does(variant, size):
     losses = {}
@@ -100,10 +102,10 @@ def test_graphs_train_as_eager_does(variant, size):
         losses[compile], snapshots = [], []
         for it in range(8): # three plain calls, then replays
             update(it, *batch(it % 2, size), 1e-3)
-            losses[compile].append(update.numbers()[0]['loss'])
+            losses[compile].append(update.metrics()[0]['loss'])
             snapshots.append(update.snapshot())
         assert (update.graph is not None) == compile
-        assert [update.numbers(snapshot)[0]['loss'] for snapshot in snapshots] == losses[compile]
+        assert [update.metrics(snapshot)[0]['loss'] for snapshot in snapshots] == losses[compile]
     assert losses[True][-1] < losses[True][0]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0, atol=2e-2)
 
@@ -132,7 +134,7 @@ def test_dropout_is_keyed_by_iteration_under_graphs():
     loss = []
     for it in (0, 1, 2, 3, 4, 3, 4): # the learning rate is 0: only dropout can change the loss
         update(it, *batch(0), 0.0)
-        loss.append(update.numbers()[0]['loss'])
+        loss.append(update.metrics()[0]['loss'])
     assert loss[3:5] == loss[5:7]
     assert len(set(loss[:5])) == 5
 
@@ -151,7 +153,7 @@ def test_runs_repeat_to_the_bit_alone_and_beside_others(variant, size):
                 with torch.cuda.stream(stream):
                     update(it, *batch(it, size), 1e-3)
         torch.cuda.synchronize()
-        numbers = [update.numbers()[0] for update in runs]
+        numbers = [update.metrics()[0] for update in runs]
         return {seed: (n, [p.clone() for p in update.params]) for seed, n, update in zip(seeds, numbers, runs)}
 
     torch._dynamo.reset()
@@ -165,7 +167,8 @@ def test_runs_repeat_to_the_bit_alone_and_beside_others(variant, size):
 TRAIN = """
 import hashlib, sys
 import torch
-from model import attend, build
+from core.nn.attention import attend
+from model import build
 from core.device.machine import machine
 from core.training.train_step import TrainStep
 m = machine(compile=True)
@@ -202,17 +205,17 @@ def test_not_finite_leaves_the_weights_under_graphs():
     model.transformer.h[0].ln_1.weight.data.fill_(float('inf'))
     update(5, *batch(5), 1e-3)
     update(6, *batch(6), 1e-3)
-    _, bad, bad_it = update.numbers()
+    _, bad, bad_it = update.metrics()
     assert bad and bad_it == 5
     model.transformer.h[0].ln_1.weight.data.copy_(keep)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
 
 
-@pytest.mark.parametrize('variant', ['base', *variants()])
+@pytest.mark.parametrize('variant', ['base', *variant_names()])
 def test_one_graph_whatever_the_iteration(variant):
     model, update = updates(variant, True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for it in (0, 1, 2, 50, 3000):
             update(it, *batch(it), 1e-3)
-            assert not update.numbers()[1]
+            assert not update.metrics()[1]

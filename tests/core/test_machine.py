@@ -5,7 +5,7 @@ from torch._functorch import config as functorch
 from torch._inductor import config as inductor
 from torch._inductor.utils import run_and_get_code
 
-from core.device import machine as device
+from core.device import inductor as inductor_settings, machine as device
 from core.device.machine import Machine, machine
 from core.errors import BAD_INPUT, Stop
 
@@ -65,17 +65,17 @@ def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
     """They are where Inductor's are, made by the same assembler, whoever is the first to compile; what the user says stays."""
     monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
-    device.set_compiler(1)
+    inductor_settings.configure(1)
     assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
     assert 'TRITON_PTXAS_PATH' not in environ   # this PyTorch brings none
     ptxas = tmp_path / 'bin' / 'ptxas'
     ptxas.parent.mkdir()
     ptxas.touch()
-    device.set_compiler(0)
+    inductor_settings.configure(0)
     assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
     assert environ['TRITON_PTXAS_PATH'] == str(ptxas)
     environ['TRITON_PTXAS_PATH'] = 'mine'
-    device.set_compiler(0)
+    inductor_settings.configure(0)
     assert environ['TRITON_PTXAS_PATH'] == 'mine'
 
 
@@ -84,7 +84,7 @@ def test_backward_is_compiled_before_it_runs(settings, monkeypatch):
     for name in 'TRITON_CACHE_DIR', 'TRITON_PTXAS_PATH':
         monkeypatch.setenv(name, 'nowhere') # what is set stays as it is
     compiled = []
-    for set_compiler in (lambda: None), (lambda: device.set_compiler(0)):
+    for set_compiler in (lambda: None), (lambda: inductor_settings.configure(0)):
         set_compiler()
         leaf = torch.ones(5, requires_grad=True)
         torch._dynamo.reset()

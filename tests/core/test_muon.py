@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from lab.checks import small
 from core.rng import generator
 from core.training.muon import MuonAdamW, orthogonal
+from lab.checks import small
 
 SHAPES = (24, 8), (8, 8), (24, 8), (8, 32), (8, 32), (7, 5), (4, 6)
 VECTORS = (8,), (3, 4)

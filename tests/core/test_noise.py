@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from model import build
 from core.nn.noise import noise_like
+from model import build
 
 
 def test_noise_is_randn_without_a_gradient():

@@ -6,8 +6,10 @@ import torch
 from golden_common import Source, new_step, spy
 from torch import nn
 
-from model import attend, load_classes
-from configurator import make_checked
+import model
+from configurator import construct_checked
+from core.nn.attention import attend
+from model import load_classes
 
 GATES = dict(SiLU='silu', GELU='gelu', ReLU='relu')
 
@@ -27,8 +29,8 @@ class Fractal(Source):
             rms_eps=c['eps'], rope_base=c['theta'], rope_share=float(c['rope']), glu_gate=GATES[c['mlp_nonlinearity']],
             embedding_scale=None if c['scale_first_resid'] else 1.0)
         classes = load_classes(self.variant)
-        stream = make_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
-        heads = make_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
+        stream = construct_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
+        heads = construct_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
 
         def attention(config, classes, layer, made=classes.CausalSelfAttention):
             module = made(heads, classes, layer)
@@ -82,13 +84,13 @@ def fractal_name(name, c):
 
 def attn_level(golden, source, attn):
     module, _ = source.module(golden, attn)
-    x, calls, slices, attend = golden('in')['x'].requires_grad_(), [], [], attend
+    x, calls, slices = golden('in')['x'].requires_grad_(), [], []
     spy(module, 'attend', calls)
 
     def noted(q, k, *args):
         slices.append(q @ k.transpose(-2, -1) * q.size(-1) ** -0.5) # (B, slices, T, T), before score_mod and mask
         return attend(q, k, *args)
-    with mock.patch.object(core, 'attend', noted):
+    with mock.patch.object(model, 'attend', noted):
         y = module(x, new_step(golden, x))
     objective = (y * golden('in')['gy']).sum()
     objective.backward()

@@ -4,8 +4,8 @@ import torch
 from golden_common import Source, new_step, spy
 from golden_nano import model_level, soft_name, soft_options, tanh_gelu
 
-from model import math_attention
 from core.errors import Stop
+from core.nn.attention import math_attention
 
 FLOOR = 1e-10
 

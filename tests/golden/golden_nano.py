@@ -6,8 +6,9 @@ import torch
 from golden_common import Source, new_step, spy
 from torch import nn
 
-from model import GPTConfig, LayerNorm, Step, build, math_attention
 from core.errors import Stop
+from core.nn.attention import math_attention
+from model import GPTConfig, LayerNorm, Step, build
 
 
 def tanh_gelu(model):

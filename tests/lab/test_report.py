@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lab.report.report import figures
+from lab.report import figures
 from lab.report.report import read as read_report, write_html, write_plots
 from lab.stats import in_words, step_equivalents, study
 

@@ -13,14 +13,12 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 import configurator
-from model import load_classes
 import train
-from configurator import configure
-import configurator as lab_options
+from configurator import Count, NonNegative, Positive, Rate, Share, Whole, configure
 from core.errors import Stop
-from configurator import Count, NonNegative, Positive, Rate, Share, Whole
+from model import load_classes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -399,12 +397,12 @@ def test_arguments_default_to_those_of_the_process(monkeypatch, capsys):
 
 def test_rules_between_fields_end_in_one_line():
     with pytest.raises(Stop, match=r'^n_head=5 must divide n_embd=768$'):
-        lab_options.make(GPTConfig, {'n_head': 5})
-    assert lab_options.make(Windowed, {'n_head': 6}) == Windowed(n_head=6)
+        configurator.construct(GPTConfig, {'n_head': 5})
+    assert configurator.construct(Windowed, {'n_head': 6}) == Windowed(n_head=6)
 
 
 def test_values_from_python_are_checked_too():
-    built = lab_options.make_checked(Windowed, {'window_init': 3, 'n_layer': 2.0})
+    built = configurator.construct_checked(Windowed, {'window_init': 3, 'n_layer': 2.0})
     assert built == Windowed(window_init=3.0, n_layer=2)
     assert type(built.window_init) is float and type(built.n_layer) is int
     for values, message in [({'n_layer': 0}, 'n_layer = 0: n_layer takes int in [1, inf)'),
@@ -412,13 +410,13 @@ def test_values_from_python_are_checked_too():
                             ({'n_layr': 2}, 'n_layr = 2: no such option; did you mean n_layer?'),
                             ({'n_head': 5}, 'n_head=5 must divide n_embd=768')]:
         with pytest.raises(Stop) as stop:
-            lab_options.make_checked(GPTConfig, values)
+            configurator.construct_checked(GPTConfig, values)
         assert str(stop.value) == message
 
 
 def test_meanings_are_trailing_comments_the_nearest_class_first():
     together = type('GPTConfig', (Windowed,), {})       # as model.load puts parts together: without source of its own
-    assert lab_options.meanings(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks',
+    assert configurator.trailing_comments(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks',
                                               'dropout': 'of windows too',
                                               'window_init': 'attention span at initialization, in tokens'}
 
@@ -464,7 +462,7 @@ def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeyp
 def test_every_config_file_sets_known_options_to_allowed_values(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = configure(train.Options, load_classes, [f'config/{file}'], say=lambda line: None)
-    lab_options.make(load_classes(config.options.variant).GPTConfig, config.model_args)
+    configurator.construct(load_classes(config.options.variant).GPTConfig, config.model_args)
     assert Path(f'config/{file}').read_text(encoding='utf-8').startswith('"""')
     assert all(origin == 'default' or origin.startswith(f'config/{file}:') for origin in config.origin.values())
     assert len(set(config.origin.values())) > 4         # each on a line of its own

@@ -14,19 +14,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, SLOTS, Step, attend, build, load_classes
-from core.nn.sampling import sample_token
-from core.nn import attention as attention_paths
-from lab import checks
-from core.nn.attention import record_backends
-from lab.checks import small
-from core.errors import Stop
+import core.assemble
+from core.assemble import variant_names
 from core.device.flops import flops_per_token
+from core.errors import Stop
+from core.nn import attention as attention_paths
+from core.nn.attention import attend, record_backends
 from core.nn.gpt2_weights import load_gpt2
+from core.nn.sampling import sample_token
 from core.rng import generator
 from core.run.weights import load_weights, weights
+from lab import checks
+from lab.checks import small
+from model import GPT, SLOTS, GPTConfig, Step, build, load_classes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAKESPEARE = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
 HEADER = 'import torch\nimport torch.nn as nn\nimport model\n'
 
@@ -68,10 +70,10 @@ def test_flops():
     config = GPTConfig(**SHAKESPEARE)
     d, T, L, V = 384, 256, 6, 65
     forward = L * (24 * d * d + 4 * d * T) + 2 * d * V
-    assert flops_per_token(config, load_classes()) == (forward, 3 * forward)
+    assert flops_per_token(load_classes(), config) == (forward, 3 * forward)
     soft = load_classes('soft_window') # by its definition, not by what a fast path adds
     window = L * 2 * d * 6
-    assert flops_per_token(soft.GPTConfig(**SHAKESPEARE), soft) == (forward + window, 3 * (forward + window))
+    assert flops_per_token(soft, soft.GPTConfig(**SHAKESPEARE)) == (forward + window, 3 * (forward + window))
 
 
 def test_config_rule():
@@ -238,7 +240,7 @@ def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
     with torch.set_grad_enabled(grad):
         for autocast, x in (True, qkv32), (False, [x.bfloat16() for x in qkv32]):
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-                y = attend(*x, pos, pos, impl='sdpa', plain=True)
+                y = attend(*x, pos, pos, impl='sdpa', from_zero=True)
             assert y.dtype == torch.bfloat16 and seen.pop().dtype == dtype
             checks.near('y', y, want, 1e-2)
 
@@ -260,7 +262,7 @@ def test_attention_dropout_acts_on_every_path():
     (q, k, v), pos = qkv(64), plain_positions(64)
     for impl in 'math', 'sdpa', 'auto', 'kernel':
         torch.manual_seed(0)
-        runs = torch.stack([attend(q, k, v, pos, pos, impl=impl, plain=True, dropout=0.5) for _ in range(200)])
+        runs = torch.stack([attend(q, k, v, pos, pos, impl=impl, from_zero=True, dropout=0.5) for _ in range(200)])
         exact = attend(q, k, v, pos, pos, impl='math')
         assert rms(runs[0] - exact) > 0.1 and rms(runs.mean(0) - exact) < 0.1 # kept weights are scaled up
 
@@ -274,8 +276,8 @@ def test_what_cannot_be_expressed_is_refused():
     assert 'attn=flex' in refused(attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
-    assert 'attn_dropout=0.001' in refused(attend, q, k, v, pos, pos, impl='kernel', plain=True, dropout=0.001)
-    assert 'attn=kernel: cannot compute heads of 256' in refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', plain=True)
+    assert 'attn_dropout=0.001' in refused(attend, q, k, v, pos, pos, impl='kernel', from_zero=True, dropout=0.001)
+    assert 'attn=kernel: cannot compute heads of 256' in refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', from_zero=True)
     auto = attend(q, k, v, pos, pos, mod, None, 'auto', True)
     assert torch.equal(auto, attend(q, k, v, pos, pos, mod, None, 'math', True))
 
@@ -295,18 +297,18 @@ def test_what_is_chosen_on_a_gpu(monkeypatch):
     bias, window, mod = dict(a=1, c=1), dict(w=1), lambda s, b, h, i, j: s
     for want, T, more in (
             ('kernel', 256, {}), ('sdpa', 256, dict(grad=False)), ('sdpa', 4096, {}), ('math', 1, {}),
-            ('sdpa', 256, dict(plain=False)), ('sdpa', 256, dict(dtype=torch.float32)), ('sdpa', 256, dict(dropout=0.01)),
+            ('sdpa', 256, dict(from_zero=False)), ('sdpa', 256, dict(dtype=torch.float32)), ('sdpa', 256, dict(dropout=0.01)),
             ('kernel', 256, dict(dropout=0.1)),
             ('kernel', 4096, dict(score_mod=mod, form=bias)), ('kernel', 256, dict(score_mod=mod, form=window, grad=False)),
-            ('sdpa', 256, dict(score_mod=mod, form=bias, plain=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
-            ('math', 256, dict(score_mod=mod, form=window, plain=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
+            ('sdpa', 256, dict(score_mod=mod, form=bias, from_zero=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
+            ('math', 256, dict(score_mod=mod, form=window, from_zero=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
             ('flex', 256, dict(score_mod=mod)), ('math', 256, dict(score_mod=mod, dropout=0.1)),
             ('math', 256, dict(score_mod=mod, hs=8)), ('kernel', 4096, dict(moments=True)),
-            ('math', 256, dict(moments=True, plain=False)), ('math', 256, dict(moments=True, score_mod=mod))):
+            ('math', 256, dict(moments=True, from_zero=False)), ('math', 256, dict(moments=True, score_mod=mod))):
         q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=more.pop('dtype', torch.bfloat16),
                             size=dict([(2, T), (-1, more.pop('hs', 64))]).get)
         with torch.set_grad_enabled(more.pop('grad', True)):
-            options = dict(score_mod=None, form=None, plain=True, dropout=0.0) | more
+            options = dict(score_mod=None, form=None, from_zero=True, dropout=0.0) | more
             assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
     q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=torch.bfloat16, size={2: 256, -1: 64}.get)
     for dropout, way in (0.0, 'kernel'), (0.01, 'sdpa'), (0.2, 'kernel'): # what is said is what training does
@@ -443,13 +445,13 @@ def test_a_file_is_a_variant(tmp_path, monkeypatch):
     (tmp_path / 'variants' / 'kernels').mkdir(parents=True)
     for name in 'mine.py', '_helper.py', 'notes.txt', 'kernels/fast.py':
         (tmp_path / 'variants' / name).touch()
-    monkeypatch.setattr(core, '__file__', str(tmp_path / 'model.py'))
-    assert variants() == ['mine']
+    monkeypatch.setattr(core.assemble, 'FOLDER', tmp_path / 'variants')
+    assert variant_names() == ['mine']
 
 
 def test_unknown_names_are_refused():
     text = refused(load_classes, 'nope')
-    assert 'nope' in text and all(name in text for name in variants())
+    assert 'nope' in text and all(name in text for name in variant_names())
     assert 'did you mean soft_window?' in refused(load_classes, 'soft_windw')
     assert 'twice' in refused(load_classes, 'soft_window+soft_window')
     assert load_classes('base+base').GPT is load_classes().GPT is GPT

@@ -16,16 +16,15 @@ from helpers import ENV, ROOT, TINY, call, flags, forks, log, shakespeare
 from scipy.stats import ttest_rel
 
 import ab
-from model import load_classes
 import train
-from configurator import arguments
-from lab.study.study import pool
-from lab.study.study import study as lab_study
-from core.errors import BAD_INPUT, Stop
+from configurator import arguments, construct, options_of, parse_option
+from core.assemble import variant_names
 from core.device.flops import flops_per_token
-from configurator import make, options as options_of, read
+from core.errors import BAD_INPUT, Stop
 from lab.stats import holm
+from lab.study import pool, study as lab_study
 from lab.study.study import Study, Together
+from model import load_classes
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False, always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
@@ -48,7 +47,7 @@ def somewhere_else(tmp_path, monkeypatch):
 
 def arms_of(data, **options):
     known, given = options_of(ab.Options), arguments(flags(**SMALL | dict(dataset=data) | options))
-    o = make(ab.Options, {g.name: read(known[g.name], g.value, g.origin) for g in given if g.name in known})
+    o = construct(ab.Options, {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known})
     return ab.read_arms(o, [g for g in given if g.name not in known])
 
 
@@ -135,8 +134,8 @@ def test_matched_baselines_hit_within_a_percent(data):
     """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
     size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
     base, *others = arms_of(data, variants='gated_attention,embedding_gate,surprise,gqa,mod', **size)
-    flops = {a.name: dict(flops_per_token=flops_per_token(load_classes(a.options.variant).GPTConfig(**a.model_args),
-                                                          load_classes(a.options.variant))[1]) for a in (base, *others)}
+    flops = {a.name: dict(flops_per_token=flops_per_token((classes := load_classes(a.options.variant)),
+                                                          classes.GPTConfig(**a.model_args))[1]) for a in (base, *others)}
     for arm in others:
         wide, longer = ab.matched(base, arm, 'params', None), ab.matched(base, arm, 'flops', flops)
         assert wide.model().num_params() == pytest.approx(arm.model().num_params(), rel=0.01)
@@ -233,7 +232,7 @@ def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
     """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **options: compile_(f, **options | dict(backend='eager')))
-    arms = arms_of(data, variants=','.join(variants()[:10]), compile=True, max_iters=1, eval_iters=1)
+    arms = arms_of(data, variants=','.join(variant_names()[:10]), compile=True, max_iters=1, eval_iters=1)
     study, kept = Study('study', arms), {}
     for arm in arms:
         torch._dynamo.utils.counters.clear()

@@ -6,10 +6,10 @@ import pytest
 from helpers import call
 
 import bench
-from model import build, load_classes
-from lab import checks
-from core.errors import BAD_INPUT
 from core.device.flops import flops_per_token
+from core.errors import BAD_INPUT
+from lab import checks
+from model import build, load_classes
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
 QUICK = dict(device='cpu', dtype='float32', compile=False, batch_size=4, rounds=2, seconds=0.005, decode_tokens=20)
@@ -38,7 +38,7 @@ def test_the_last_line_is_json_with_the_numbers(done):
         options = SMALL | (dict(prior_width=1.0) if 'surprise' in arm['variant'] else {})
         model = build(arm['variant'], **options)
         assert arm['params'] == model.num_params()
-        flops = flops_per_token(model.config, load_classes(arm['variant']))
+        flops = flops_per_token(load_classes(arm['variant']), model.config)
         assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops
         assert all(len(ms) == 2 and min(ms) > 0 for ms in arm['samples_ms'].values())
         assert arm['forward_ms'] < arm['forward_backward_ms']

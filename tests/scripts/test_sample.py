@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers import ROOT, TINY, call, shakespeare, shell
 
-from model import Step
 import sample
 import train
 from core.data.dataset import prepare_chars
 from core.errors import BAD_INPUT, NO_CHECKPOINT
 from core.rng import key
 from core.run.folder import RunFolder
+from model import Step
 
 RULE = '\n---------------\n'
 

@@ -42,18 +42,19 @@ from helpers import (
 )
 from safetensors.torch import load_file
 
-from model import MLP, Step, build, load_classes
 import sample
 import train
 from configurator import configure
+from core.assemble import variant_names
 from core.data.dataset import Dataset, prepare_chars
+from core.device.flops import flops_per_token
 from core.device.machine import machine
 from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
-from core.device.flops import flops_per_token
 from core.rng import key
 from core.run.folder import MODEL, OPTIM, RunFolder, sha256, step_of
-from core.training.train_step import TrainStep, no_collections
 from core.run.weights import load_weights, weights as model_weights
+from core.training.train_step import TrainStep, no_garbage_collection
+from model import MLP, Step, build, load_classes
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
 
@@ -366,7 +367,7 @@ def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
 
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
     shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    monkeypatch.setattr(train, 'pretrained', lambda *args: build(seed=7, vocab_size=52, **shape)) # TINY has 1337
+    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, **shape)) # TINY has 1337
     dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
     assert resume().code == 0
     go('whole', init_from='gpt2')
@@ -499,8 +500,8 @@ def test_the_blame_is_found_on_the_data_of_the_bad_iteration():
     fine, fatal = torch.zeros(8, 16, dtype=torch.long), torch.full((8, 16), 5)
     for it, (x, y) in enumerate([(fine, fine), (fatal, fatal + 1), (fine, fine)]):
         update(it, x, y, 1e-2)
-    assert update.numbers()[1:] == (True, 1)
-    assert update.first_bad(fatal, fatal + 1) == 'the loss'
+    assert update.metrics()[1:] == (True, 1)
+    assert update.find_nonfinite(1, fatal, fatal + 1) == 'the loss'
 
 
 def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
@@ -629,7 +630,7 @@ def test_matrices_decay_and_vectors_do_not():
 def test_collections_go_on_after_a_failed_compilation():
     for turn, enabled in (gc.disable, False), (gc.enable, True):
         turn()
-        with pytest.raises(RuntimeError), no_collections():
+        with pytest.raises(RuntimeError), no_garbage_collection():
             assert not gc.isenabled()
             raise RuntimeError
         assert gc.isenabled() == enabled
@@ -659,13 +660,13 @@ def test_an_update_is_plain_pytorch(data, variant):
             group['lr'] = lr
         adamw.step()
         adamw.zero_grad()
-        numbers, bad, _ = update.numbers()
+        numbers, bad, _ = update.metrics()
         assert not bad and norm > 0.5                       # clipping was at work
         assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
         assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
         assert distance(model_weights(ours), model_weights(plain)) == 0
         seen.append((numbers, update.snapshot()))
-    assert all(update.numbers(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
+    assert all(update.metrics(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):
@@ -776,7 +777,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
     assert expected.items() <= result.items()
     flops = result['forward_flops_per_token'], result['flops_per_token']
-    assert flops == flops_per_token(model.config, load_classes('surprise')) and flops[1] > 2 * flops[0] > 0
+    assert flops == flops_per_token(load_classes('surprise'), model.config) and flops[1] > 2 * flops[0] > 0
     assert result['seconds'] > 0 and result['peak_bytes'] > 0
     assert f"best val loss {result['best_val_loss']:.4f}" in done.out
 
@@ -903,7 +904,7 @@ def test_a_file_is_tested(checkout):
     assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 10
 
 
-@pytest.mark.parametrize('variant', variants())
+@pytest.mark.parametrize('variant', variant_names())
 def test_every_variant_by_the_scripts(data, tmp_path, variant):
     """Trained, stopped, resumed to the bit and sampled."""
     options = TINY | dict(dataset=data, variant=variant, max_iters=4, lr_decay_iters=4, eval_interval=2, dropout=0.1)

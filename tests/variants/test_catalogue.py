@@ -5,11 +5,12 @@ import statistics
 import pytest
 from helpers import ROOT, call
 
+from core.assemble import variant_names
+from core.errors import BAD_INPUT
 from model import load_classes
 from variants import __main__ as catalogue
-from core.errors import BAD_INPUT
 
-VARIANTS = variants()
+VARIANTS = variant_names()
 mine = pytest.mark.parametrize('name', VARIANTS)
 
 GOOD = '''
@@ -68,7 +69,7 @@ def test_the_model_names_no_variant():
 def write(drop, monkeypatch, tmp_path, text):
     drop('mine', text)
     monkeypatch.setattr(catalogue, 'FOLDER', tmp_path)
-    monkeypatch.setattr(core, 'variants', lambda: ['mine'])
+    monkeypatch.setattr(catalogue, 'variant_names', lambda: ['mine'])
     return call(catalogue.main)
 
 

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from model import Step, build
 from lab.checks import at, tokens
+from model import Step, build
 from variants import _routing as routing
 from variants._moments import shuffled
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import Step, attend, build, load_classes, math_attention
-from lab.checks import at, logits_of, small, tokens
+import model as model_module
+from configurator import options_of
 from core.errors import Stop
-from configurator import options
+from core.nn.attention import attend, math_attention
+from lab.checks import at, logits_of, small, tokens
+from model import Step, build, load_classes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def attention(variant, shake=0.3, layer=0, **options):
@@ -257,9 +259,9 @@ def test_fractal_heads_slice_by_slice(options, sizes, scale):
     model = small('fractal_heads+soft_window', 0.3, fractal_scale=scale, **options)
     attn, x = model.transformer.h[0].attn, normal(2, 9, model.config.n_embd)
     step, (q, k, v) = step_at(x), attn.qkv(x)
-    with mock.patch.object(core, 'attend', wraps=attend) as attend:
+    with mock.patch.object(model_module, 'attend', wraps=attend) as counted:
         y = attn.attend(q, k, v, x, step.pos, step)
-    assert attend.call_count == len(set(sizes)) # one a size
+    assert counted.call_count == len(set(sizes)) # one a size
     away = torch.arange(9)[:, None] - torch.arange(9)
     for h, size in enumerate(sizes):
         hs = q.size(-1)
@@ -276,7 +278,7 @@ def test_fractal_heads_slice_by_slice(options, sizes, scale):
 @pytest.mark.parametrize('preset', ['llama3_char', 'grok_char', 'modern_char'])
 def test_presets_train(preset):
     config = runpy.run_path(str(ROOT / f'config/{preset}.py'))
-    known = options(load_classes(config['variant']).GPTConfig)
+    known = options_of(load_classes(config['variant']).GPTConfig)
     model_args = {name: value for name, value in config.items() if name in known}
     model = build(config['variant'], **model_args | dict(n_layer=2, n_embd=96, block_size=32, vocab_size=65, dropout=0.0))
     idx, before = tokens(model, 4), None

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from model import SLOTS, load_classes
-from lab import checks
-import configurator as lab_options
-from lab.checks import Failed, small
+from configurator import options_of
+from core.assemble import own_names, variant_names
 from core.errors import Stop
 from core.rng import key
+from lab import checks
+from lab.checks import Failed, small
+from model import SLOTS, load_classes
 
-VARIANTS = variants()
+VARIANTS = variant_names()
 ALL = ['base', *VARIANTS]
 torch.set_num_threads(1) # more only get in each other's way in models this small
 every = pytest.mark.parametrize('name', ALL)
@@ -53,7 +54,7 @@ def test_docstring_names_its_source(name):
 
 @mine
 def test_options_have_meanings(name):
-    own = lab_options.options(load_classes(name).GPTConfig)
+    own = options_of(load_classes(name).GPTConfig)
     assert [o.name for n, o in own.items() if not o.meaning] == []
 
 
@@ -61,7 +62,7 @@ def test_options_have_meanings(name):
 def test_declarations(name):
     file = load_classes(name).files[0]
     checks.neutral(name)
-    own = lab_options.options(load_classes(name).GPTConfig)
+    own = options_of(load_classes(name).GPTConfig)
     for setting, why in getattr(file, 'LEAKS', []):
         assert set(setting) <= set(own) and why
     assert set(getattr(file, 'CLASHES', {})) <= set(VARIANTS)
@@ -186,7 +187,7 @@ def hooks(name):
     """What of model.py a variant changes: the methods of the slots that it defines, or the slots."""
     file = load_classes(name).files[0]
     mine = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
-    return {(slot.__name__, hook) for slot, c in mine for hook in own(c) & set(dir(slot)) or {''}}
+    return {(slot.__name__, hook) for slot, c in mine for hook in own_names(c) & set(dir(slot)) or {''}}
 
 
 def partners():

@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from model import Step, math_attention
-from lab import checks
-from core.nn.attention import local_attention
-from lab.checks import at, generator, small
 from core.errors import Stop
+from core.nn.attention import local_attention, math_attention
+from lab import checks
+from lab.checks import at, generator, small
+from model import Step
 
 T = checks.SMALL['block_size']
 

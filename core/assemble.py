@@ -1,0 +1,85 @@
+"""Puts the classes of a model together from the files of a variant: 'soft_window+surprise' is two files of variants/."""
+import inspect
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+from core.errors import Stop
+
+FOLDER = Path(__file__).parents[1] / 'variants'
+
+
+class Classes(SimpleNamespace):
+    """The classes to build a model from, by the names of the slots, and `files`, the variant's modules. Equal only to itself."""
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def variant_names():
+    """Returns the names of the files in variants/, without the helpers beside them."""
+    return sorted(p.stem for p in FOLDER.glob('*.py') if not p.stem.startswith('_'))
+
+
+def assemble(variant, slots):
+    """Returns the Classes of a variant, 'base' or file names joined by +.
+
+    slots: the baseline's classes, the config first. A file subclasses those it changes under the same names; where two files
+    subclass one, they have to define different methods. Stop if there is no such file, or if the files do not go together.
+    """
+    names = [name for name in variant.split('+') if name != 'base']
+    for name in names:
+        present = variant_names()
+        if name not in present:
+            near = get_close_matches(name, ['base', *present], n=1)
+            raise Stop(f"variant={variant}: no file variants/{name}.py; {f'did you mean {near[0]}? ' if near else ''}"
+                       f"there are: base, {', '.join(present)}")
+        if names.count(name) > 1:
+            raise Stop(f'variant={variant}: {name} is named twice')
+    return combine(variant, slots, *(import_module('variants.' + name) for name in names))
+
+
+@cache # code compiled for a class serves that class alone
+def combine(variant, slots, *files):
+    """Returns the Classes made of the baseline's slots and the modules of a variant."""
+    for f, g in combinations(files, 2):
+        for one, other in ((f, g), (g, f)):
+            if why := getattr(one, 'CLASHES', {}).get(other.__name__.removeprefix('variants.')):
+                raise Stop(f'variant={variant}: these two do not go together: {why}')
+    classes = Classes(files=list(files))
+    for slot in slots:
+        # the subclasses of this slot that the files define, not those that they import
+        subclasses = [c for f in files if (c := vars(f).get(slot.__name__)) and c.__module__ == f.__name__]
+        for c in subclasses:
+            if not issubclass(c, slot):
+                raise Stop(f"{path_of(c.__module__)}: class {slot.__name__} must subclass model.{slot.__name__}")
+        # constructors cooperate through super(); nothing else may be defined twice
+        for one, other in combinations(subclasses, 2):
+            if both := sorted(n for n in own_names(one) & own_names(other) if not is_same_option(one, other, n)):
+                raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; a third file can say how they combine')
+        if is_dataclass(slot):
+            subclasses = [dataclass(c) for c in subclasses]
+        combined = type(slot.__name__, (*subclasses, slot), {'__doc__': slot.__doc__}) if subclasses else slot
+        setattr(classes, slot.__name__, dataclass(combined) if is_dataclass(slot) else combined)
+    for f in files:
+        if not any(inspect.isclass(c) and c.__module__ == f.__name__ and issubclass(c, slots) for c in vars(f).values()):
+            raise Stop(f"{path_of(f.__name__)}: defines none of {', '.join(s.__name__ for s in slots)}")
+    return classes
+
+
+def path_of(module):
+    return module.replace('.', '/') + '.py'
+
+
+def own_names(c):
+    """Returns the names that a class defines itself, without constructors and Python's own."""
+    return {name for name in vars(c) if not name.startswith('__')}
+
+
+def is_same_option(one, other, name):
+    """True if two configs mean one option by this name: of one type and one default it goes to both variants."""
+    kinds = [inspect.get_annotations(c).get(name) for c in (one, other)]
+    return kinds[0] is not None and kinds[0] == kinds[1] and getattr(one, name) == getattr(other, name)

@@ -1,0 +1,25 @@
+"""Work captured as a CUDA graph, so that replaying it is one launch: https://pytorch.org/docs/stable/notes/cuda.html"""
+import torch
+
+
+class GraphPool:
+    """A stream and memory shared by graphs of which one runs at a time: together they need the memory of the largest."""
+
+    def __init__(self):
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, call):
+        """Records call() and returns the graph. What it launches has to have run before: libraries make their handles then."""
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            call()
+        return graph
+
+    def replayable(self, call, warm_ups=3):
+        """Returns a function that replays call() as a graph."""
+        with torch.cuda.stream(self.stream):
+            for _ in range(warm_ups):
+                call()
+        return self.capture(call).replay

@@ -1,0 +1,38 @@
+"""A run that goes on: its own options, and those given now."""
+import dataclasses
+
+from core.errors import Stop
+from core.run.folder import read_json
+
+# options of a model that may change where a run goes on
+CHANGEABLE = 'dropout', 'attn_dropout', 'attn'
+
+
+def load_run_config(path):
+    """Returns the content of a run's config.json, None where there is none; Stop if train.py did not write it."""
+    saved = read_json(path)
+    if saved is not None and not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
+        raise Stop(f'{path}: not what train.py writes; start another run with --init_from=scratch')
+    return saved
+
+
+def resumed(config, saved, print0):
+    """Returns (options, model_args, origin) of a saved run, those given now put over them; differences are printed.
+
+    config: what configure() returned; saved: a dict with options, model_args and origin. Stop if the model would be another.
+    """
+    before = saved['options'] | saved['model_args']
+    now = {name: value for name, value in (dataclasses.asdict(config.options) | config.model_args).items()
+           if config.origin[name] != 'default' and name not in ('init_from', 'out_dir')}
+    for name, value in now.items():
+        if value != before.get(name, value):
+            if name == 'variant' or name in config.model_args and name not in CHANGEABLE:
+                raise Stop(f'{name}={value}: the run to resume has {name}={before[name]}; start another with --init_from=scratch')
+            print0(f'{name}: {before[name]} before, {value} from here')
+    # an option that the saved run did not know yet has its default
+    options = {name: now.get(name, saved['options'].get(name, value))
+               for name, value in dataclasses.asdict(config.options).items()}
+    options['init_from'] = saved['options']['init_from']
+    return (dataclasses.replace(config.options, **options),
+            saved['model_args'] | {name: now[name] for name in config.model_args},
+            saved['origin'] | {name: config.origin[name] for name in now})
