@@ -1,13 +1,14 @@
 # make demo   an environment, then a variant trained and sampled on Shakespeare: minutes on a laptop, about one on a GPU
 # make ab     the environment, then a study: baseline, soft_window and alibi, 5 seeds each, about 8 minutes on two CPU cores
-# make test   the environment, then the test suite
+# make test   the environment, then the test suite, minutes on two CPU cores
+# make test-slow   what is too long for every change: run it before a release
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 # a torch that is installed already is used, so that nobody downloads CUDA twice; SITE= makes an environment without it
 SITE   ?= $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
 BIN    := .venv/bin
 
-.PHONY: demo ab test clean
+.PHONY: demo ab test test-slow clean
 
 demo: .venv/ready
 	$(BIN)/python train.py $$($(BIN)/python -c "import torch; print('config/train_shakespeare_char' + '_cpu' * (not torch.cuda.is_available()) + '.py')") --variant=surprise
@@ -19,6 +20,9 @@ ab: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest tests -q -n auto
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest tests -q -n auto -m slow
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv $(SITE) .venv
