@@ -119,7 +119,10 @@ def own_trailing_comments(cls):
 # values
 
 def parse_option(option, value, origin=COMMAND_LINE):
-    """Returns the value as the option's type wants it: of text from the command line, or of a Python value from a file:line."""
+    """Returns the value as the option's type wants it; Stop if it is not allowed.
+
+    value: text from the command line, or a Python value from a config file, origin being file:line.
+    """
     for candidate in candidates(value) if origin == COMMAND_LINE else [value]:
         with suppress(*REFUSALS):
             return convert(option.kind, candidate)
@@ -127,7 +130,7 @@ def parse_option(option, value, origin=COMMAND_LINE):
 
 
 def candidates(text):
-    """Yields the values that a text may stand for. The raw text comes last, for a text option: --start=12 stays text."""
+    """Yields the values that a text may stand for, the text itself last: --start=12 stays text."""
     if text in WORDS:
         yield WORDS[text]
     for number in int, float:           # int first: a float would round 2**53 + 1
@@ -137,7 +140,7 @@ def candidates(text):
 
 
 def convert(kind, value):
-    """Returns the value, of the annotation's type; ValueError unless it is allowed. A bool is an int to Python, but no count."""
+    """Returns the value in the annotation's type; ValueError unless it is allowed. A bool is no int here."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         for one in args:
@@ -177,7 +180,7 @@ def construct(cls, values):
 
 
 def construct_checked(cls, values):
-    """Returns cls(**values) from Python values that no configure() has seen: every name and value is checked first."""
+    """Returns cls(**values) from Python values, once every name and value is checked."""
     known = options_of(cls)
     for name, value in values.items():
         if name not in known:
@@ -227,12 +230,12 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
 
 
 def parse_known(known, given):
-    """Returns {name: value} of those given that are known; later beats earlier, and an overruled value has to be sound too."""
+    """Returns {name: value} of those given that are known. Later beats earlier, but both have to be sound."""
     return {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known}
 
 
 def arguments(argv):
-    """Returns all that the user set, a list of Given in which later beats earlier: files as they come, then --key=value."""
+    """Returns a list of Given in which later beats earlier: config files as they come, then --key=value."""
     from_files, from_line = [], []
     for arg, following in zip_longest(argv, argv[1:], fillvalue=''):
         name, equals, value = arg.removeprefix('--').partition('=')
@@ -252,7 +255,8 @@ def arguments(argv):
 
 
 def expand_flags(argv, Options, valued=()):
-    """Returns argv with --flag as --flag=True for the switches of Options, and --name VALUE as --name=VALUE for those valued."""
+    """Returns argv with --flag as --flag=True for the switches of Options, and with --name VALUE as --name=VALUE
+    for the names in valued."""
     switches = {name for name, option in options_of(Options).items() if option.kind is bool}
     expanded, argv = [], list(argv)
     while argv:
@@ -287,7 +291,7 @@ def config_file(path):
 
 
 def assigned_lines(tree):
-    """Returns {name: the line that binds it last} of a module's syntax tree; functions and classes have names of their own."""
+    """Returns {name: the line that binds it last} of a module's syntax tree, names inside of functions apart."""
     lines, waiting = {}, [tree]
     while waiting:
         node = waiting.pop()

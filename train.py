@@ -43,7 +43,7 @@ class Options(DeviceOptions):
     log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
     eval_only: bool = False             # evaluate once and stop
-    always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, and the newest now and then
+    always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, now and then the newest
     save_best: bool = True              # a checkpoint whenever validation improves; False: at the end, and every checkpoint_minutes
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
     init_from: str = 'scratch'          # scratch, resume (out_dir's newest checkpoint), or gpt2, gpt2-medium, gpt2-large, gpt2-xl
@@ -103,7 +103,8 @@ class Session:
 # from the options to a session
 
 def out_dir_of(options, origin):
-    """--out_dir; else out-<variant> when a variant is named, unless one config file names both; else the file's; else out."""
+    """Returns --out_dir; else out-<variant> when a variant is named, unless one config file names both; else the
+    file's; else out."""
     by_hand = origin['out_dir'] == 'command line'
     same_file = origin['variant'].rsplit(':', 1)[0] == origin['out_dir'].rsplit(':', 1)[0]
     if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':
@@ -112,9 +113,10 @@ def out_dir_of(options, origin):
 
 
 def resolve(config, run):
-    """Returns (options, model_args, origin, saved, tensors, optimizer tensors); the last three are None for a new run.
+    """Returns (options, model_args, origin, saved, tensors, optimizer tensors) of a run; it writes nothing.
 
-    It reads a run to resume, and writes nothing. Without a checkpoint yet, saved is None too: that run starts over.
+    saved: of a run to resume, its checkpoint's state, or its config.json where it has no checkpoint yet.
+    tensors, optimizer tensors: the checkpoint's. All three are None for a new run.
     """
     o, model_args, origin = config.options, dict(config.model_args), config.origin
     saved = tensors = optim = None
@@ -129,7 +131,8 @@ def resolve(config, run):
     if o.init_from not in ('scratch', *GPT2_SIZES):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2_SIZES)}")
     if o.gradient_accumulation_steps % WORLD_SIZE:
-        raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: must be a multiple of the {WORLD_SIZE} processes')
+        raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: '
+                   f'must be a multiple of the {WORLD_SIZE} processes')
     return dataclasses.replace(o, out_dir=str(run.out_dir)), model_args, origin, saved, tensors, optim
 
 
@@ -171,15 +174,16 @@ def setup(config):
     model.train()
 
     # optimizer
-    optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), m.type, o.optimizer)
+    betas = o.beta1, o.beta2
+    optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, betas, m.type, o.optimizer)
     shape = o.gradient_accumulation_steps // WORLD_SIZE, o.batch_size, block_size
     train_step = TrainStep(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD_SIZE)
     if tensors is not None:
         train_step.load_state(optim, saved['scaler'])
 
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
-    state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config), origin=origin,
-                         tokenizer=data.tokenizer.meta, data=data.hash)
+    state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config),
+                         origin=origin, tokenizer=data.tokenizer.meta, data=data.hash)
     return Session(o, run, m, data, model, train_step, state, resumed=config.options.init_from == 'resume')
 
 
@@ -198,9 +202,10 @@ def try_forward(model, m, batch_size, block_size):
 
 @torch.no_grad()
 def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
-    """Returns the mean cross entropy in nats over the split's fixed windows (limit of them, 0: all) and the variant's statistics.
+    """Returns (loss, statistics) over the split's fixed windows, limit of them, 0: all.
 
-    Statistics are {'stats.<name>': [the mean of each layer]}, of what the modules gave to step.stat().
+    The loss is the mean cross entropy in nats per token. Statistics are {'stats.<name>': [the mean of each layer]},
+    of the tensors that modules gave to step.stat().
     """
     model.eval()
     losses, counts, stats = [], [], {}
@@ -221,7 +226,7 @@ def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
 
 
 def estimate_loss(it, s):
-    """Returns the session's (train loss, val loss, statistics); as many windows of the train split as there are to validate on."""
+    """Returns (train loss, val loss, statistics); as many windows of the train split as there are to validate on."""
     limit = s.options.eval_iters * s.options.batch_size
     args = s.model, s.data, s.machine
     train_loss, _ = evaluate(*args, 'train', s.options.batch_size, limit or s.data.count_windows('val'), it)
@@ -251,7 +256,7 @@ def learning_rate(it, o):
 class StepLog:
     """Log lines of training iterations, and the clock behind their milliseconds.
 
-    An iteration's metrics are pending until the device has them: on CUDA that is while it works on the iteration after it.
+    An iteration's metrics are pending until the device has them: on CUDA, while it works on the next iteration.
     """
 
     def __init__(self, session, train_flops, progress, wandb_log):
@@ -286,17 +291,21 @@ class StepLog:
 
 
 def check_finite(s, snapshot=None):
-    """Returns the metrics of the snapshot's iteration, by default the last; Stop if a loss or gradient up to it was not finite."""
+    """Returns the metrics of the snapshot's iteration, by default the last one.
+
+    Stop, naming what it was, if a loss or gradient up to it was not finite.
+    """
     metrics, bad, bad_it = s.train_step.metrics(snapshot)
     if bad:
         found = s.train_step.find_nonfinite(bad_it, *load_batch(s, bad_it))
-        raise diverged(s, f'{found} is not finite (lr {learning_rate(bad_it, s.options):.3g})', bad_it, '--learning_rate or --grad_clip')
+        lr = learning_rate(bad_it, s.options)
+        raise diverged(s, f'{found} is not finite (lr {lr:.3g})', bad_it, '--learning_rate or --grad_clip')
     return metrics
 
 
 def diverged(s, found, it, remedy):
-    return Stop(f'diverged at iteration {it}: {found}; the checkpoints in {s.run.out_dir} are untouched; a lower {remedy} may help',
-                DIVERGED)
+    return Stop(f'diverged at iteration {it}: {found}; the checkpoints in {s.run.out_dir} are untouched; '
+                f'a lower {remedy} may help', DIVERGED)
 
 
 def load_batch(s, it):
@@ -308,8 +317,9 @@ def load_batch(s, it):
 def train(config, signals=None):
     """Trains a run to its end; returns (machine, data, model).
 
-    A generator that yields after each iteration, whose work a device may still have before it. A caller that drives several of
-    them in turn trains several seeds at once: a small model leaves most of a GPU idle, and what one seed waits for, another uses.
+    A generator that yields after each iteration, whose work a device may still have before it. A caller that drives
+    several of them in turn trains several seeds at once: a small model leaves most of a GPU idle, and while one seed
+    waits for the host, another computes.
     """
     session = setup(config)
     try:
@@ -327,8 +337,9 @@ def train_loop(s, signals):
     classes = load_classes(o.variant)
     forward_flops, train_flops = flops_per_token(classes, s.model.config)
     tokens_per_iter = o.gradient_accumulation_steps * o.batch_size * s.model.config.block_size
-    print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, {train_flops / 1e6:.1f}M FLOPs a token, '
-           f'{tokens_per_iter:,} tokens an iteration, run folder {run.out_dir}')
+    print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, '
+           f'{train_flops / 1e6:.1f}M FLOPs a token, {tokens_per_iter:,} tokens an iteration, '
+           f'run folder {run.out_dir}')
     if o.eval_only:
         if MASTER_PROCESS:
             train_loss, val_loss, _ = estimate_loss(first, s)
@@ -370,7 +381,8 @@ def train_loop(s, signals):
             progress.line(losses_line(it, train_loss, val_loss))
             if not math.isfinite(val_loss):
                 raise diverged(s, f'the validation loss is {val_loss}', it, '--learning_rate')
-            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=time.time() - started, **stats)
+            seconds = time.time() - started
+            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=seconds, **stats)
             run.log(record)
             wandb_log(record)
             improved = state['best_val_loss'] is None or val_loss < state['best_val_loss']
@@ -388,8 +400,8 @@ def train_loop(s, signals):
 
         # stop, asked or at the end
         if stopping:
-            raise Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; go on with '
-                       f'--init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
+            raise Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; '
+                       f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
         if last:
             break
 
@@ -409,7 +421,8 @@ def train_loop(s, signals):
             peak_bytes=s.machine.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         wandb_log(None)
         progress.close()
-        print0(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; python sample.py --out_dir={run.out_dir}')
+        print0(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; '
+               f'python sample.py --out_dir={run.out_dir}')
 
 
 def losses_line(it, train_loss, val_loss):

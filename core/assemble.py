@@ -14,7 +14,10 @@ FOLDER = Path(__file__).parents[1] / 'variants'
 
 
 class Classes(SimpleNamespace):
-    """The classes to build a model from, by the names of the slots, and `files`, the variant's modules. Equal only to itself."""
+    """The classes to build a model from, by the names of the slots, and `files`, the variant's modules.
+
+    Equal only to itself, so that it can be a key.
+    """
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -27,15 +30,16 @@ def variant_names():
 def assemble(variant, slots):
     """Returns the Classes of a variant, 'base' or file names joined by +.
 
-    slots: the baseline's classes, the config first. A file subclasses those it changes under the same names; where two files
-    subclass one, they have to define different methods. Stop if there is no such file, or if the files do not go together.
+    slots: the baseline's classes, the config first. A file subclasses those it changes under the same names; where two
+    files subclass one, they have to define different methods. Stop if there is no such file, or if they do not go together.
     """
     names = [name for name in variant.split('+') if name != 'base']
     for name in names:
         present = variant_names()
         if name not in present:
             near = get_close_matches(name, ['base', *present], n=1)
-            raise Stop(f"variant={variant}: no file variants/{name}.py; {f'did you mean {near[0]}? ' if near else ''}"
+            guess = f'did you mean {near[0]}? ' if near else ''
+            raise Stop(f'variant={variant}: no file variants/{name}.py; {guess}'
                        f"there are: base, {', '.join(present)}")
         if names.count(name) > 1:
             raise Stop(f'variant={variant}: {name} is named twice')
@@ -59,7 +63,8 @@ def combine(variant, slots, *files):
         # constructors cooperate through super(); nothing else may be defined twice
         for one, other in combinations(subclasses, 2):
             if both := sorted(n for n in own_names(one) & own_names(other) if not is_same_option(one, other, n)):
-                raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; a third file can say how they combine')
+                raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; '
+                           'a third file can say how they combine')
         if is_dataclass(slot):
             subclasses = [dataclass(c) for c in subclasses]
         combined = type(slot.__name__, (*subclasses, slot), {'__doc__': slot.__doc__}) if subclasses else slot

@@ -17,9 +17,9 @@ def load_run_config(path):
 
 
 def resumed(config, saved, print0):
-    """Returns (options, model_args, origin) of a saved run, those given now put over them; differences are printed.
+    """Returns (options, model_args, origin) of a saved run with those given now put over them; prints the differences.
 
-    config: what configure() returned; saved: a dict with options, model_args and origin. Stop if the model would be another.
+    config: as configure() returns it; saved: a dict with options, model_args and origin. Stop if the model would differ.
     """
     before = saved['options'] | saved['model_args']
     now = {name: value for name, value in (dataclasses.asdict(config.options) | config.model_args).items()
@@ -27,7 +27,8 @@ def resumed(config, saved, print0):
     for name, value in now.items():
         if value != before.get(name, value):
             if name == 'variant' or name in config.model_args and name not in CHANGEABLE:
-                raise Stop(f'{name}={value}: the run to resume has {name}={before[name]}; start another with --init_from=scratch')
+                raise Stop(f'{name}={value}: the run to resume has {name}={before[name]}; '
+                           'start another with --init_from=scratch')
             print0(f'{name}: {before[name]} before, {value} from here')
     # an option that the saved run did not know yet has its default
     options = {name: now.get(name, saved['options'].get(name, value))

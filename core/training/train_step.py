@@ -1,4 +1,4 @@
-"""One training iteration: forward and backward of each micro-batch, clipping, the optimizer's step. On CUDA one replayed graph."""
+"""One training iteration: forward, backward, clipping and the optimizer's step. On CUDA it is one replayed graph."""
 import gc
 from contextlib import contextmanager
 
@@ -9,7 +9,8 @@ from core.device.cuda_graph import GraphPool
 from core.rng import key, seed_cpu
 
 OPTIMIZER_STATE = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer'
-SMALLEST_SCALE = 2 ** -14 # of a GradScaler, which starts at 2 ** 16: thirty overflows on end are no scale to search for
+# a GradScaler starts at 2 ** 16: thirty overflows on end are no search for a scale any more
+SMALLEST_SCALE = 2 ** -14
 
 
 class TrainStep:
@@ -18,9 +19,9 @@ class TrainStep:
     model.objective(x, y, it) returns the loss to minimise, a mean over the tokens, and {name: auxiliary loss in it}.
     shape: (n, B, T). pool: the GraphPool of graphs that never run beside this one; None: one of its own.
 
-    Nothing in a call waits for the device. A loss or gradient that is not finite sets `bad` on the device, after which this and
-    all later optimizer steps do nothing: the weights stay those before it until the host looks, see metrics(). In float16 a
-    gradient that overflows is the scaler's business, and only the loss counts.
+    Nothing in a call waits for the device. A loss or gradient that is not finite sets `bad` on the device, after which
+    this and all later optimizer steps do nothing: the weights stay those before it until the host looks, see metrics().
+    In float16 a gradient that overflows is the scaler's business, and only the loss counts.
     """
 
     def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1, pool=None):
@@ -125,9 +126,10 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self):
-        """Adds the gradients of the mean objective over the micro-batches to the parameters'; self.loss: their cross entropy."""
+        """Computes the gradients of the mean objective over the micro-batches, and their cross entropy, self.loss."""
         dloss = self.scaler.scale(self.inv_accum_steps)
-        if self.scaler.is_enabled(): # the scaler skips what overflows, and only that; once bad, every step has to be skipped
+        if self.scaler.is_enabled():
+            # the scaler skips what overflows, and only that; once bad, every step has to be skipped
             dloss = dloss * torch.where(self.bad > 0, torch.nan, 1.0)
         self.loss.zero_()
         self.aux_losses = {}
@@ -142,9 +144,9 @@ class TrainStep:
             self.loss -= sum(self.aux_losses.values())
 
     def average_over_processes(self):
-        """Averages gradients, losses and buffers, in which a variant learns without gradients, in one all-reduce.
+        """Averages gradients, losses and buffers, which a variant may learn without gradients, in one all-reduce.
 
-        It comes after the last micro-batch: DDP's overlap with the backward pass is worth little beside several of them.
+        After the last micro-batch: DDP's overlap with the backward pass is worth little beside several of them.
         """
         grads = [p.grad for p in self.params if p.grad is not None]
         tensors = [*grads, self.loss, *self.aux_losses.values(), *self.buffers]
@@ -171,7 +173,7 @@ class TrainStep:
     # -- what the host is told
 
     def snapshot(self):
-        """Starts to copy the last call's metrics to the host. Nothing waits yet, and later calls do not change the copy."""
+        """Starts to copy the last call's metrics to the host; nothing waits, and later calls do not change the copy."""
         values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux_losses.values()])
         cuda = self.machine.type == 'cuda'
         copy = torch.empty_like(values, device='cpu', pin_memory=cuda).copy_(values, non_blocking=cuda)
@@ -192,7 +194,7 @@ class TrainStep:
         return dict(loss=loss, grad_norm=norm, **aux_losses), bool(bad), int(bad_it)
 
     def find_nonfinite(self, it, x, y):
-        """Computes a bad iteration once more and returns what is not finite in it, in words. Weights and optimizer stay."""
+        """Returns the thing that is not finite in an iteration, in words. Weights, buffers and optimizer stay."""
         buffers, bad = [b.clone() for b in self.buffers], self.bad.clone()
         self.bad.zero_()
         self.load_batch(it, x, y)
@@ -216,7 +218,8 @@ class TrainStep:
 
     def state(self):
         """Returns the optimizer's tensors by parameter name, '<parameter>.exp_avg', and the gradient scaler's state."""
-        tensors = {f'{name}.{part}': t for name, p in self.model.named_parameters() for part, t in self.optimizer.state[p].items()}
+        tensors = {f'{name}.{part}': t for name, p in self.model.named_parameters()
+                   for part, t in self.optimizer.state[p].items()}
         return tensors, self.scaler.state_dict()
 
     def load_state(self, tensors, scaler):
