@@ -1,9 +1,10 @@
-"""The charts of a report: what each shows, and one drawing of each by matplotlib, for the page as SVG and for a PNG.
+"""The charts of a report: what each shows, and one drawing of each by matplotlib, as SVG and as PNG.
 
-A chart is 360 units wide, about as many pixels as a phone, so that its text of 12 units is readable there. Its
-colors are the light page's, from page.css. In the SVG each becomes that file's variable again, so that the page's
-dark mode reaches it: that is why no two variables there may have the same color.
+A chart is 360 units wide, about as many pixels as a phone, so that its text of 12 units is readable there.
+Its colors are the light page's, from page.css. In the SVG each becomes its variable again, for the dark page;
+this is why no two variables have the same color.
 """
+import contextlib
 import io
 import re
 import warnings
@@ -20,12 +21,12 @@ from lab.report import sentences
 from lab.report.labels import COSTS, format_number, format_si, printable, shorten, with_minus_signs
 
 CSS = Path(__file__).with_name('page.css').read_text(encoding='utf-8')
-COLORS = dict(re.findall(r'--([\w-]+): *(#[0-9a-f]{6})', CSS[CSS.index(':root'):CSS.index('@media')])) # by variable
-STYLE = {                               # of matplotlib, whatever the user's own settings are
+LIGHT = CSS[CSS.index(':root'):CSS.index('@media')]
+COLORS = dict(re.findall(r'--(\w+): *(#[0-9a-f]{6})', LIGHT))  # by variable
+STYLE = {                               # what differs from matplotlib's defaults
     'svg.fonttype': 'none',             # text stays text
     'font.size': 12,
     'text.parse_math': False,           # a $ in a name is a dollar
-    'text.usetex': False,
     'lines.linewidth': 2,
     'lines.markeredgewidth': 0,
     'axes.labelpad': 7,
@@ -34,7 +35,7 @@ STYLE = {                               # of matplotlib, whatever the user's own
 }
 WIDTH, HEIGHT = 360, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 22, 340, 208     # of the axes, from the upper left corner
-ROW = 46                                # height of a forest plot's row
+ROW = 46                                        # height of a forest plot's row
 
 
 # -----------------------------------------------------------------------------
@@ -93,15 +94,19 @@ class Chart:
         if self.delta is not None:
             ax.axhspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
             ax.axhline(0, color=COLORS['soft'], linewidth=1)
+        draw_series = draw_dot if self.dots else draw_line
         for s in self.series:
-            draw_dot(ax, s) if self.dots else draw_line(ax, s)
+            draw_series(ax, s)
 
         ax.margins(x=0.12 if self.dots else 0, y=0.06)
         if self.y_range:
             low, high = self.y_range
             room = 0.06 * (high - low) or 0.1 * abs(low) or 1.0
             ax.set_ylim(low - room, high + room)
-        set_ticks(ax.xaxis, 4, self.log)
+        if self.log:
+            set_log_ticks(ax)
+        else:
+            set_ticks(ax.xaxis, 4)
         set_ticks(ax.yaxis, 5)
         ax.grid(axis='y', color=COLORS['rule'], linewidth=1)
         ax.set_axisbelow(True)
@@ -131,7 +136,7 @@ class ForestPlot:
     has_seeds: bool = False     # none to be asked for: they are always there
 
     def draw(self):
-        """The plot as a matplotlib Figure: a row an arm, its text above its interval, so that no text meets another."""
+        """The plot as a matplotlib Figure: a row an arm, with its text above its interval."""
         bottom = ROW * len(self.rows) + 8
         figure, ax = new_figure(bottom + 42, 10, 0, WIDTH - 10, bottom)
         ax.set_xlim(-self.reach, self.reach)
@@ -145,33 +150,37 @@ class ForestPlot:
         return figure
 
     def draw_row(self, ax, row, y):
+        """Draws one arm; y is where its interval goes."""
         c, color = row.comparison, COLORS[arm_style(row.index)[0]]
         low, high = c.interval or (c.mean, c.mean)
-        numbers = f'{format_number(c.mean, sign="+")} [{format_number(low, sign="+")}, {format_number(high, sign="+")}]'
+        mean, *ends = (format_number(x, sign='+') for x in (c.mean, low, high))
+        numbers = with_minus_signs(f'{mean} [{", ".join(ends)}]')
         name = label_text(shorten(row.title, 47 - len(numbers)))
         from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
         ax.text(0, y - 17, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
-        ax.text(1, y - 17, with_minus_signs(numbers), transform=from_left, color=COLORS['soft'], ha='right')
-        ax.plot([0, 0], [y - 11, y + 13], color=COLORS['soft'], linewidth=1)    # not through the numbers
+        ax.text(1, y - 17, numbers, transform=from_left, color=COLORS['soft'], ha='right')
+        # zero, but not through the numbers
+        ax.plot([0, 0], [y - 11, y + 13], color=COLORS['soft'], linewidth=1)
 
-        def inside(x):
-            return np.clip(x, -self.reach, self.reach)
+        def plot(x, y, *marker, **style):
+            """Plots at x, clipped to the axis; a marker at its very end stays whole."""
+            ax.plot(np.clip(x, -self.reach, self.reach), y, *marker, color=color, clip_on=False, **style)
         if low < high:
-            ax.plot(inside([low, high]), [y, y], color=color, linewidth=3)
-        for end, beyond, arrow in (low, low < -self.reach, '<'), (high, high > self.reach, '>'):
-            if beyond:
-                ax.plot(inside(end), y, arrow, color=color, markersize=10, clip_on=False)
-        shown = [d for d in row.differences if abs(d) <= self.reach]
-        ax.plot(shown, [y] * len(shown), 'o', color=color, markersize=4.4, markerfacecolor=COLORS['bg'],
-                markeredgewidth=1)
+            plot([low, high], [y, y], linewidth=3)
+        if low < -self.reach:
+            plot(low, y, '<', markersize=10)
+        if high > self.reach:
+            plot(high, y, '>', markersize=10)
+        seeds = [d for d in row.differences if abs(d) <= self.reach]
+        plot(seeds, [y] * len(seeds), 'o', markersize=4.4, markeredgewidth=1, markerfacecolor=COLORS['bg'])
         if abs(c.mean) <= self.reach:
-            ax.plot(c.mean, y, 'o', color=color, markersize=10)
-        if c.text_interval and np.ptp(inside(c.text_interval)):
-            ax.plot(inside(c.text_interval), [y + 9] * 2, color=color, linewidth=1, dashes=(3, 3))
+            plot(c.mean, y, 'o', markersize=10)
+        if c.text_interval and c.text_interval[0] < self.reach and c.text_interval[1] > -self.reach:
+            plot(c.text_interval, [y + 9, y + 9], linewidth=1, dashes=(3, 3))
 
 
 def arm_style(index):
-    """(color, dashed) of the arm at an index: the baseline's, or one of seven, with dashes the second time round."""
+    """(color, dashed) of an arm by its index: the baseline's, or one of seven, then dashed."""
     return (f'c{(index - 1) % 7 + 1}' if index else 'c0'), index > 7
 
 
@@ -179,7 +188,7 @@ def arm_style(index):
 # which charts a report has
 
 def build_charts(r):
-    """The charts that the report has numbers for, in the order of the page, but for the variants' diagnostics."""
+    """The charts that the report has numbers for, in the order of the page, without the diagnostics."""
     charts = [
         forest_plot(r),
         loss_chart(r, 'val', 'Validation loss'),
@@ -193,14 +202,15 @@ def build_charts(r):
 
 
 def build_diagnostics(r):
-    """[(arm, [Chart])] of the arms whose variants log diagnostics: a line a layer, lighter from layer to layer."""
+    """[(arm, [Chart])] of the arms whose variants log diagnostics: one line per layer, fading."""
     found, number = [], 0
     for arm in r.arms:
         charts = []
         for name, (iters, layers) in arm.diagnostics.items():
             fade = 0.7 / max(len(layers) - 1, 1)
-            lines = [Series(f'layer {i}' if len(layers) > 1 else name, 1, iters, list(values), alpha=1 - fade * i)
-                     for i, values in enumerate(layers)]
+            labels = [f'layer {i}' for i in range(len(layers))] if len(layers) > 1 else [name]
+            lines = [Series(label, 1, iters, list(values), alpha=1 - fade * i)
+                     for i, (label, values) in enumerate(zip(labels, layers))]
             # numbered, since two names may differ only in what no file name can hold
             file_name = re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{number}_{arm.name}_{name}')[:80]
             charts.append(Chart(file_name, name, 'iteration', '', lines, layers=True))
@@ -211,7 +221,7 @@ def build_diagnostics(r):
 
 
 def axis_reach(sizes, least):
-    """How far an axis goes: at most four times the median size, so that an arm far out does not flatten the others."""
+    """How far an axis goes: at most four times the median size, so that one outlier cannot flatten all."""
     sizes = sorted(x for x in sizes if x) or [least]
     # the last number: all arms are equal to the bit, and there is no delta
     return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4
@@ -229,18 +239,20 @@ def over_seeds(arm, x, curves):
 
 
 def loss_chart(r, split, title):
-    series = [over_seeds(arm, arm.iters, list(arm.curves[split].values())) for arm in r.arms if arm.curves[split]]
+    series = [over_seeds(arm, arm.iters, list(arm.curves[split].values()))
+              for arm in r.arms if arm.curves[split]]
     if not series:
         return None
     low = min(min(s.low) for s in series)
     first_loss = series[0].high[0]
     # the baseline's first loss bounds the axis: an arm may have gone astray
     high = min(max(max(late_values(s, s.high)) for s in series), low + 2 * max(first_loss - low, 0.01))
-    return Chart(f'loss_{split}', title, 'iteration', 'nats', series, sentences.LOSS_NOTE, y_range=(low, high))
+    return Chart(f'loss_{split}', title, 'iteration', 'nats', series, sentences.LOSS_NOTE,
+                 y_range=(low, high))
 
 
 def paired_differences(arm, base, alpha):
-    """A Series of arm minus baseline at the same seed and iteration, with its t interval; None if they share none."""
+    """A Series of arm minus baseline at the same seed and iteration, with t intervals; None without any."""
     iters = [i for i in arm.iters if i in base.iters]
     at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
     curves, base_curves = arm.curves['val'], base.curves['val']
@@ -254,15 +266,16 @@ def paired_differences(arm, base, alpha):
 
 
 def difference_chart(r):
-    series = [paired_differences(arm, r.base, r.plan.level or 0.05) for arm in r.arms if r.base and arm is not r.base]
-    series = [s for s in series if s]
+    others = [arm for arm in r.arms if r.base and arm is not r.base]
+    series = [s for arm in others if (s := paired_differences(arm, r.base, r.plan.level or 0.05))]
     if not series:
         return None
     sizes = [max(map(abs, late_values(s, s.low) + late_values(s, s.high))) for s in series]
     reach = axis_reach(sizes, 1.5 * r.plan.delta)
     outside = [s.label for s in series if min(map(abs, late_values(s, s.y))) > reach]
     return Chart('difference', 'Difference to the baseline, while training', 'iteration', 'nats', series,
-                 sentences.difference_note(r.plan.percent, outside), delta=r.plan.delta, y_range=(-reach, reach))
+                 sentences.difference_note(r.plan.percent, outside), delta=r.plan.delta,
+                 y_range=(-reach, reach))
 
 
 def cost_chart(r, field):
@@ -274,11 +287,12 @@ def cost_chart(r, field):
     if not series or max(costs) < 1.02 * min(costs):
         return None
     title = COSTS[field].title
-    return Chart(f'loss_{field}', f'Final loss against {title}', title, 'nats', series, sentences.COST_NOTE, dots=True)
+    return Chart(f'loss_{field}', f'Final loss against {title}', title, 'nats', series, sentences.COST_NOTE,
+                 dots=True)
 
 
 def position_chart(r):
-    """Differences of the loss by position in the context, each a mean over neighbors on a logarithmic axis."""
+    """Differences of the loss by position in the context, means over neighbors on a logarithmic axis."""
     n, series = len(r.base.position_loss) if r.base else 0, []
     # four bins an octave; the last one ends with position n
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
@@ -290,8 +304,8 @@ def position_chart(r):
                                  [float(np.mean(d[a - 1:b - 1])) for a, b in bins]))
     if not series:
         return None
-    return Chart('position', 'Difference by position in the context', 'position, 1 is the first', 'nats', series,
-                 sentences.POSITION_NOTE, log=True, delta=0)
+    return Chart('position', 'Difference by position in the context', 'position, 1 is the first', 'nats',
+                 series, sentences.POSITION_NOTE, log=True, delta=0)
 
 
 def forest_plot(r):
@@ -299,7 +313,8 @@ def forest_plot(r):
     for arm, c, title, _ in r.verdicts:
         if c.mean is not None:
             base = losses.get(c.baseline, {})
-            rows.append(ForestRow(title, c, arm.index, [x - base[seed] for seed, x in arm.losses.items() if seed in base]))
+            differences = [x - base[seed] for seed, x in arm.losses.items() if seed in base]
+            rows.append(ForestRow(title, c, arm.index, differences))
     if not rows:
         return None
     intervals = [row.comparison.interval or [row.comparison.mean] for row in rows]
@@ -326,27 +341,31 @@ def new_figure(height, left, top, right, bottom):
     return figure, ax
 
 
-def set_ticks(axis, most, log=False):
-    """Ticks at round numbers within the axis, `most` intervals at most, with the digits they need; large ones as 66 M."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-    if log:
-        axis.axes.set_xscale('log', base=2)
-        axis.set_major_locator(LogLocator(base=2, numticks=most + 2))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter('{x:g}')
-        return
+def set_log_ticks(ax):
+    """Makes the x axis logarithmic, with ticks at powers of two."""
+    from matplotlib.ticker import LogLocator, NullLocator
+    ax.set_xscale('log', base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter('{x:g}')
+
+
+def set_ticks(axis, most):
+    """Sets ticks at round numbers within the axis, `most` intervals at most; 0.005, 2,000 and 66 M."""
+    from matplotlib.ticker import MaxNLocator
     low, high = sorted(axis.get_view_interval())
     ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
     digits = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9))
-    ticks = [round(x, digits) + 0.0 for x in ticks]     # + 0: no minus before a zero
+    # as many digits as tell two ticks apart; + 0: no minus before a zero
+    ticks = [round(x, digits) + 0.0 for x in ticks]
     room = 1e-9 * (high - low)
     ticks = [x for x in ticks if low - room <= x <= high + room]
-    labels = [f'{x:,.{digits}f}' if high < 1e6 else format_si(x) for x in ticks]
+    labels = [f'{x:,.{digits}f}' if max(-low, high) < 1e6 else format_si(x) for x in ticks]
     axis.set_ticks(ticks, [with_minus_signs(label) for label in labels])
 
 
 def draw_line(ax, s):
-    """A series as a line with its band, and a thin line a seed, which the page hides until it is asked for them."""
+    """Draws a line with its band, and a thin line a seed, which the page hides until it is asked for them."""
     name, dashed = arm_style(s.index)
     if s.low:
         ax.fill_between(s.x, s.low, s.high, color=COLORS[name], alpha=0.16, linewidth=0, gid='band')
@@ -363,6 +382,7 @@ def draw_line(ax, s):
 
 
 def draw_dot(ax, s):
+    """Draws a dot with its bar."""
     name, _ = arm_style(s.index)
     ax.plot(s.x * 2, [*s.low, *s.high], color=COLORS[name], linewidth=1.5)
     ax.plot(s.x, s.y, 'o', color=COLORS[name], markersize=8)
@@ -376,12 +396,20 @@ def label_text(name):
 # -----------------------------------------------------------------------------
 # SVG and PNG. ImportError without matplotlib
 
+@contextlib.contextmanager
+def page_style():
+    """matplotlib in STYLE, whatever the user's own settings are."""
+    import matplotlib.style
+    with matplotlib.style.context(['default', STYLE]), warnings.catch_warnings():
+        # of a character that matplotlib's font lacks: a browser has it, a PNG shows a box
+        warnings.filterwarnings('ignore', 'Glyph')
+        yield
+
+
 def draw_svg(chart, prefix):
     """The chart as an <svg> to stand in a page. No other may have the prefix, which begins its ids."""
-    import matplotlib
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')      # a browser has more of them than matplotlib's font
+    with page_style():
         chart.draw().savefig(file, format='svg')
     # the text is matplotlib's, which escapes names
     (svg,) = slim_svg(ElementTree.fromstring(file.getvalue()), prefix, {}) # noqa: S314
@@ -394,7 +422,7 @@ VARIABLES = {color: f'var(--{name})' for name, color in COLORS.items()}
 
 
 def slim_svg(element, prefix, ids):
-    """[element] without namespace, with page.css' colors, and with numbers to a tenth; an empty one is left out.
+    """[element] without a namespace, colors as page.css' variables, numbers to a tenth; [] of an empty one.
 
     ids: those given so far, {matplotlib's: the page's}.
     """
@@ -419,7 +447,7 @@ def slim_svg(element, prefix, ids):
         elif name == 'style':
             attributes[name] = slim_style(text)
         elif not (name == 'transform' and text.startswith('rotate(-0 ')):
-            text = re.sub(r'-?\d+\.\d+', lambda number: f'{float(number[0]):.1f}'.removesuffix('.0'), text)
+            text = re.sub(r'-?\d+\.\d+', lambda x: f'{float(x[0]):.1f}'.removesuffix('.0'), text)
             attributes[name] = re.sub(r'\s*([MLCQz])\s*', r'\1', text) if name == 'd' else text
 
     children = [part for child in element for part in slim_svg(child, prefix, ids)]
@@ -434,7 +462,7 @@ def slim_svg(element, prefix, ids):
 
 
 def slim_style(text):
-    """A style attribute without fonts, caps and joins, which page.css sets, and with its colors as variables."""
+    """A style attribute without fonts, caps and joins, which page.css sets, with its colors as variables."""
     rules = dict(rule.split(': ', 1) for rule in text.split('; '))
     return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules.items()
                     if not name.startswith('font') and name not in ('stroke-linecap', 'stroke-linejoin'))
@@ -442,10 +470,8 @@ def slim_style(text):
 
 def write_png(chart, folder):
     """The chart with its title and legend as a PNG; its path."""
-    import matplotlib
     path = folder / f'{chart.name}.png'
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')
+    with page_style():
         figure = chart.draw()
         for artist in figure.findobj(lambda artist: artist.get_gid() == 'seed'):
             artist.set_visible(False)
@@ -455,15 +481,17 @@ def write_png(chart, folder):
 
 
 def add_title_and_legend(figure, chart):
-    """Adds what the page says beside the SVG, above and below the figure: bbox_inches='tight' makes room."""
+    """Adds what the page says around the SVG, outside of the figure: bbox_inches='tight' makes room."""
     from matplotlib.lines import Line2D
     figure.patch.set_visible(True)
     height = 72 * figure.get_figheight()
-    figure.text(4 / WIDTH, 1 + 8 / height, label_text(shorten(chart.title, 50)), color=COLORS['ink'], weight='bold')
+    title = label_text(shorten(chart.title, 50))
+    figure.text(4 / WIDTH, 1 + 8 / height, title, color=COLORS['ink'], weight='bold')
     keys = [Line2D([], [], color=COLORS[key.color], linestyle='--' if key.dashed else '-', alpha=key.alpha)
             for key in chart.legend]
     if keys:
-        legend = figure.legend(keys, [''] * len(keys), loc='upper left', bbox_to_anchor=(0, 0), ncols=2, fontsize=10)
+        legend = figure.legend(keys, [''] * len(keys), loc='upper left', bbox_to_anchor=(0, 0), ncols=2,
+                               fontsize=10)
         # not as labels above: matplotlib leaves out those with an underscore in front
         for text, key in zip(legend.get_texts(), chart.legend):
             text.set(text=label_text(shorten(key.label, 24)), color=COLORS['ink'])

@@ -25,7 +25,7 @@ def format_ratio(x):
 
 
 def with_minus_signs(text):
-    """The text with a minus sign in place of each hyphen before a number. Not for names, which keep their hyphens."""
+    """The text with a minus sign for each hyphen before a number. Not for names, which keep their hyphens."""
     return re.sub(r'(?<![\w.])-(?=\d)', '−', text)
 
 
@@ -35,7 +35,7 @@ def with_fixed_spaces(text):
 
 
 def printable(text):
-    """The text with U+FFFD in place of control characters and lone surrogates, which HTML and fonts cannot take."""
+    """The text with U+FFFD for control characters and lone surrogates, which HTML and fonts cannot take."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '\ufffd', text)
 
 
@@ -63,7 +63,11 @@ EQUAL_COST = {                          # fields of an arm: its loss once it has
     'loss_at_equal_time': "loss at the baseline's time",
     'loss_at_equal_flops': "loss at the baseline's FLOPs",
 }
-VERDICTS = {'better': 'helps', 'worse': 'hurts', 'screen': 'screen only'} # lab.stats' words -> the page's; others stay
+VERDICTS = {                            # lab.stats' words -> the page's; others stay
+    'better': 'helps',
+    'worse': 'hurts',
+    'screen': 'screen only',
+}
 
 
 def verdict_class(verdict):

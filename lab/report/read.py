@@ -17,16 +17,17 @@ from lab.report.labels import COSTS, VERDICTS, format_number
 REPORT = dict(name='A/B report', command='', created='', config='', arms=[], comparisons=[], plan={},
               environment={}, recipe={}, paired={})
 PAIRED = dict(batches_equal=True, init_equal=True, note='')
-PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none', lr_sweep={})
-ARM = dict(name='', variant='–', baseline=False, options={}, params=None, checks={}, price={}, runs=[], curve={},
-           stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='')
+PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
+            lr_sweep={})
+ARM = dict(name='', variant='–', baseline=False, options={}, params=None, checks={}, price={}, runs=[],
+           curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='')
 CHECKS = dict(status='–', lines=[], why='')
-RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None, train_loss=None,
-           seconds=None, init_hash='–', batch_hash='–')
+RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
+           train_loss=None, seconds=None, init_hash='–', batch_hash='–')
 CURVE = dict(iters=[], val=[], train=[], seeds=[])
-COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', n=None, wins=None, mean=None, sd=None,
-                  rho=None, mde=None, p=None, holm_p=None, flip_p=None, p_improve=None, step_equivalents=None,
-                  level=None, interval=None, text_interval=None)
+COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', n=None, wins=None, mean=None,
+                  sd=None, rho=None, mde=None, p=None, holm_p=None, flip_p=None, p_improve=None,
+                  step_equivalents=None, level=None, interval=None, text_interval=None)
 
 
 class ArmVerdict(NamedTuple):
@@ -58,14 +59,16 @@ def read_report(report):
 
 def with_defaults(given, defaults):
     """A dict's fields as attributes, a default for each that is missing or None."""
-    return SimpleNamespace(**defaults | {field: x for field, x in (given or {}).items() if x is not None})
+    given = {field: x for field, x in (given or {}).items() if x is not None}
+    return SimpleNamespace(**defaults | given)
 
 
 def drop_nonfinite(x):
     """A copy of x with None for each number that is not finite, be it a float or json's word for one."""
     if isinstance(x, dict):
         # these hold users' texts, in which the word NaN is a word
-        return {field: v if field in ('name', 'options', 'sample') else drop_nonfinite(v) for field, v in x.items()}
+        texts = 'name', 'options', 'sample'
+        return {field: v if field in texts else drop_nonfinite(v) for field, v in x.items()}
     if isinstance(x, list):
         return [drop_nonfinite(v) for v in x]
     if x in ('NaN', 'Infinity', '-Infinity') or isinstance(x, float) and not isfinite(x):
@@ -79,8 +82,8 @@ def drop_nonfinite(x):
 def arm_verdicts(r):
     """Yields each ArmVerdict in the order of the arms.
 
-    An arm with a baseline of its own, say one of as many parameters, has two; an arm without a comparison has a
-    blank one.
+    An arm with a baseline of its own, say one of as many parameters, has two; an arm without a comparison has
+    a blank one.
     """
     own_baselines = {c.baseline for c in r.comparisons} - {None, r.base.name if r.base else None}
     for arm in r.arms:
@@ -119,7 +122,8 @@ def read_arm(given, index):
     arm.runs = [with_defaults(run, RUN) for run in arm.runs]
 
     # {seed: final loss} of the runs that came to their end
-    arm.losses = {run.seed: run.val_loss for run in arm.runs if run.status == 'done' and run.val_loss is not None}
+    arm.losses = {run.seed: run.val_loss for run in arm.runs
+                  if run.status == 'done' and run.val_loss is not None}
     losses = list(arm.losses.values())
     arm.mean = float(np.mean(losses)) if losses else None
     arm.mean_text = format_number(arm.mean)
@@ -143,7 +147,7 @@ def whole_curves(curve, split):
 
 
 def read_diagnostic(iters=None, layers=None):
-    """(iters, values (layers, iters)) of one that a variant logs, NaN where it has no number; None without any."""
+    """(iters, values (layers, iters)) of what a variant logs, NaN for a missing number; None without any."""
     rows = [row if isinstance(row, list) else [row] for row in layers or []]    # a row an iteration
     if len(iters or []) != len(rows) or len(set(map(len, rows))) != 1:
         return None
