@@ -15,7 +15,7 @@ from lab.report.read import read_report
 from lab.stats import in_words, step_equivalents, study
 
 HOSTILE = ['<script>alert(1)</script>', 'a&b"c', "x' onload='alert(2)",
-           '</script><img src=x onerror=alert(3)>', '$_{\\frac', '_under', '#0b6bcb 0.12345',
+           '</script><img src=x onerror=alert(3)>', '$_{\\frac$', '_under', '#0b6bcb 0.12345',
            'a_very_long_name_of_an_arm_that_does_not_fit_in_any_column_of_a_phone', '\x1b[31mred\x00', '']
 VOID = {'meta', 'input', 'br', 'img', 'link', 'hr'}
 
@@ -87,7 +87,7 @@ def realistic(names=('base', 'soft_window', 'alibi', 'head_scaling', 'gated'), n
 
 def troubled():
     """Hostile names, an arm with a failed and a diverged run, a declared leak, numbers that are none."""
-    r = realistic(('base', *HOSTILE[:3], 'soft_window', 'far_off'))
+    r = realistic(('base', *HOSTILE[:3], 'soft_window', '_far$_{off$'))
     bad = r['arms'][4]
     bad['runs'][1] |= dict(status='failed', reason='out of memory: <b>CUDA</b> has 80 GB', val_loss=None)
     bad['runs'][3] |= dict(status='diverged', reason='loss NaN at iteration 800', val_loss='Infinity')
@@ -174,6 +174,11 @@ def read(report, tmp_path):
 @pytest.fixture(scope='module')
 def page(report, tmp_path_factory):
     return read(report, tmp_path_factory.mktemp('page'))
+
+
+@pytest.fixture(scope='module')
+def realistic_page(tmp_path_factory):
+    return read(realistic(), tmp_path_factory.mktemp('page'))
 
 
 @pytest.fixture
@@ -427,9 +432,9 @@ def test_charts_are_sharp_and_small(page):
     assert len(page.text) < 30_000 + 4 * len(data)
 
 
-def test_seeds_are_shown_on_demand(tmp_path):
+def test_seeds_are_shown_on_demand(realistic_page):
     """A box for each chart with runs behind its means; in the forest plot they are always there."""
-    page = read(realistic(), tmp_path)
+    page = realistic_page
     boxes = [attributes['id'] for tag, attributes in page.elements if tag == 'input']
     labels = [attributes['for'] for tag, attributes in page.elements if tag == 'label']
     assert boxes == labels and len(boxes) == 3
@@ -440,10 +445,9 @@ def test_seeds_are_shown_on_demand(tmp_path):
     assert '.each-seed:checked ~ svg .seed { display: inline }' in style
 
 
-def test_forest_plot_says_its_numbers(tmp_path):
-    r = realistic()
-    drawn = read(r, tmp_path).words('text')
-    for c in r['comparisons']:
+def test_forest_plot_says_its_numbers(realistic_page):
+    drawn = realistic_page.words('text')
+    for c in realistic()['comparisons']:
         assert f'{c["arm"]}{c["mean"]:+.4f} [{c["interval"][0]:+.4f}, {c["interval"][1]:+.4f}]' in drawn
 
 
@@ -457,13 +461,12 @@ def test_what_is_drawn_are_the_numbers():
     assert [list(y[np.isfinite(y)]) for y in lines['seed']] == [list(np.ravel(s.seeds)) for s in chart.series]
 
 
-def test_page_without_matplotlib(tmp_path, monkeypatch):
+def test_page_without_matplotlib(realistic_page, tmp_path, monkeypatch):
     """All else is there, and one line says what is missing."""
-    whole = read(realistic(), tmp_path)
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     page = read(realistic(), tmp_path)
     assert page.words('p').count('pip install matplotlib') == 1 and 'svg' not in page.tags
-    assert page.tables == whole.tables
+    assert page.tables == realistic_page.tables
     with pytest.raises(ImportError):
         write_plots(realistic(), tmp_path)
     assert 'matplotlib' not in read({}, tmp_path).words('p')        # nothing to draw
