@@ -71,6 +71,7 @@ def load_template():
         raise Stop('report.html needs jinja2: pip install jinja2') from None
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, finalize=printable_if_text)
+    # StrictUndefined: a misspelt name in the template is an error, not an empty text
     environment.filters['flat_text'] = tables.flat_text
     environment.policies['json.dumps_kwargs'] = {'default': str}    # of tojson, which escapes <, > and &
     css, js = (Markup((HERE / name).read_text(encoding='utf-8')) # noqa: S704

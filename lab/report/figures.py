@@ -91,6 +91,7 @@ class Chart:
     def draw(self):
         """The chart as a matplotlib Figure."""
         figure, ax = new_figure(HEIGHT, LEFT, TOP, RIGHT, BOTTOM)
+        # what comes first lies below what follows
         if self.delta is not None:
             ax.axhspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
             ax.axhline(0, color=COLORS['soft'], linewidth=1)
@@ -98,6 +99,7 @@ class Chart:
         for s in self.series:
             draw_series(ax, s)
 
+        # lines go from edge to edge, dots keep away from them
         ax.margins(x=0.12 if self.dots else 0, y=0.06)
         if self.y_range:
             low, high = self.y_range
@@ -171,6 +173,7 @@ class ForestPlot:
             plot(low, y, '<', markersize=10)
         if high > self.reach:
             plot(high, y, '>', markersize=10)
+        # rings for the seeds, on the interval; the mean over them
         seeds = [d for d in row.differences if abs(d) <= self.reach]
         plot(seeds, [y] * len(seeds), 'o', markersize=4.4, markeredgewidth=1, markerfacecolor=COLORS['bg'])
         if abs(c.mean) <= self.reach:
@@ -243,9 +246,9 @@ def loss_chart(r, split, title):
               for arm in r.arms if arm.curves[split]]
     if not series:
         return None
+    # up to the highest loss after the start; the first loss of all bounds the axis for an arm gone astray
     low = min(min(s.low) for s in series)
     first_loss = series[0].high[0]
-    # the baseline's first loss bounds the axis: an arm may have gone astray
     high = min(max(max(late_values(s, s.high)) for s in series), low + 2 * max(first_loss - low, 0.01))
     return Chart(f'loss_{split}', title, 'iteration', 'nats', series, sentences.LOSS_NOTE,
                  y_range=(low, high))
@@ -253,12 +256,14 @@ def loss_chart(r, split, title):
 
 def paired_differences(arm, base, alpha):
     """A Series of arm minus baseline at the same seed and iteration, with t intervals; None without any."""
+    # the arms may have been evaluated at different iterations, and a seed may be missing
     iters = [i for i in arm.iters if i in base.iters]
     at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
     curves, base_curves = arm.curves['val'], base.curves['val']
     d = [curves[seed][at] - base_curves[seed][base_at] for seed in curves if seed in base_curves]
     if not d or not iters:
         return None
+    # d: n arrays (iters,); the band is the interval of the mean in place of the range
     s, n = over_seeds(arm, iters, d), len(d)
     half = student.ppf(1 - alpha / 2, n - 1) / sqrt(n) * np.std(d, axis=0, ddof=1) if n > 1 else 0
     s.low, s.high = list(np.subtract(s.y, half)), list(np.add(s.y, half))
@@ -283,6 +288,7 @@ def cost_chart(r, field):
     series = [Series(arm.name, arm.index, [arm.costs[field][0]], [arm.mean],
                      [min(arm.losses.values())], [max(arm.losses.values())])
               for arm in r.arms if arm.losses and arm.costs[field][0] is not None]
+    # less than 2 % apart there is nothing to choose between
     costs = [s.x[0] for s in series]
     if not series or max(costs) < 1.02 * min(costs):
         return None
@@ -434,6 +440,7 @@ def slim_svg(element, prefix, ids):
         return []
     attributes = {}
     for name, text in element.attrib.items():
+        # a group's id is an artist's gid or a number; others are referred to, as clip paths and markers
         name = name.rpartition('}')[2]
         if name == 'id':
             if tag != 'g':
@@ -446,10 +453,12 @@ def slim_svg(element, prefix, ids):
             attributes[name] = f'url(#{in_page(text[5:-1])})'
         elif name == 'style':
             attributes[name] = slim_style(text)
+        # each text is turned, mostly by -0 degrees
         elif not (name == 'transform' and text.startswith('rotate(-0 ')):
             text = re.sub(r'-?\d+\.\d+', lambda x: f'{float(x[0]):.1f}'.removesuffix('.0'), text)
             attributes[name] = re.sub(r'\s*([MLCQz])\s*', r'\1', text) if name == 'd' else text
 
+    # groups that say nothing make way for what is in them
     children = [part for child in element for part in slim_svg(child, prefix, ids)]
     if tag in ('g', 'defs') and not children:
         return []
@@ -463,8 +472,8 @@ def slim_svg(element, prefix, ids):
 
 def slim_style(text):
     """A style attribute without fonts, caps and joins, which page.css sets, with its colors as variables."""
-    rules = dict(rule.split(': ', 1) for rule in text.split('; '))
-    return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules.items()
+    rules = re.findall(r'([\w-]+): *([^;]+)', text)
+    return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules
                     if not name.startswith('font') and name not in ('stroke-linecap', 'stroke-linejoin'))
 
 
@@ -473,6 +482,7 @@ def write_png(chart, folder):
     path = folder / f'{chart.name}.png'
     with page_style():
         figure = chart.draw()
+        # nobody can ask a PNG for its seeds
         for artist in figure.findobj(lambda artist: artist.get_gid() == 'seed'):
             artist.set_visible(False)
         add_title_and_legend(figure, chart)
@@ -487,6 +497,7 @@ def add_title_and_legend(figure, chart):
     height = 72 * figure.get_figheight()
     title = label_text(shorten(chart.title, 50))
     figure.text(4 / WIDTH, 1 + 8 / height, title, color=COLORS['ink'], weight='bold')
+    # two columns of names that fit
     keys = [Line2D([], [], color=COLORS[key.color], linestyle='--' if key.dashed else '-', alpha=key.alpha)
             for key in chart.legend]
     if keys:
