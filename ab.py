@@ -495,7 +495,7 @@ def columns(result, prices):
 
 def publish(report, folder, say):
     """report.json, report.html and the plots; the table is said."""
-    from lab.report import report as lab_report
+    from lab import report as lab_report
     write_json(folder / 'report.json', report)
     lab_report.write_html(report, folder / 'report.html')
     try:

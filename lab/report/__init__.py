@@ -1,0 +1,84 @@
+"""The report that ab.py writes, for people: report.html, which opens anywhere, and its charts as PNGs.
+
+read.py         report.json -> one tidy object, without missing blocks
+sentences.py    what the page says
+tables.py       its tables
+figures.py      its charts, each drawn once by matplotlib
+labels.py       numbers, costs and verdicts as short texts
+page.html.j2    the page, from top to bottom
+page.css        its colors, its layout
+page.js         sorting its tables
+
+Texts come from users. The template escapes them, and the page's policy forbids it to load anything.
+"""
+from functools import cache
+from pathlib import Path
+
+from core.errors import Stop
+from lab.report import figures, sentences, tables
+from lab.report.labels import printable
+from lab.report.read import read_report
+
+HERE = Path(__file__).parent
+
+
+def write_html(report, path):
+    """Writes the page of report.json (a dict) as one file that needs nothing else, not even a network."""
+    r = read_report(report)
+    charts, diagnostics = figures.build_charts(r), figures.build_diagnostics(r)
+    svg = draw_all(charts + [chart for _, arm_charts in diagnostics for chart in arm_charts])
+    if svg is None:
+        # one line stands for all charts
+        charts, diagnostics = charts or diagnostics, []
+    page = load_template().render(
+        r=r, report=report,
+        subtitle=sentences.subtitle(r), answers=sentences.answers(r), warnings=sentences.warning_sentences(r),
+        verdicts=tables.verdict_table(r), columns=tables.COLUMNS,
+        prices=tables.price_table(r), equal_cost_note=sentences.equal_cost_note(r),
+        charts=charts, diagnostics=diagnostics, svg=svg, no_charts=sentences.NO_CHARTS,
+        arms=tables.arms_table(r), failed=tables.failed_table(r), runs=tables.runs_table(r),
+        plan=sentences.plan_sentences(r), sweep=tables.sweep_table(r),
+        statistics=sentences.statistics_sentences(r))
+    Path(path).write_text(page, encoding='utf-8')
+
+
+def write_plots(report, folder):
+    """Writes the page's charts as PNGs; their paths. ImportError without matplotlib, an extra."""
+    r, folder = read_report(report), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    diagnostics = [chart for _, arm_charts in figures.build_diagnostics(r) for chart in arm_charts]
+    return [figures.write_png(chart, folder) for chart in figures.build_charts(r) + diagnostics]
+
+
+def draw_all(charts):
+    """{chart's name: <svg>}; None without matplotlib."""
+    from markupsafe import Markup
+    try:
+        # numbered, since all SVGs of a page share one space of ids
+        return {chart.name: Markup(figures.draw_svg(chart, f'chart{i}')) # noqa: S704 names in it are escaped
+                for i, chart in enumerate(charts)}
+    except ImportError:
+        return None
+
+
+@cache
+def load_template():
+    """page.html.j2, with page.css and page.js inside."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError:
+        raise Stop('report.html needs jinja2: pip install jinja2') from None
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True, finalize=printable_if_text)
+    # StrictUndefined: a misspelt name in the template is an error, not an empty text
+    environment.filters['flat_text'] = tables.flat_text
+    environment.policies['json.dumps_kwargs'] = {'default': str}    # of tojson, which escapes <, > and &
+    css, js = (Markup((HERE / name).read_text(encoding='utf-8')) # noqa: S704
+               for name in ('page.css', 'page.js'))
+    return environment.get_template('page.html.j2', globals=dict(css=css, js=js))
+
+
+def printable_if_text(x):
+    """What becomes of each expression of the template before it is escaped."""
+    return printable(x) if type(x) is str else x

@@ -1,397 +1,508 @@
-"""The figures of a report, as data, and their drawings: SVG for the page, PNGs by matplotlib; and the elements a page is made of.
+"""The charts of a report: what each shows, and one drawing of each by matplotlib, as SVG and as PNG.
 
-The data come from what lab.report's read() made of report.json. Names come from users: el() escapes all that is not Raw.
+A chart is 360 units wide, about as many pixels as a phone, so that its text of 12 units is readable there.
+Its colors are the light page's, from page.css. In the SVG each becomes its variable again, for the dark page;
+this is why no two variables have the same color.
 """
-import html
+import contextlib
+import io
 import re
+import warnings
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10, sqrt
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 from scipy.stats import t as student
 
-COLORS = '#5f656d #0b6bcb #d1570a #128a5f #a8479b #a37b00 #0b93b0 #c0304f'.split() # the baseline's, and seven that follow
+from lab.report import sentences
+from lab.report.labels import COSTS, format_number, format_si, printable, shorten, with_minus_signs
+
+CSS = Path(__file__).with_name('page.css').read_text(encoding='utf-8')
+LIGHT = CSS[CSS.index(':root'):CSS.index('@media')]
+COLORS = dict(re.findall(r'--(\w+): *(#[0-9a-f]{6})', LIGHT))  # by variable
+STYLE = {                               # what differs from matplotlib's defaults
+    'svg.fonttype': 'none',             # text stays text
+    'font.size': 12,
+    'text.parse_math': False,           # a $ in a name is a dollar
+    'lines.linewidth': 2,
+    'lines.markeredgewidth': 0,
+    'axes.labelpad': 7,
+    'lines.solid_capstyle': 'round',
+    'legend.frameon': False,
+}
+WIDTH, HEIGHT = 360, 250
+LEFT, TOP, RIGHT, BOTTOM = 50, 22, 340, 208     # of the axes, from the upper left corner
+ROW = 46                                        # height of a forest plot's row
+
+
+# -----------------------------------------------------------------------------
+# charts as data, which know how to draw themselves
+
+class LegendEntry(NamedTuple):
+    label: str
+    color: str                          # one of COLORS
+    dashed: bool
+    alpha: float
 
 
 @dataclass
 class Series:
     label: str
-    color: int                  # 0 is the baseline's; see COLORS
+    index: int                  # of the arm, 0 the baseline, for its color
     x: list
     y: list                     # NaN: a gap
-    low: list = ()              # a band, or for dots a bar
+    low: list = ()              # the edges of a band, or for dots the ends of a bar
     high: list = ()
-    each: list = ()             # a line a seed
+    seeds: list = ()            # the y of each seed
     alpha: float = 1.0
 
+    @property
+    def legend_entry(self):
+        return LegendEntry(self.label, *arm_style(self.index), self.alpha)
+
 
 @dataclass
-class Figure:
-    name: str                   # of the PNG
+class Chart:
+    name: str                   # of its PNG
     title: str
-    x: str                      # labels with units
-    y: str
+    x_label: str                # with units
+    y_label: str
     series: list
     note: str = ''
-    log: bool = False           # x axis
-    dots: bool = False
+    log: bool = False           # the x axis: powers of two
+    dots: bool = False          # a dot and a bar a series, no lines
     delta: float | None = None  # not None: a line at 0 and a band of +-delta
-    within: tuple | None = None # y range; None: all of the series
+    y_range: tuple | None = None # None: all of the series
     layers: bool = False        # the series are the layers of a model, in order
+
+    @property
+    def has_seeds(self):
+        return any(s.seeds for s in self.series)
+
+    @property
+    def legend(self):
+        # layers are shades of one color: the first and the last say enough
+        shown = self.series[:1] + self.series[1:][-1:] if self.layers else self.series
+        return [s.legend_entry for s in shown]
+
+    def draw(self):
+        """The chart as a matplotlib Figure."""
+        figure, ax = new_figure(HEIGHT, LEFT, TOP, RIGHT, BOTTOM)
+        # what comes first lies below what follows
+        if self.delta is not None:
+            ax.axhspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
+            ax.axhline(0, color=COLORS['soft'], linewidth=1)
+        draw_series = draw_dot if self.dots else draw_line
+        for s in self.series:
+            draw_series(ax, s)
+
+        # lines go from edge to edge, dots keep away from them
+        ax.margins(x=0.12 if self.dots else 0, y=0.06)
+        if self.y_range:
+            low, high = self.y_range
+            room = 0.06 * (high - low) or 0.1 * abs(low) or 1.0
+            ax.set_ylim(low - room, high + room)
+        if self.log:
+            set_log_ticks(ax)
+        else:
+            set_ticks(ax.xaxis, 4)
+        set_ticks(ax.yaxis, 5)
+        ax.grid(axis='y', color=COLORS['rule'], linewidth=1)
+        ax.set_axisbelow(True)
+        # the unit stands above its axis: turned by 90 degrees, it would take width from the curves
+        figure.text(4 / WIDTH, 1 - 11 / HEIGHT, self.y_label, color=COLORS['soft'])
+        ax.set_xlabel(self.x_label, color=COLORS['soft'])
+        return figure
+
+
+class ForestRow(NamedTuple):
+    title: str
+    comparison: object
+    index: int                  # of the arm
+    differences: list           # arm minus baseline, one a seed
 
 
 @dataclass
-class Forest:
-    rows: list                  # (name, comparison, color, differences per seed)
+class ForestPlot:
+    rows: list
     delta: float
-    reach: float                # the axis is -reach to +reach; intervals beyond it end in an arrow
+    reach: float                # the axis is -reach to +reach; what goes on beyond it ends in an arrow
     note: str
     name: str = 'differences'
     title: str = 'Difference to the baseline'
-    x: str = 'nats; below zero the arm is better'
+    x_label: str = 'nats; below zero the arm is better'
+    legend: tuple = ()          # the rows have names
+    has_seeds: bool = False     # none to be asked for: they are always there
+
+    def draw(self):
+        """The plot as a matplotlib Figure: a row an arm, with its text above its interval."""
+        bottom = ROW * len(self.rows) + 8
+        figure, ax = new_figure(bottom + 42, 10, 0, WIDTH - 10, bottom)
+        ax.set_xlim(-self.reach, self.reach)
+        ax.set_ylim(bottom, 0)
+        ax.axvspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
+        for i, row in enumerate(self.rows):
+            self.draw_row(ax, row, ROW * i + 33)
+        set_ticks(ax.xaxis, 4)
+        ax.set_yticks([])
+        ax.set_xlabel(self.x_label, color=COLORS['soft'])
+        return figure
+
+    def draw_row(self, ax, row, y):
+        """Draws one arm; y is where its interval goes."""
+        c, color = row.comparison, COLORS[arm_style(row.index)[0]]
+        low, high = c.interval or (c.mean, c.mean)
+        mean, *ends = (format_number(x, sign='+') for x in (c.mean, low, high))
+        numbers = with_minus_signs(f'{mean} [{", ".join(ends)}]')
+        name = label_text(shorten(row.title, 47 - len(numbers)))
+        from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
+        ax.text(0, y - 17, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
+        ax.text(1, y - 17, numbers, transform=from_left, color=COLORS['soft'], ha='right')
+        # zero, but not through the numbers
+        ax.plot([0, 0], [y - 11, y + 13], color=COLORS['soft'], linewidth=1)
+
+        def plot(x, y, *marker, **style):
+            """Plots at x, clipped to the axis; a marker at its very end stays whole."""
+            ax.plot(np.clip(x, -self.reach, self.reach), y, *marker, color=color, clip_on=False, **style)
+        if low < high:
+            plot([low, high], [y, y], linewidth=3)
+        if low < -self.reach:
+            plot(low, y, '<', markersize=10)
+        if high > self.reach:
+            plot(high, y, '>', markersize=10)
+        # rings for the seeds, on the interval; the mean over them
+        seeds = [d for d in row.differences if abs(d) <= self.reach]
+        plot(seeds, [y] * len(seeds), 'o', markersize=4.4, markeredgewidth=1, markerfacecolor=COLORS['bg'])
+        if abs(c.mean) <= self.reach:
+            plot(c.mean, y, 'o', markersize=10)
+        if c.text_interval and c.text_interval[0] < self.reach and c.text_interval[1] > -self.reach:
+            plot(c.text_interval, [y + 9, y + 9], linewidth=1, dashes=(3, 3))
+
+
+def arm_style(index):
+    """(color, dashed) of an arm by its index: the baseline's, or one of seven, then dashed."""
+    return (f'c{(index - 1) % 7 + 1}' if index else 'c0'), index > 7
 
 
 # -----------------------------------------------------------------------------
-# numbers, and how they are printed
+# which charts a report has
 
-def dec(x, digits=4, sign=''):
-    """-0.0024; what is too small for that as -1e-07; a dash where there is no number."""
-    return '–' if x is None else f'{x:{sign}.{digits}f}' if not x or abs(x) >= 0.5 * 10 ** -digits else f'{x:{sign}.0e}'
-
-
-def si(x):
-    """10.6 M"""
-    step = min(max(int(log10(abs(x)) // 3), 0), 5) if x else 0
-    return f'{x / 1000 ** step:.4g} {" kMGTP"[step]}'.strip()
-
-
-def minus(x):
-    """A minus sign in place of a hyphen before a number. For numbers only: names keep their hyphens."""
-    return re.sub(r'(?<![\w.])-(?=\d)', '−', x)
+def build_charts(r):
+    """The charts that the report has numbers for, in the order of the page, without the diagnostics."""
+    charts = [
+        forest_plot(r),
+        loss_chart(r, 'val', 'Validation loss'),
+        difference_chart(r),
+        cost_chart(r, 'step_ms'),
+        cost_chart(r, 'flops_per_token'),
+        position_chart(r),
+        loss_chart(r, 'train', 'Training loss'),
+    ]
+    return [chart for chart in charts if chart]
 
 
-def cut(name, most):
-    return name if len(name) <= most else name[:most - 1] + '…'
+def build_diagnostics(r):
+    """[(arm, [Chart])] of the arms whose variants log diagnostics: one line per layer, fading."""
+    found, number = [], 0
+    for arm in r.arms:
+        charts = []
+        for name, (iters, layers) in arm.diagnostics.items():
+            fade = 0.7 / max(len(layers) - 1, 1)
+            labels = [f'layer {i}' for i in range(len(layers))] if len(layers) > 1 else [name]
+            lines = [Series(label, 1, iters, list(values), alpha=1 - fade * i)
+                     for i, (label, values) in enumerate(zip(labels, layers))]
+            # numbered, since two names may differ only in what no file name can hold
+            file_name = re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{number}_{arm.name}_{name}')[:80]
+            charts.append(Chart(file_name, name, 'iteration', '', lines, layers=True))
+            number += 1
+        if charts:
+            found.append((arm, charts))
+    return found
 
 
-# -----------------------------------------------------------------------------
-# figures, as data
-
-def reach(sizes, least):
-    """How far an axis goes so that one arm far out does not flatten the others: at most four times the median size."""
+def axis_reach(sizes, least):
+    """How far an axis goes: at most four times the median size, so that one outlier cannot flatten all."""
     sizes = sorted(x for x in sizes if x) or [least]
-    return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4 # all equal to the bit, and no delta
+    # the last number: all arms are equal to the bit, and there is no delta
+    return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4
 
 
-def later(s, ys):
-    """Values after the first part of the run, where arms can be told apart."""
-    return [y for x, y in zip(s.x, ys) if x >= 0.3 * s.x[-1]]
+def late_values(s, values):
+    """Those of a series' values after the first 30 % of the run, where arms can be told apart."""
+    return [y for x, y in zip(s.x, values) if x >= 0.3 * s.x[-1]]
 
 
-def over_seeds(arm, x, lines):
-    """Mean over the seeds and their range."""
-    return Series(arm.name, arm.color, x, *(list(f(lines, axis=0)) for f in (np.mean, np.min, np.max)), each=lines)
+def over_seeds(arm, x, curves):
+    """A Series of curves (seeds, x): their mean and range."""
+    mean, low, high = (list(f(curves, axis=0)) for f in (np.mean, np.min, np.max))
+    return Series(arm.name, arm.index, x, mean, low, high, seeds=curves)
 
 
-def loss_figure(r, which, title):
-    series = [over_seeds(arm, arm.iters, list(arm.curves[which].values())) for arm in r.arms if arm.curves[which]]
+def loss_chart(r, split, title):
+    series = [over_seeds(arm, arm.iters, list(arm.curves[split].values()))
+              for arm in r.arms if arm.curves[split]]
     if not series:
         return None
+    # up to the highest loss after the start; the first loss of all bounds the axis for an arm gone astray
     low = min(min(s.low) for s in series)
-    top = min(max(max(later(s, s.high)) for s in series), low + 2 * max(series[0].high[0] - low, 0.01)) # not for an arm gone astray
-    return Figure(f'loss_{which}', title, 'iteration', 'nats', series, within=(low, top), note='Mean over the seeds that '
-                  'came to their end; shaded: lowest to highest. Cut off above, where arms look alike.')
+    first_loss = series[0].high[0]
+    high = min(max(max(late_values(s, s.high)) for s in series), low + 2 * max(first_loss - low, 0.01))
+    return Chart(f'loss_{split}', title, 'iteration', 'nats', series, sentences.LOSS_NOTE,
+                 y_range=(low, high))
 
 
-def difference(arm, base, level):
-    """Arm minus baseline at the same seed and iteration: mean, and its t interval; None where they have nothing in common."""
-    common = [i for i in arm.iters if i in base.iters]
-    a, b = ([x.iters.index(i) for i in common] for x in (arm, base))
-    lines, theirs = arm.curves['val'], base.curves['val']
-    d = [lines[seed][a] - theirs[seed][b] for seed in lines if seed in theirs]
-    if not d or not common:
+def paired_differences(arm, base, alpha):
+    """A Series of arm minus baseline at the same seed and iteration, with t intervals; None without any."""
+    # the arms may have been evaluated at different iterations, and a seed may be missing
+    iters = [i for i in arm.iters if i in base.iters]
+    at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
+    curves, base_curves = arm.curves['val'], base.curves['val']
+    d = [curves[seed][at] - base_curves[seed][base_at] for seed in curves if seed in base_curves]
+    if not d or not iters:
         return None
-    s, n = over_seeds(arm, common, d), len(d)
-    wide = student.ppf(1 - level / 2, n - 1) / sqrt(n) * np.std(d, axis=0, ddof=1) if n > 1 else 0
-    s.low, s.high = list(np.subtract(s.y, wide)), list(np.add(s.y, wide))
+    # d: n arrays (iters,); the band is the interval of the mean in place of the range
+    s, n = over_seeds(arm, iters, d), len(d)
+    half = student.ppf(1 - alpha / 2, n - 1) / sqrt(n) * np.std(d, axis=0, ddof=1) if n > 1 else 0
+    s.low, s.high = list(np.subtract(s.y, half)), list(np.add(s.y, half))
     return s
 
 
-def difference_figure(r):
-    found = [difference(arm, r.base, r.plan.level or 0.05) for arm in r.arms if r.base and arm is not r.base]
-    series = [s for s in found if s]
+def difference_chart(r):
+    others = [arm for arm in r.arms if r.base and arm is not r.base]
+    series = [s for arm in others if (s := paired_differences(arm, r.base, r.plan.level or 0.05))]
     if not series:
         return None
-    size = reach([max(map(abs, later(s, s.low) + later(s, s.high))) for s in series], 1.5 * r.plan.delta)
-    gone = [s.label for s in series if min(map(abs, later(s, s.y))) > size]
-    return Figure('difference', 'Difference to the baseline, while training', 'iteration', 'nats', series, delta=r.plan.delta,
-                  within=(-size, size), note=f'Same seed, same batches. Shaded: {r.plan.percent}interval of the mean at each '
-                  'iteration, not for all of them at once. Grey: ±delta.' + f' Outside the axis: {", ".join(gone)}.' * bool(gone))
+    sizes = [max(map(abs, late_values(s, s.low) + late_values(s, s.high))) for s in series]
+    reach = axis_reach(sizes, 1.5 * r.plan.delta)
+    outside = [s.label for s in series if min(map(abs, late_values(s, s.y))) > reach]
+    return Chart('difference', 'Difference to the baseline, while training', 'iteration', 'nats', series,
+                 sentences.difference_note(r.plan.percent, outside), delta=r.plan.delta,
+                 y_range=(-reach, reach))
 
 
-def cost_figure(r, key, title):
-    """Final loss against one of lab.report's COSTS."""
-    series = [Series(arm.name, arm.color, [arm.costs[key][0]], [arm.mean], [min(arm.losses.values())], [max(arm.losses.values())])
-              for arm in r.arms if arm.losses and arm.costs[key][0] is not None]
+def cost_chart(r, field):
+    """Final losses against one of COSTS; None where the arms cost the same."""
+    series = [Series(arm.name, arm.index, [arm.costs[field][0]], [arm.mean],
+                     [min(arm.losses.values())], [max(arm.losses.values())])
+              for arm in r.arms if arm.losses and arm.costs[field][0] is not None]
+    # less than 2 % apart there is nothing to choose between
     costs = [s.x[0] for s in series]
-    if not series or max(costs) < 1.02 * min(costs):    # nothing to choose between
+    if not series or max(costs) < 1.02 * min(costs):
         return None
-    return Figure(f'loss_{key}', f'Final loss against {title}', title, 'nats', series, dots=True,
-                  note='Mean, and lowest to highest seed. Lower and further left is better.')
+    title = COSTS[field].title
+    return Chart(f'loss_{field}', f'Final loss against {title}', title, 'nats', series, sentences.COST_NOTE,
+                 dots=True)
 
 
-def position_figure(r):
-    """Loss difference by position in the context, means over positions that are neighbours on a logarithmic axis."""
+def position_chart(r):
+    """Differences of the loss by position in the context, means over neighbors on a logarithmic axis."""
     n, series = len(r.base.position_loss) if r.base else 0, []
+    # four bins an octave; the last one ends with position n
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
     bins = [(a, min(b, n + 1)) for a, b in zip(edges, edges[1:]) if a <= n]
     for arm in r.arms:
         if arm is not r.base and len(arm.position_loss) == n > 0:
             d = np.array(arm.position_loss, float) - np.array(r.base.position_loss, float)
-            series.append(Series(arm.name, arm.color, [sqrt(a * (b - 1)) for a, b in bins],
+            series.append(Series(arm.name, arm.index, [sqrt(a * (b - 1)) for a, b in bins],
                                  [float(np.mean(d[a - 1:b - 1])) for a, b in bins]))
-    return Figure('position', 'Difference by position in the context', 'position, 1 is the first', 'nats', series, log=True,
-                  delta=0, note='Mean over seeds. An idea that uses the past better falls to the right.') if series else None
+    if not series:
+        return None
+    return Chart('position', 'Difference by position in the context', 'position, 1 is the first', 'nats',
+                 series, sentences.POSITION_NOTE, log=True, delta=0)
 
 
-def stat_figures(r):
-    """(arm, Figure) of the variants' own diagnostics, a line a layer."""
-    every = [(arm, *stat) for arm in r.arms for stat in arm.stats]
-    for k, (arm, name, iters, layers) in enumerate(every): # k: two names may differ only in what no file name can hold
-        fade = 0.7 / max(len(layers) - 1, 1)
-        lines = [Series(f'layer {i}' if len(layers) > 1 else name, 1, iters, list(y), alpha=1 - fade * i)
-                 for i, y in enumerate(layers)]
-        safe = re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{k}_{arm.name}_{name}')[:80]
-        yield arm, Figure(safe, name, 'iteration', '', lines, layers=True)
-
-
-def forest(r):
+def forest_plot(r):
     rows, losses = [], {arm.name: arm.losses for arm in r.arms}
     for arm, c, title, _ in r.verdicts:
         if c.mean is not None:
-            other = losses.get(c.baseline, {})
-            rows.append((title, c, arm.color, [arm.losses[s] - other[s] for s in arm.losses if s in other]))
+            base = losses.get(c.baseline, {})
+            differences = [x - base[seed] for seed, x in arm.losses.items() if seed in base]
+            rows.append(ForestRow(title, c, arm.index, differences))
     if not rows:
         return None
-    size = reach([max(map(abs, c.interval or [c.mean])) for _, c, *_ in rows], 1.5 * r.plan.delta)
-    beyond = any(abs(v) > size for _, c, *_ in rows for v in c.interval or [c.mean])
-    return Forest(rows, r.plan.delta, size, f'Thick: {r.plan.percent}interval over seeds; rings: each seed; grey: ±delta, the '
-                  'least difference that matters.' + ' Dashed: interval over text.' * any(c.text_interval for _, c, *_ in rows)
-                  + ' Arrow: beyond the axis.' * beyond)
+    intervals = [row.comparison.interval or [row.comparison.mean] for row in rows]
+    reach = axis_reach([max(map(abs, ends)) for ends in intervals], 1.5 * r.plan.delta)
+    over_text = any(row.comparison.text_interval for row in rows)
+    beyond = any(abs(end) > reach for ends in intervals for end in ends)
+    return ForestPlot(rows, r.plan.delta, reach, sentences.forest_note(r.plan.percent, over_text, beyond))
 
 
 # -----------------------------------------------------------------------------
-# axes
+# drawing
 
-def limits(figure):
-    """(x low, x high), (y low, y high) of the axes."""
-    def span(values, pad):
-        values = [v for v in values if v == v] or [0.0]
-        low, high = min(values), max(values)
-        room = pad * (high - low) or (0.0 if high > low else abs(low) * 0.1 or 1.0)
-        return low - room, high + room
-    every = [v for s in figure.series for ys in (s.y, s.low, s.high) for v in ys] + [0.0] * (figure.delta is not None)
-    return span([v for s in figure.series for v in s.x], 0.12 if figure.dots else 0), span(figure.within or every, 0.06)
-
-
-def ticks(low, high, most=5):
-    """Round numbers from low to high, and how to print them."""
-    raw = (high - low) / most
-    size = 10.0 ** floor(log10(raw))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size >= raw * 0.999)
-    digits = max(0, -floor(log10(step) + 1e-9))
-    whole = range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)
-    return [(k * step, f'{k * step:,.{digits}f}' if high < 1e6 else si(k * step)) for k in whole]
+def new_figure(height, left, top, right, bottom):
+    """(Figure, Axes) without a frame; lengths in units from the upper left corner."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(WIDTH / 72, height / 72))  # inches of 72 units
+    figure.patch.set_visible(False)                     # the page's own background shows through
+    ax = figure.add_axes((left / WIDTH, 1 - bottom / height, (right - left) / WIDTH, (bottom - top) / height))
+    ax.patch.set_visible(False)
+    ax.spines[['left', 'top', 'right']].set_visible(False)
+    ax.spines['bottom'].set_color(COLORS['soft'])
+    ax.tick_params(color=COLORS['soft'], labelcolor=COLORS['soft'], width=1, length=4)
+    ax.tick_params(axis='y', length=0, pad=6)
+    return figure, ax
 
 
-def log_ticks(low, high):
-    powers = range(ceil(log2(low) - 1e-9), floor(log2(high) + 1e-9) + 1)
-    return [(2.0 ** k, f'{2 ** k}') for k in powers if k % (len(powers) // 6 + 1) == 0]
+def set_log_ticks(ax):
+    """Makes the x axis logarithmic, with ticks at powers of two."""
+    from matplotlib.ticker import LogLocator, NullLocator
+    ax.set_xscale('log', base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter('{x:g}')
 
 
-def color_class(i):
-    """The baseline's, or one of seven; dashed the second time round."""
-    return 'c0' if not i else f'c{(i - 1) % 7 + 1}' + ' dash' * (i > 7)
+def set_ticks(axis, most):
+    """Sets ticks at round numbers within the axis, `most` intervals at most; 0.005, 2,000 and 66 M."""
+    from matplotlib.ticker import MaxNLocator
+    low, high = sorted(axis.get_view_interval())
+    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
+    digits = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9))
+    # as many digits as tell two ticks apart; + 0: no minus before a zero
+    ticks = [round(x, digits) + 0.0 for x in ticks]
+    room = 1e-9 * (high - low)
+    ticks = [x for x in ticks if low - room <= x <= high + room]
+    labels = [f'{x:,.{digits}f}' if max(-low, high) < 1e6 else format_si(x) for x in ticks]
+    axis.set_ticks(ticks, [with_minus_signs(label) for label in labels])
 
 
-# -----------------------------------------------------------------------------
-# elements, and SVG: 360 units wide, about as many pixels on a phone, so that text of 12 units is readable there
-
-class Raw(str):
-    """Markup that may go into the page as it is."""
-
-
-def esc(x):
-    """Text for the page. What is not Raw is escaped; control characters, which HTML does not allow, go."""
-    return x if isinstance(x, Raw) else html.escape(re.sub(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '\ufffd', str(x)))
-
-
-def el(tag, *inside, **attributes):
-    """<tag attributes>inside</tag>; class_ is class, stroke_width is stroke-width; what is None is left out."""
-    given = ''.join(f' {key.rstrip("_").replace("_", "-")}="{esc(v)}"' for key, v in attributes.items() if v is not None)
-    end = '' if tag in ('meta', 'input') else f'</{tag}>'
-    return Raw(f'<{tag}{given}>' + ''.join(esc(x) for x in inside if x is not None) + end)
+def draw_line(ax, s):
+    """Draws a line with its band, and a thin line a seed, which the page hides until it is asked for them."""
+    name, dashed = arm_style(s.index)
+    if s.low:
+        ax.fill_between(s.x, s.low, s.high, color=COLORS[name], alpha=0.16, linewidth=0, gid='band')
+    if s.seeds:
+        # one path for all of them, with gaps
+        x = np.concatenate([[*s.x, np.nan] for _ in s.seeds])
+        y = np.concatenate([[*values, np.nan] for values in s.seeds])
+        ax.plot(x, y, color=COLORS[name], linewidth=0.8, alpha=0.75, gid='seed')
+    # a point between two gaps is no line: a dot shows it
+    there = np.isfinite([np.nan, *s.y, np.nan])
+    alone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    ax.plot(s.x, s.y, '--' if dashed else '-', color=COLORS[name], alpha=s.alpha,
+            marker='o' if len(alone) else None, markevery=list(alone), markersize=3)
 
 
-def draw(tag, *inside, **attributes):
-    """el() for drawings: numbers to a tenth of a unit."""
-    return el(tag, *inside, **{key: f'{v:.1f}' if isinstance(v, float) else v for key, v in attributes.items()})
+def draw_dot(ax, s):
+    """Draws a dot with its bar."""
+    name, _ = arm_style(s.index)
+    ax.plot(s.x * 2, [*s.low, *s.high], color=COLORS[name], linewidth=1.5)
+    ax.plot(s.x, s.y, 'o', color=COLORS[name], markersize=8)
 
 
-def line(x1, y1, x2, y2, kind):
-    return draw('line', x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
-
-
-def words(text, x, y, anchor='middle', kind='label'):
-    return draw('text', text, x=x, y=y, text_anchor=anchor, class_=kind)
-
-
-def path(points, **attributes):
-    """A line through (x, y); NaN interrupts it, and a point alone is a dot."""
-    d, pen = '', 'M'
-    for x, y in points:
-        d += '' if y != y else f'{pen}{x:.1f} {min(max(y, -999), 9999):.1f}' + 'h0' * (pen == 'M')
-        pen = 'M' if y != y else 'L'
-    return el('path', d=d, fill='none', stroke='currentColor', **attributes) if d else None
-
-
-def scale(low, high, start, end, log=False):
-    f = log2 if log else float
-    return lambda v: start + (f(v) - f(low)) / (f(high) - f(low)) * (end - start)
-
-
-def svg(figure, number):
-    H, left, top, right, bottom = 250, 50, 22, 350, 208
-    (x0, x1), (y0, y1) = limits(figure)
-    sx, sy = scale(x0, x1, left, right, figure.log), scale(y0, y1, bottom, top)
-    parts = [el('clipPath', el('rect', x=left, y=top, width=right - left, height=bottom - top), id=f'clip{number}')]
-    for v, text in ticks(y0, y1):
-        parts += [line(left, sy(v), right, sy(v), 'grid'), words(minus(text), left - 6, sy(v) + 4, 'end')]
-    for v, text in log_ticks(x0, x1) if figure.log else ticks(x0, x1, 4):
-        parts += [line(sx(v), bottom, sx(v), bottom + 4, 'axis'),
-                  words(minus(text), sx(v), bottom + 17, 'end' if sx(v) > right - 12 else 'middle')]
-    parts += [line(left, bottom, right, bottom, 'axis'), words(figure.x, (left + right) / 2, H - 5),
-              words(figure.y, 4, 11, 'start')]
-    marks = [series_svg(s, sx, sy, figure.dots) for s in figure.series]
-    if figure.delta is not None:
-        high, low = sy(figure.delta), sy(-figure.delta)
-        marks = [draw('rect', x=left, width=right - left, y=high, height=low - high, class_='delta'),
-                 line(left, sy(0), right, sy(0), 'zero'), *marks]
-    return el('svg', *parts, el('g', *marks, clip_path=f'url(#clip{number})'), viewBox=f'0 0 360 {H}', role='img',
-              aria_label=figure.title)
-
-
-def series_svg(s, sx, sy, dots):
-    at, parts = [sx(x) for x in s.x], []
-    if dots:
-        parts += [path([(x, sy(a)), (x, sy(b))], stroke_width=1.5) for x, a, b in zip(at, s.low, s.high)]
-        parts += [draw('circle', cx=x, cy=sy(y), r=4, fill='currentColor') for x, y in zip(at, s.y)]
-    else:
-        whole = [(x, a, b) for x, a, b in zip(at, s.low, s.high) if a == a and b == b]
-        edge = [(x, sy(b)) for x, _, b in whole] + [(x, sy(a)) for x, a, _ in reversed(whole)]
-        points = ' '.join(f'{x:.1f},{min(max(y, -999), 9999):.1f}' for x, y in edge)
-        parts += [el('polygon', points=points, class_='band')] if edge else []
-        each = [path([(x, sy(y)) for x, y in zip(at, ys)], stroke_width=0.8) for ys in s.each]
-        parts += [el('g', *each, class_='seed')] if each else []
-        parts += [path([(x, sy(y)) for x, y in zip(at, s.y)], class_='line')]
-    return el('g', *parts, class_=color_class(s.color), opacity=f'{s.alpha:.2f}')
-
-
-def forest_svg(figure):
-    """A row an arm: name and numbers on a line of text, the interval below it, so that no text can meet another."""
-    left, right, row, end = 10, 350, 46, figure.reach
-    bottom, sx = row * len(figure.rows) + 8, scale(-end, end, left, right)
-    parts = [draw('rect', x=sx(-figure.delta), width=sx(figure.delta) - sx(-figure.delta), y=0, height=bottom, class_='delta')]
-    for i, (name, c, color, each) in enumerate(figure.rows):
-        low, high = c.interval or (c.mean, c.mean)
-        numbers = minus(f'{dec(c.mean, sign="+")} [{dec(low, sign="+")}, {dec(high, sign="+")}]')
-        y = row * i + 33
-        parts += [line(sx(0), y - 11, sx(0), y + 13, 'zero'),           # not through the numbers
-                  words(cut(name, 47 - len(numbers)), left, y - 17, 'start', 'name'), words(numbers, right, y - 17, 'end'),
-                  el('g', *forest_marks(c, each, y, sx, end), class_=color_class(color))]
-    for v, text in ticks(-end, end, 4):
-        parts += [line(sx(v), bottom, sx(v), bottom + 4, 'axis'), words(minus(text), sx(v), bottom + 17)]
-    parts += [line(left, bottom, right, bottom, 'axis'), words(figure.x, 180, bottom + 36)]
-    return el('svg', *parts, viewBox=f'0 0 360 {bottom + 42}', role='img', aria_label=figure.title)
-
-
-def forest_marks(c, each, y, sx, end):
-    """An interval with its mean, each seed, and the interval over text; an arrow where it goes on beyond the axis."""
-    def at(v):
-        return sx(min(max(v, -end), end))
-    low, high = c.interval or (c.mean, c.mean)
-    if low < high:
-        yield path([(at(low), y), (at(high), y)], stroke_width=3)
-    for v, way in (low, -1), (high, 1):
-        if way * v > end:
-            yield el('path', d=f'M{at(v) - 7 * way:.1f} {y - 6}l{9 * way} 6l{-9 * way} 6z', fill='currentColor')
-    yield from (draw('circle', cx=sx(d), cy=y, r=2.2, class_='one') for d in each if abs(d) <= end)
-    if abs(c.mean) <= end:
-        yield draw('circle', cx=sx(c.mean), cy=y, r=5, fill='currentColor')
-    if c.text_interval:
-        yield path([(at(v), y + 9) for v in c.text_interval], stroke_dasharray='3 3')
+def label_text(name):
+    """A user's text on one line, for matplotlib."""
+    return printable(' '.join(name.split()))
 
 
 # -----------------------------------------------------------------------------
-# PNGs
+# SVG and PNG. ImportError without matplotlib
 
-def plain(name):
-    """A name for matplotlib: no mathematics, and none that it would leave out of a legend."""
-    return ' ' + re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '\ufffd', name).replace('$', r'\$')
-
-
-def write_png(figure, folder):
-    """A figure's PNG in a folder; its path. ImportError without matplotlib, an extra."""
-    from matplotlib.figure import Figure as Canvas
-    tree = isinstance(figure, Forest)
-    canvas = Canvas(figsize=(6.4, 1.4 + 0.45 * len(figure.rows) if tree else 4), layout='constrained')
-    ax = canvas.add_subplot()
-    (plot_forest if tree else plot)(figure, ax)
-    ax.set_title(plain(figure.title), loc='left', fontsize=11)
-    ax.set_xlabel(figure.x)
-    ax.spines[['top', 'right']].set_visible(False)
-    written = folder / f'{figure.name}.png'
-    canvas.savefig(written, dpi=150)
-    return written
+@contextlib.contextmanager
+def page_style():
+    """matplotlib in STYLE, whatever the user's own settings are."""
+    import matplotlib.style
+    with matplotlib.style.context(['default', STYLE]), warnings.catch_warnings():
+        # of a character that matplotlib's font lacks: a browser has it, a PNG shows a box
+        warnings.filterwarnings('ignore', 'Glyph')
+        yield
 
 
-def color_of(i):
-    return COLORS[int(color_class(i)[1])]
+def draw_svg(chart, prefix):
+    """The chart as an <svg> to stand in a page. No other may have the prefix, which begins its ids."""
+    file = io.StringIO()
+    with page_style():
+        chart.draw().savefig(file, format='svg')
+    # the text is matplotlib's, which escapes names
+    (svg,) = slim_svg(ElementTree.fromstring(file.getvalue()), prefix, {}) # noqa: S314
+    svg.attrib = {'viewBox': svg.attrib['viewBox'], 'role': 'img', 'aria-label': printable(chart.title)}
+    return ElementTree.tostring(svg, encoding='unicode')
 
 
-def plot(figure, ax):
-    """A Figure on matplotlib's axes."""
-    for s in figure.series:
-        look = dict(color=color_of(s.color), label=plain(cut(s.label, 40)))
-        if figure.dots:
-            ax.errorbar(s.x, s.y, [np.subtract(s.y, s.low), np.subtract(s.high, s.y)], fmt='o', **look)
-        else:
-            ax.plot(s.x, s.y, '--' if s.color > 7 else '-', alpha=s.alpha, **look)
-            if s.low:
-                ax.fill_between(s.x, s.low, s.high, alpha=0.16, linewidth=0, color=look['color'])
-    if figure.log:
-        ax.set_xscale('log', base=2)
-        ax.xaxis.set_major_formatter('{x:g}')
-    if figure.delta is not None:
-        ax.axhspan(-figure.delta, figure.delta, color='0.6', alpha=0.2, linewidth=0)
-        ax.axhline(0, color='0.4', linewidth=0.8)
-    if figure.within or figure.dots:
-        ax.set_ylim(limits(figure)[1])
-    ax.set_ylabel(figure.y)
-    ax.legend(frameon=False, fontsize=8)
+CLASSES = 'seed', 'band', 'name'        # an artist's gid becomes a class, for page.css
+VARIABLES = {color: f'var(--{name})' for name, color in COLORS.items()}
 
 
-def plot_forest(figure, ax):
-    """A Forest on matplotlib's axes."""
-    ax.axvspan(-figure.delta, figure.delta, color='0.6', alpha=0.2, linewidth=0)
-    ax.axvline(0, color='0.4', linewidth=0.8)
-    for i, (_, c, color, each) in enumerate(figure.rows):
-        color, out = color_of(color), abs(c.mean) > figure.reach
-        ax.plot(c.interval or (c.mean, c.mean), [i, i], color=color, linewidth=2.5)
-        ax.plot(each, [i] * len(each), 'o', color=color, markersize=3.5, markerfacecolor='white')
-        ax.plot(np.clip(c.mean, -figure.reach, figure.reach), i, '<>'[c.mean > 0] if out else 'o', color=color, clip_on=False)
-        if c.text_interval:
-            ax.plot(c.text_interval, [i + 0.25] * 2, '--', color=color, linewidth=1)
-    ax.set_yticks(range(len(figure.rows)), [plain(cut(row[0], 30)) for row in figure.rows])
-    ax.set_ylim(len(figure.rows) - 0.4, -0.6)
-    ax.set_xlim(-figure.reach, figure.reach)
+def slim_svg(element, prefix, ids):
+    """[element] without a namespace, colors as page.css' variables, numbers to a tenth; [] of an empty one.
+
+    ids: those given so far, {matplotlib's: the page's}.
+    """
+    def in_page(old):
+        return ids.setdefault(old, f'{prefix}-{len(ids)}')
+
+    tag = element.tag.rpartition('}')[2]
+    if tag in ('metadata', 'style'):    # matplotlib's style is for * and would reach the whole page
+        return []
+    attributes = {}
+    for name, text in element.attrib.items():
+        # a group's id is an artist's gid or a number; others are referred to, as clip paths and markers
+        name = name.rpartition('}')[2]
+        if name == 'id':
+            if tag != 'g':
+                attributes['id'] = in_page(text)
+            elif text in CLASSES:
+                attributes['class'] = text
+        elif name == 'href':
+            attributes['href'] = f'#{in_page(text.removeprefix("#"))}'
+        elif name == 'clip-path':
+            attributes[name] = f'url(#{in_page(text[5:-1])})'
+        elif name == 'style':
+            attributes[name] = slim_style(text)
+        # each text is turned, mostly by -0 degrees
+        elif not (name == 'transform' and text.startswith('rotate(-0 ')):
+            text = re.sub(r'-?\d+\.\d+', lambda x: f'{float(x[0]):.1f}'.removesuffix('.0'), text)
+            attributes[name] = re.sub(r'\s*([MLCQz])\s*', r'\1', text) if name == 'd' else text
+
+    # groups that say nothing make way for what is in them
+    children = [part for child in element for part in slim_svg(child, prefix, ids)]
+    if tag in ('g', 'defs') and not children:
+        return []
+    if tag == 'g' and not attributes:
+        return children
+    slim = ElementTree.Element(tag, attributes)
+    slim.text = element.text if tag == 'text' else None
+    slim.extend(children)
+    return [slim]
+
+
+def slim_style(text):
+    """A style attribute without fonts, caps and joins, which page.css sets, with its colors as variables."""
+    rules = re.findall(r'([\w-]+): *([^;]+)', text)
+    return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules
+                    if not name.startswith('font') and name not in ('stroke-linecap', 'stroke-linejoin'))
+
+
+def write_png(chart, folder):
+    """The chart with its title and legend as a PNG; its path."""
+    path = folder / f'{chart.name}.png'
+    with page_style():
+        figure = chart.draw()
+        # nobody can ask a PNG for its seeds
+        for artist in figure.findobj(lambda artist: artist.get_gid() == 'seed'):
+            artist.set_visible(False)
+        add_title_and_legend(figure, chart)
+        figure.savefig(path, dpi=200, bbox_inches='tight', facecolor=COLORS['bg'])
+    return path
+
+
+def add_title_and_legend(figure, chart):
+    """Adds what the page says around the SVG, outside of the figure: bbox_inches='tight' makes room."""
+    from matplotlib.lines import Line2D
+    figure.patch.set_visible(True)
+    height = 72 * figure.get_figheight()
+    title = label_text(shorten(chart.title, 50))
+    figure.text(4 / WIDTH, 1 + 8 / height, title, color=COLORS['ink'], weight='bold')
+    # two columns of names that fit
+    keys = [Line2D([], [], color=COLORS[key.color], linestyle='--' if key.dashed else '-', alpha=key.alpha)
+            for key in chart.legend]
+    if keys:
+        legend = figure.legend(keys, [''] * len(keys), loc='upper left', bbox_to_anchor=(0, 0), ncols=2,
+                               fontsize=10)
+        # not as labels above: matplotlib leaves out those with an underscore in front
+        for text, key in zip(legend.get_texts(), chart.legend):
+            text.set(text=label_text(shorten(key.label, 24)), color=COLORS['ink'])
