@@ -3,6 +3,8 @@ import math
 
 import torch
 
+from core.nn.numerics import masked_softmax, wide
+
 ROUNDS = 7 # of Philox4x32; 7 pass every test of BigCrush (Salmon et al., 2011)
 
 
@@ -17,29 +19,21 @@ def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=Fa
         y_i       = sum_j mask_ij weight_ij v_j
 
     a (B, nh, T), c (B, nh or 1, T): the bias; a = slope, c = position make it -slope d. softmax does not see c_i.
-    w (B, nh, T): windows, in tokens; a key is seen while d + 1 < w, and a query always sees itself:
-        g = 1 - exp(-u),    u = 1 - (d + 1) / w             without a ramp
-        g = min(u, 1),      u = (w - 1 - d) / ramp          with one, in tokens
+    w (B, nh, T): windows, in tokens; log g = log_window(d, w, ramp). Without windows g = 1.
     moments: returns (y, sum_j weight d, sum_j weight (d - mean)^2, sum_j weight score), (B, nh, T) each and before dropout.
     dropout: a share of weights, in 256ths, set to 0; seed (1,) int64 says which (dropout_mask).
     """
     B, nh, T, hs = q.size()
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k, v_wide = (x.to(wide) for x in (q, k, v))
+    q, k, v_wide = wide(q), wide(k), wide(v)
     i = torch.arange(T, device=q.device)
     d = i[:, None] - i # (T, T), distances
-    score = q @ k.mT / (math.sqrt(hs) if scale is None else 1 / scale) # (B, nh, T, T), rounded as in model.math_attention
+    score = q @ k.mT / (math.sqrt(hs) if scale is None else 1 / scale) # (B, nh, T, T), rounded as in core/nn/attention.py
     logit = score
     if a is not None:
         logit = logit + a[..., None] * (c[..., None, :] - c[..., :, None])
-    seen = d >= 0
     if w is not None:
-        w = w.clamp(min=2)[..., None] # at 2 a query sees itself alone, as below
-        u = 1 - (d + 1) / w if ramp is None else (w - 1 - d) / ramp
-        seen = seen & (u > 0)
-        u = u.where(seen, 1)
-        logit = logit + (torch.log(-torch.expm1(-u)) if ramp is None else u.clamp(max=1).log())
-    weight = logit.masked_fill(~seen, -math.inf).softmax(dim=-1)
+        logit = logit + log_window(d, w[..., None], ramp)
+    weight = masked_softmax(logit, d >= 0)
     dropped = weight * dropout_mask(seed, B, nh, T, dropout) if dropout else weight
     y = (dropped @ v_wide).to(v.dtype)
     if not moments:
@@ -47,6 +41,22 @@ def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=Fa
     distance = (weight * d).sum(-1)
     variance = (weight * (d - distance[..., None]) ** 2).sum(-1)
     return y, distance, variance, (weight * score).sum(-1)
+
+
+def log_window(d, w, ramp=None):
+    """Returns log g for the key d tokens before the query, whose window is w tokens; -inf where the key is not seen.
+
+        g = 1 - exp(-u),    u = 1 - (d + 1) / w             without a ramp
+        g = min(u, 1),      u = (w - 1 - d) / ramp          with one, in tokens
+
+    A key is seen while d + 1 < w, and a query always sees itself. d and w broadcast; d may be negative.
+    """
+    w = w.clamp(min=2) # at 2 a query sees itself alone, as below
+    u = 1 - (d + 1) / w if ramp is None else (w - 1 - d) / ramp
+    seen = u > 0
+    u = torch.where(seen, u, 1.0) # where nothing is seen no gradient is infinite
+    log_g = torch.log(-torch.expm1(-u)) if ramp is None else torch.log(u.clamp(max=1))
+    return torch.where(seen, log_g, -math.inf)
 
 
 def dropout_mask(seed, B, nh, T, dropout):

@@ -70,7 +70,7 @@ def layer_level(golden, source, attn):
     losses = {name: value * c.n_layer / getattr(c, f'{name}_loss') for name, value in step.losses.items()} # unweighted
     logits = last.causal_router(x.detach())
     k = max(1, int(c.capacity * x.size(1)))
-    outs = dict(y=y, mask=mask, k=k, topk_idx_sorted=routing.slots(mask, k)[0], causal_logits=logits,
+    outs = dict(y=y, mask=mask, k=k, topk_idx_sorted=routing.assign_slots(mask, k)[0], causal_logits=logits,
                 causal_acc=((logits > 0) == mask).double().mean())
     bce = F.binary_cross_entropy_with_logits
     outs['causal_router_loss'] = bce(logits, mask.to(x.dtype))
@@ -167,8 +167,8 @@ def average_level(golden, source, attn):
 def topk_level(golden, source, attn):
     scores, hidden = golden('in')['scores'], golden('in')['hidden']
     capacity = golden('in')['capacity'].item()
-    mask = routing.top_k(scores, capacity)
-    index, live = routing.slots(mask, int(mask.sum(1).max()))
+    mask = routing.top_k_mask(scores, capacity)
+    index, live = routing.assign_slots(mask, int(mask.sum(1).max()))
     assert live.all() # as many in every row
     ranked = index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True)) # the source's order: by score
     rows = torch.arange(len(index)).repeat_interleave(index.size(1))
@@ -203,7 +203,7 @@ def mod_level(golden, source, attn):
     objective = (gate * mask * golden('in')['gy']).sum() + aux + z
     objective.backward()
     outs = dict(logits=logits, bce=aux, z=z, mask=mask.long(), k=mask[0].sum(), gate=gate * mask, objective=objective,
-                token_idx_sorted=routing.slots(mask, int(mask[0].sum()))[0])
+                token_idx_sorted=routing.assign_slots(mask, int(mask[0].sum()))[0])
     module = nn.Module()
     module.router = block.router
     source.check(golden, module, outs, i)
