@@ -51,10 +51,9 @@ def log_window(d, w, ramp=None):
 
     A key is seen while d + 1 < w, and a query always sees itself. d and w broadcast; d may be negative.
     """
-    w = w.clamp(min=2) # at 2 a query sees itself alone, as below
     u = 1 - (d + 1) / w if ramp is None else (w - 1 - d) / ramp
-    seen = u > 0
-    u = torch.where(seen, u, 1.0) # where nothing is seen no gradient is infinite
+    seen = (u > 0) | (d == 0)
+    u = u.clamp(min=1e-12) # where nothing is seen, log and its gradient stay finite
     log_g = torch.log(-torch.expm1(-u)) if ramp is None else torch.log(u.clamp(max=1))
     return torch.where(seen, log_g, -math.inf)
 

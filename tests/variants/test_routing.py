@@ -7,7 +7,7 @@ from model import Step, build
 from variants import _routing as routing
 from variants._moments import shuffle_stats
 
-SIZE = dict(block_size=288, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
+SIZE = dict(block_size=160, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
 ROUTED = 'mod', 'sdt', 'stt'
 
 
@@ -38,12 +38,12 @@ def test_decoding_skips_blocks_and_says_the_same(variant, router):
     model = trained(variant, iterations, router=router)
     idx = tokens(model, 1, 8)
     seen, it = executions(model), at(iterations) # schedules stand where training left them
-    got = model.generate(idx, 256, temperature=0, it=it)
+    got = model.generate(idx, 128, temperature=0, it=it)
     count = [sum(x == layer for x, _ in seen) for layer in range(4)]
-    assert count[0] == count[2] == 256 # these run for every token, as all would in the baseline
-    assert all(10 < n < 246 for n in (count[1], count[3])), count
+    assert count[0] == count[2] == 128 # these run for every token, as all would in the baseline
+    assert all(8 < n < 120 for n in (count[1], count[3])), count
     with torch.no_grad():
-        for _ in range(256):
+        for _ in range(128):
             idx = torch.cat((idx, model(idx, step=Step(it=it))[0][:, -1].argmax(-1, keepdim=True)), dim=1)
     assert torch.equal(got, idx)
 
@@ -83,7 +83,7 @@ def test_random_choice_is_by_position_and_layer():
     assert torch.equal(late, masks[0][:, 100:])
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+@pytest.mark.parametrize('device', [pytest.param('cpu', marks=pytest.mark.slow), pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_compiled_shams_choose_as_eager_ones_do(device):
     """Inductor computes with positions in 32 bits on a GPU; their hashes need 64."""
     stats = torch.arange(2 * 300.0, device=device).view(2, 300, 1)
