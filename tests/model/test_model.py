@@ -202,6 +202,14 @@ def test_math_is_the_definition():
                 assert torch.allclose(y[b, h, i], want, rtol=0, atol=1e-12)
 
 
+def test_distances_are_exact_wherever_positions_are():
+    """Empty slots of routed blocks are at 2^40, where float32 has no ones."""
+    (q, k, v), pos = qkv(6, dtype=torch.float32), plain_positions(6)
+    slope = torch.rand(2, 3, 6, generator=generator('slope'))
+    near, far = (attend(q, k, v, at, at, distance_bias(slope, at), impl='math') for at in (pos, pos + 2 ** 40))
+    assert torch.equal(near, far)
+
+
 @pytest.mark.parametrize('plain', [True, False], ids=['plain', 'positions'])
 @pytest.mark.parametrize('T', [1, 7, 31, 64])
 @pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=['float64', 'float32'])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import model as model_module
 from configurator import options_of
 from core.errors import Stop
-from core.nn.attention import attend, attention_weights
+from core.nn.attention import attend, attention_weights, score_function
 from lab.checks import at, logits_of, small, tokens
 from model import Step, build, load_classes
 from variants.forgetting import running_sum
@@ -271,6 +271,16 @@ def test_fractal_heads_slice_by_slice(options, sizes, scale):
             s = s - away / step.stats['window'][0][:, h, :, None]
             want = s.masked_fill(away < 0, float('-inf')).softmax(-1) @ v[:, h, :, part]
             assert torch.allclose(y[:, h, :, part], want)
+
+
+@pytest.mark.parametrize('variant', ['forgetting', 'hard_window', 'adaptive_span'])
+def test_slices_see_as_their_head_does(variant):
+    """A Bias and a Window of whole heads are to their slices what the same change is as a function."""
+    attn, x = attention(f'fractal_heads+{variant}', n_head=6, n_embd=96), normal(2, 9, 96)
+    step, (q, k, v) = step_at(x), attn.qkv(x)
+    y, described = attn.attend(q, k, v, x, step.pos, step), attn.score_mod
+    attn.score_mod = lambda x, pos_k, step: score_function(described(x, pos_k, step), step.pos, pos_k)
+    assert torch.allclose(y, attn.attend(q, k, v, x, step.pos, step))
 
 
 # -- the presets
