@@ -44,8 +44,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
-# An operator, to be computed once: Inductor would put powers and sines into each kernel that rotates
-# something.
+# An operator, to be computed once: Inductor would put powers and sines into each kernel that rotates.
 @torch.library.custom_op('variants::angles', mutates_args=())
 def angles(pos: torch.Tensor, n: int, base: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns cos and sin of pos * base^(-2m / n), (B, 1, T, n / 2) each, for pos (B, T), m = 0 .. n / 2 - 1."""

@@ -16,9 +16,8 @@ from core.errors import Stop
 from core.kernels import attention_reference as reference
 from core.nn.numerics import masked_softmax, wide, wide_dtype
 
-# Triton is needed nowhere else
 kernels = None
-if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'):
+if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
     from core.kernels import attention as kernels
 
 

@@ -29,8 +29,8 @@ def download_gpt2(name):
 @torch.no_grad()
 def load_gpt2(model, weights):
     """Copies a GPT2LMHeadModel's state dict into a GPT, whose names are the same."""
-    # OpenAI's checkpoints use a "Conv1D" module, which stores these four matrices transposed
     state = model.state_dict()
+    # OpenAI's checkpoints use a "Conv1D" module, which stores these four matrices transposed
     transposed = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'
     for name, w in weights.items():
         if name.endswith(('.attn.bias', '.attn.masked_bias')): # masks, not parameters
