@@ -24,7 +24,6 @@ from core.device.cuda_graph import GraphPool
 from core.device.flops import flops_per_token
 from core.device.machine import machine
 from core.errors import Stop, run as run_main
-from core.nn.attention import record_backends
 from core.rng import generator
 from core.run.environment import versions
 from core.training.train_step import TrainStep
@@ -133,9 +132,9 @@ class ModuleArm:
         self.x.requires_grad_()
         self.call = torch.compile(self.run, fullgraph=True, dynamic=False) if m.compile else self.run
         self.samples = {'backward': []}
-        with record_backends(self.module.attn_dropout) as ways:
-            self.run(self.x)
-        self.ways = sorted(ways)
+        backends = set()
+        self.run(self.x, backends)
+        self.ways = sorted({way for way, _ in backends})
         self.run_backward()
         self.peak_bytes = None
         if m.type == 'cuda':
@@ -145,8 +144,8 @@ class ModuleArm:
             self.peak_bytes = torch.cuda.max_memory_allocated() - before
         self.backward = pool.replayable(self.run_backward) if m.type == 'cuda' and m.compile else self.run_backward
 
-    def run(self, x):
-        step = Step()
+    def run(self, x, backends=None):
+        step = Step(backends=backends)
         step.pos = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
         step.it = torch.zeros((), device=x.device)
         with self.m.autocast():

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from configurator import Count, Rate, construct_checked
 from core.assemble import assemble
 from core.errors import Stop
-from core.nn.attention import attend
+from core.nn.attention import attend, choose_backend
 from core.nn.dropout import Dropout
 from core.nn.embedding import Embedding
 from core.nn.gpt2_weights import SIZES as GPT2_SIZES, download_gpt2, load_gpt2
@@ -63,13 +63,15 @@ class Step:
     shared: tensors that modules hand to each other in the same pass, each under a name of its own.
     losses: {name: weighted scalar}, added to the objective while training.
     stats: None, or a dict that fills with {name: [a detached tensor a layer]}.
+    backends: None, or a set that fills with (way, why) of how attention is computed in training: choose_backend().
     """
 
-    def __init__(self, pos=None, it=None, cache=None, stats=None):
+    def __init__(self, pos=None, it=None, cache=None, stats=None, backends=None):
         self.pos, self.from_zero = pos, pos is None
         self.it = it
         self.cache = cache
         self.stats = stats
+        self.backends = backends
         self.shared = {}
         self.losses = {}
 
@@ -148,14 +150,20 @@ class CausalSelfAttention(nn.Module):
         return v
 
     def score_mod(self, x, pos_k, step):
-        """(f, form) for attend(); queries are at step.pos, keys at pos_k. None: scores as they are."""
-        return None, None
+        """None for scores as they are, or a Bias, a Window or a function (core/nn/attention.py); queries are at step.pos."""
+        return None
 
     # every head, once a layer
     def attend(self, q, k, v, x, pos_k, step):
-        score_mod, form = self.score_mod(x, pos_k, step)
+        return self.compute_attention(q, k, v, self.score_mod(x, pos_k, step), pos_k, step)
+
+    def compute_attention(self, q, k, v, score_mod, pos_k, step, moments=False):
+        """Returns what core/nn/attention.py's attend() does, with this module's options."""
+        impl = self.config.attn
         dropout = self.attn_dropout if self.training else 0.0
-        return attend(q, k, v, step.pos, pos_k, score_mod, form, self.config.attn, step.from_zero, dropout)
+        if step.backends is not None:
+            step.backends.add(choose_backend(impl, q, score_mod, step.from_zero, self.attn_dropout, moments))
+        return attend(q, k, v, step.pos, pos_k, score_mod, impl, step.from_zero, dropout, moments)
 
     def forward(self, x, step):
         q, k, v = self.qkv(x)

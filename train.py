@@ -23,7 +23,6 @@ from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
 from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
-from core.nn.attention import record_backends
 from core.run.environment import describe_run
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
@@ -191,10 +190,11 @@ def setup(config):
 def try_forward(model, m, batch_size, block_size):
     """Runs one forward pass, in which a model refuses what it cannot compute, and says how attention is computed."""
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
-    with m.tf32(), m.autocast(), record_backends(model.transformer.h[0].attn.attn_dropout) as backends:
-        model(idx)
+    backends = set()
+    with m.tf32(), m.autocast():
+        model(idx, step=Step(backends=backends))
     if backends: # a variant may have a way of its own
-        print0(f"attention by {', '.join(sorted(backends))}")
+        print0('attention by ' + ', '.join(f'{way} ({why})' for way, why in sorted(backends)))
 
 
 # -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What stt, sdt and mod share: surprise, choosing tokens, and a block that runs for the chosen ones only.
 
-Source: github.com/fredericowieser/Dynamic-Transformers, src/models/base (arXiv 2511.21408); threshold routing: arXiv 2603.11535.
+Source: github.com/fredericowieser/Dynamic-Transformers, src/models/base (arXiv 2511.21408); threshold
+routing: arXiv 2603.11535.
 """
 import math
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 import model
 
 NOWHERE = 2 ** 40       # the position of a slot that holds no token: no query sees it
-SLACK = 1.25            # in training, slots for 1.25 times the tokens that the capacity says: thresholds hit it on average only
+SLACK = 1.25            # training has slots for 1.25 times the capacity, which a threshold only hits on average
 CLASHES = dict(
     value_residual='the first layer has values for all tokens, a routed one for those it chooses',
     canon='a convolution would run over the chosen tokens of all rows, whichever they are',
@@ -22,32 +23,39 @@ CLASHES = dict(
 # -- surprise, of an update r (B, T, C)
 
 def static_surprise(r):
-    return (r ** 2).mean(-1) # (B, T)
+    """Returns the mean square of the update (B, T): how far it is from no change."""
+    return (r ** 2).mean(-1)
 
 
 def change_surprise(r, mu, log_var=None, variance=1.0):
-    """Against a prediction mu of r: the mean square, or with log_var the mean Gaussian surprise, r having this variance itself."""
+    """Returns how far the update is from its prediction mu (B, T): the mean square, or a Gaussian's surprise.
+
+    With log_var it is the mean Kullback-Leibler divergence of a Gaussian around r, of this variance, from the
+    predicted one, but for a constant.
+    """
     d = (r - mu) ** 2
     return d.mean(-1) if log_var is None else 0.5 * (log_var + (d + variance) * torch.exp(-log_var)).mean(-1)
 
 
 def moving_average(d, window):
-    """The mean of the last `window` numbers (..., T), before the first one the first again."""
+    """Returns the mean of the last `window` numbers (..., T); before the first one comes the first again."""
     return F.pad(d, (window - 1, 0), mode='replicate').unfold(-1, window, 1).mean(-1)
 
 
 class Prior(nn.Module):
-    """Predicts a block's update: RMSNorm, a SwiGLU layer of n_embd * width units and, for a Gaussian, its mean and log variance."""
+    """A network that predicts a block's update: RMSNorm, SwiGLU and, for a Gaussian, its mean and log variance."""
 
     def __init__(self, config):
         super().__init__()
-        C, hidden = config.n_embd, max(2, 2 * math.ceil(config.prior_width * config.n_embd / 2))
+        C = config.n_embd
+        hidden = max(2, 2 * math.ceil(config.prior_width * C / 2)) # even
         self.norm = nn.RMSNorm(C, eps=1e-6)
         self.gate, self.up = (nn.Linear(C, hidden, bias=False) for _ in range(2))
         self.down = nn.Linear(hidden, C, bias=False)
         self.gaussian = nn.Linear(C, 2 * C) if config.change == 'gaussian' else None
 
-    def forward(self, x): # (B, T, C) -> (mu,) or (mu, log_var)
+    # (B, T, C) -> (mu,) or (mu, log_var)
+    def forward(self, x):
         x = self.norm(x)
         y = self.down(F.silu(self.gate(x)) * self.up(x))
         return (y,) if self.gaussian is None else self.gaussian(y).chunk(2, dim=-1)
@@ -69,16 +77,17 @@ class Surprise(nn.Module):
     def unexpected(self, d_st, mean_st):
         return d_st - self.m_cu * mean_st
 
-    def forward(self, d_st, d_ch, mean_st, sharp_ce, sharp_cu): # (B, T) each, two scalars
+    # (B, T) each, two scalars
+    def forward(self, d_st, d_ch, mean_st, sharp_ce, sharp_cu):
         g = torch.sigmoid(sharp_ce * self.expected(d_st, d_ch))
         if self.config.gate == 'or':
             other = torch.sigmoid(sharp_cu * self.unexpected(d_st, mean_st))
-            g = g + other - g * other
+            g = g + other - g * other # noisy OR
         return g
 
 
 def sharpness(config, it):
-    """From sharp_min, held for sharp_warmup iterations, linearly to sharp_max over sharp_iters."""
+    """Returns sharp_min up to iteration sharp_warmup, then rises linearly to sharp_max over sharp_iters."""
     rise = ((it - config.sharp_warmup) / config.sharp_iters).clamp(0, 1)
     return config.sharp_min + (config.sharp_max - config.sharp_min) * rise
 
@@ -86,49 +95,53 @@ def sharpness(config, it):
 # -- who is chosen
 
 class CausalRouter(nn.Module):
-    """Foresees from a token alone whether a rule that sees the whole row would choose it."""
+    """A network that foresees from a token alone whether a rule that sees the whole row would choose it."""
 
     def __init__(self, n_embd):
         super().__init__()
-        self.fc, self.proj = nn.Linear(n_embd, n_embd // 2, bias=False), nn.Linear(n_embd // 2, 1, bias=False)
+        self.fc = nn.Linear(n_embd, n_embd // 2, bias=False)
+        self.proj = nn.Linear(n_embd // 2, 1, bias=False)
 
     def forward(self, x):
         return self.proj(F.silu(self.fc(x)))[..., 0] # (B, T), above 0: chosen
 
 
 class Threshold(nn.Module):
-    """Chooses what scores at least as high as the best share `capacity` of the tokens trained on lately."""
+    """A rule that chooses what scores as high as the best share `capacity` of the latest training tokens."""
 
     def __init__(self, capacity):
         super().__init__()
         self.capacity = capacity
         self.register_buffer('least', torch.zeros(()))
 
-    def forward(self, score, it): # (B, T) -> bool (B, T); this pass is compared with those before it
-        mask = score >= self.least
+    # (B, T) -> bool (B, T)
+    def forward(self, score, it):
+        mask = score >= self.least # of the passes before this one
         if self.training:
             ranked = score.detach().flatten().sort(descending=True).values
             now = ranked[max(int(self.capacity * len(ranked)), 1) - 1].to(self.least.dtype)
-            self.least.copy_(torch.where(it == 0, now, (self.least + now) / 2)) # scores drift together, so forget fast
+            # scores drift together, so forget fast
+            self.least.copy_(torch.where(it == 0, now, (self.least + now) / 2))
         return mask
 
 
-def top_k(score, capacity):
-    """The best of each row: bool (B, T). Sees the future."""
+def top_k_mask(score, capacity):
+    """Returns the best share of each row as bool (B, T). Sees the future."""
     k = max(1, int(capacity * score.size(1)))
     return torch.zeros_like(score, dtype=torch.bool).scatter(1, score.topk(k, dim=1).indices, True)
 
 
-def at_random(pos, layer, capacity):
-    """By position and layer alone, the same in training and decoding: bool (B, T)."""
-    mixed = (pos + 1009 * layer ^ 0x5bd1e995) * 2654435761 % 2 ** 32 # Knuth's hash; xor keeps Inductor from 32-bit indices
-    return (mixed ^ mixed >> 15) * 2246822519 % 2 ** 32 < capacity * 2 ** 32
+def random_mask(pos, layer, capacity):
+    """Returns a choice by position and layer alone, the same in training and decoding, as bool (B, T)."""
+    # Knuth's multiplicative hash; xor keeps Inductor from 32-bit indices
+    h = (pos + 1009 * layer ^ 0x5bd1e995) * 2654435761 % 2 ** 32
+    return (h ^ h >> 15) * 2246822519 % 2 ** 32 < capacity * 2 ** 32
 
 
 # -- what is run for them
 
-def slots(mask, size):
-    """The first `size` chosen positions of each row, in order: their indices and which of the slots hold one, (B, size) each."""
+def assign_slots(mask, size):
+    """Returns the first `size` chosen positions of each row and which slots hold one, (B, size) each."""
     T = mask.size(1)
     t = torch.arange(T, device=mask.device)
     order = torch.where(mask, t, t + T).sort(dim=1).values[:, :size] # the chosen ones come first
@@ -136,25 +149,31 @@ def slots(mask, size):
 
 
 def run_chosen(block, forward, x, mask, gate, step):
-    """x (B, T, C) with gate (B, T) times forward's update added where mask (B, T) is set; chosen tokens see chosen ones only.
+    """Returns x (B, T, C) plus gate (B, T) times forward's update where mask (B, T) is set.
 
-    Training has room for SLACK * capacity * T tokens a row, the first ones. With a cache nothing is computed where no row
-    chooses. keys='all': forward runs for every token, and chosen tokens see them all.
+    Chosen tokens see chosen ones only. Training has room for SLACK * capacity * T tokens a row, the first ones.
+    With a cache nothing is computed where no row chooses. keys='all': forward runs for all tokens, and chosen ones
+    see them all.
     """
     c, T = block.config, x.size(1)
     step.stat('routed', mask.float())
     if c.keys == 'all':
         return x + (mask * gate)[..., None] * (forward(x, step) - x)
+
+    # slots a row
     if step.cache is not None: # decoding, which never compiles
         size = int(mask.sum(1).max())
         if size == 0:
             return x
     else:
         size = min(T, math.ceil(SLACK * c.capacity * T)) if block.training else T
-    index, live = slots(mask, size)
-    sub = model.Step(torch.where(live, step.pos.gather(1, index), NOWHERE), step.it, step.cache, step.stats)
+    index, live = assign_slots(mask, size)
+
+    # the block runs for what is in the slots; no query sees an empty one
+    pos = torch.where(live, step.pos.gather(1, index), NOWHERE)
+    sub = model.Step(pos, step.it, step.cache, step.stats, step.backends)
     sub.shared, sub.losses = step.shared, step.losses
-    at = index[..., None].expand(-1, -1, x.size(2))
-    chosen = x.gather(1, at)
+    index_c = index[..., None].expand(-1, -1, x.size(2)) # (B, size, C)
+    chosen = x.gather(1, index_c)
     update = (live * gate.gather(1, index))[..., None] * (forward(chosen, sub) - chosen)
-    return x.scatter_add(1, at, update.to(x.dtype))
+    return x.scatter_add(1, index_c, update.to(x.dtype))

@@ -17,6 +17,7 @@ import torch
 import model
 from configurator import NonNegative
 from core.nn.attention import distance_bias
+from core.nn.numerics import wide_dtype
 
 NEUTRAL = dict(slope_scale=0.0)
 
@@ -29,6 +30,6 @@ class GPTConfig(model.GPTConfig):
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def score_mod(self, x, pos_k, step):
-        heads = torch.arange(1, self.n_head + 1, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        slope = self.config.slope_scale * torch.exp2(-8 * heads / self.n_head) # (nh,)
-        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), step.pos, pos_k)
+        h = torch.arange(1, self.n_head + 1, device=x.device, dtype=wide_dtype(x))
+        slope = self.config.slope_scale * torch.exp2(-8 * h / self.n_head) # (nh,)
+        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), pos_k)

@@ -4,11 +4,12 @@ Source: CosineNorm of github.com/evintunador/templateGPT, after cosine normaliza
 
     y = x / sqrt(sum(x^2) + n * cosine_eps) * weight      over n channels
 
-That is RMSNorm over sqrt(n). cosine_unit=False gives the length sqrt(n) back; cosine_center takes off the mean first, and both
-are LayerNorm.
+That is RMSNorm over sqrt(n). cosine_unit=False gives the length sqrt(n) back; cosine_center takes off the
+mean first, and both are LayerNorm.
 
 Claim: none; templateGPT offers it beside RMSNorm and LayerNorm without a comparison.
-Expect: worse than the baseline or slower to learn: attention, MLP and logits start sqrt(n) smaller and weights must make up for it.
+Expect: worse than the baseline or slower to learn: attention, MLP and logits start sqrt(n) smaller and
+weights must make up for it.
 Control: `rmsnorm`, or cosine_unit=False, the same direction at RMSNorm's length.
 """
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 
 import model
 from configurator import Positive
+from core.nn.numerics import wide
 
 NEUTRAL = dict(cosine_unit=False, cosine_center=True, cosine_eps=1e-5)
 
@@ -36,7 +38,7 @@ class LayerNorm(model.LayerNorm):
         self.length = 1.0 if config.cosine_unit else ndim ** 0.5
 
     def forward(self, x):
-        n, x = x.size(-1), x.to(torch.promote_types(x.dtype, torch.float32))
+        n, x = x.size(-1), wide(x)
         if self.center:
             x = x - x.mean(-1, keepdim=True)
         y = self.length * x * torch.rsqrt(x.square().sum(-1, keepdim=True) + n * self.eps) * self.weight

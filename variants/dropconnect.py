@@ -1,12 +1,13 @@
 """Dropout of weights instead of activations: in training each step is without a random tenth of every matrix.
 
-Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject; DropConnect, Wan et al., ICML 2013, and AWD-LSTM
-(arXiv 1708.02182).
+Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject; DropConnect, Wan et al., ICML
+2013, and AWD-LSTM (arXiv 1708.02182).
 
-    y = x (W * mask / (1 - drop_weight))^T + b      mask: one for each forward pass, the same for all rows and positions
+    y = x (W * mask / (1 - drop_weight))^T + b    mask: one for each forward pass, the same for all rows and positions
 
-The source does not divide (rescale=False), so that evaluation sees weights about a tenth larger than training did, and it leaves
-out the biases of these matrices, in evaluation too: bias=False is nearest. Embeddings and the head are whole.
+The source does not divide (rescale=False), so that evaluation sees weights about a tenth larger than training
+did, and it leaves out the biases of these matrices, in evaluation too: bias=False is nearest. Embeddings and
+the head are whole.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: a slower fall of the loss, and less overfitting, as from dropout.
@@ -26,7 +27,7 @@ NEUTRAL = dict(drop_weight=0.0)
 @dataclass
 class GPTConfig(model.GPTConfig):
     drop_weight: Rate = 0.1             # share of each matrix's weights that is left out in a training step
-    rescale: bool = True                # divide by what is kept, so that evaluation sees what training saw; not in the source
+    rescale: bool = True                # divide by the share kept: evaluation sees what training saw; not in the source
 
 
 class Linear(model.Linear):
@@ -41,5 +42,6 @@ class Linear(model.Linear):
         kept = 1 - self.drop_weight
         return F.linear(x, self.weight * self.mask(kept) / (kept if self.rescale else 1), self.bias)
 
+    # (n_out, n_in)
     def mask(self, kept):
         return (torch.rand_like(self.weight) < kept).to(self.weight.dtype)

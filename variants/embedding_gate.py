@@ -1,15 +1,17 @@
-"""How far and how widely a token's heads look gates what attention adds to its embedding, and offsets the embedding itself.
+"""How far a token's heads look, and how widely, gates what attention adds to its embedding, and offsets it.
 
-Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration/embedding_based_on_attention.
+Source: github.com/tomhartke/transformer-modifications,
+attention_structure_alteration/embedding_based_on_attention.
 
     loc = [distance, deviation, position]        of the weights, before dropout: 2 n_head + 1 numbers a token
     x = x + attn * (1 + MLP_scale(loc)) + MLP_bias(loc);   x = x + mlp + MLP_loc(loc)
 
-The numbers enter as log(1 + tokens); the source has them over block_size (features='source') and three MLPs that start at
-random. Here they start at 0, as the baseline.
+The numbers enter as log(1 + tokens); the source has them over block_size (features='source') and three MLPs
+that start at random. Here they start at 0, as the baseline.
 
 Claim: none; its README sees no change from the baseline, one seed.
-Expect: nothing beyond seed noise; the position features let it learn another position embedding in every layer.
+Expect: nothing beyond seed noise; the position features let it learn another position embedding in every
+layer.
 Control: `gated_attention` and `value_residual`; shuffle_stats=True.
 Logged: `gate`, the mean of 1 + MLP_scale; `distance`, in tokens.
 """
@@ -19,7 +21,7 @@ from typing import Literal
 import torch
 
 import model
-from variants._moments import SmallMLP, attend_and_measure, deviation, shuffled, source_units
+from variants._moments import SmallMLP, attend_and_measure, deviation, shuffle_stats, source_units
 
 NEUTRAL = {}
 
@@ -41,7 +43,9 @@ class CausalSelfAttention(model.CausalSelfAttention):
             size = self.config.block_size
             loc = [*source_units(distance, variance, size), self.n_head * pos / size]
         loc = torch.cat(loc, dim=1).transpose(1, 2) # (B, T, 2 nh + 1)
-        step.shared['loc', self.layer] = shuffled(loc, self.layer, step) if self.config.shuffle_stats else loc
+        if self.config.shuffle_stats:
+            loc = shuffle_stats(loc, self.layer, step)
+        step.shared['loc', self.layer] = loc
         return y
 
 

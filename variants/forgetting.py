@@ -5,11 +5,12 @@ Source: Forgetting Transformer, Lin et al., arXiv 2503.02130.
     f = sigmoid(W x + b + forget_init)      per head and token
     score += log f_{j+1} + ... + log f_i = c_i - c_j,   c = cumsum(log f)
 
-softmax does not see c_i, so the bias belongs to the key alone. The paper has forget_init=0, where half is forgotten with every
-token, and no position embeddings; 3 forgets a twentieth.
+softmax does not see c_i, so the bias belongs to the key alone. The paper has forget_init=0, where half is
+forgotten with every token, and no position embeddings; 3 forgets a twentieth.
 
 Claim: better than RoPE Transformers on long-context language modelling, up to 760M parameters on 48B tokens.
-Expect: at T=256 most of what `alibi` gives. Whatever it has over that comes from rates that depend on the tokens between.
+Expect: at T=256 most of what `alibi` gives. Whatever it has over that comes from rates that depend on the
+tokens between.
 Control: `alibi`, `static_slope`; `soft_window`, where the query decides and not what lies between.
 Logged: `forget`, the mean of f.
 """
@@ -22,6 +23,9 @@ import torch.nn.functional as F
 
 import model
 from configurator import Count
+from core.nn.attention import Bias
+from core.nn.layers import in_every_nth
+from core.nn.numerics import wide
 
 NEUTRAL = dict(forget_init=1e6)
 
@@ -32,9 +36,11 @@ class GPTConfig(model.GPTConfig):
     every: Count = 1                    # variant in every n-th layer
 
 
+# An operator, because Inductor cannot fuse the sum with the addition of b over more than 128 tokens:
+# github.com/pytorch/pytorch/issues/180221
 @torch.library.custom_op('variants::running_sum', mutates_args=())
 def running_sum(x: torch.Tensor) -> torch.Tensor:
-    """x.cumsum(-1), which Inductor must not fuse with b: over 128 tokens it fails to (github.com/pytorch/pytorch/issues/180221)."""
+    """Returns x.cumsum(-1)."""
     return x.cumsum(-1)
 
 
@@ -46,15 +52,16 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.forget = nn.Linear(config.n_embd, config.n_head) if (layer + 1) % config.every == 0 else None # b: always
+        # with b, whatever config.bias
+        self.forget = nn.Linear(config.n_embd, config.n_head) if in_every_nth(layer, config.every) else None
 
     def score_mod(self, x, pos_k, step):
         if self.forget is None:
             return super().score_mod(x, pos_k, step)
         z = self.forget(x).transpose(1, 2) # (B, nh, T)
-        log_f = F.logsigmoid(z.to(torch.promote_types(z.dtype, torch.float32)) + self.config.forget_init)
+        log_f = F.logsigmoid(wide(z) + self.config.forget_init)
         step.stat('forget', log_f.exp())
-        log_f_k, = step.extend(self.layer, log_f=log_f[..., None])
-        log_f_k = log_f_k.squeeze(-1) # (B, nh, Tk)
-        c = running_sum(log_f_k) - log_f_k[..., :1] # from the first token on
-        return lambda s, b, h, i, j: s - c[b, h, j], dict(a=torch.ones_like(log_f), c=-c)
+        log_f_k, = step.extend(self.layer, log_f=log_f[..., None]) # (B, nh, Tk, 1), with those in the cache
+        log_f_k = log_f_k.squeeze(-1)
+        c = running_sum(log_f_k) - log_f_k[..., :1] # (B, nh, Tk), from the first token on
+        return Bias(torch.ones_like(log_f), -c)

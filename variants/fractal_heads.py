@@ -1,15 +1,17 @@
-"""Heads come in sizes: the first is whole, the second is cut in 2, the third in 4, and every slice is a head of its own.
+"""Heads come in sizes: the first is whole, the second cut in 2, the third in 4, each slice a head of its own.
 
 Source: github.com/evintunador/fractal-head-attention.
 
-    head i (0-based): split^i slices of its channels, q, k and v alike; each attends alone, side by side they are the head again
+    head i (0-based): split^i slices of its channels, q, k and v alike
+    each slice attends alone; side by side they are the head again
 
-Below `smallest` channels, or where a size does not divide, a head keeps the most cuts that are allowed. The source divides all
-scores by the root of the whole head's size (fractal_scale='head'), so that small slices look at everything almost evenly; here each
-has its own. All slices of one size are one call of attention.
+Below `smallest` channels, or where a size does not divide, a head keeps the most cuts that are allowed. The
+source divides all scores by the root of the whole head's size (fractal_scale='head'), so that small slices
+look at everything almost evenly; here each has its own. All slices of one size are one call of attention.
 
 Claim: none; its author does "not expect this idea to perform that well".
-Expect: nothing, or worse: slices of a few channels can say little about where to look. It costs one softmax row a slice.
+Expect: nothing, or worse: slices of a few channels can say little about where to look. It costs one softmax
+row a slice.
 Control: the baseline at n_head of 3, 6, 12 and 24: mixed sizes must beat the best uniform one.
 """
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import torch
 
 import model
 from configurator import Count
+from core.nn.attention import Bias, Window
 
 NEUTRAL = dict(split=1)
 
@@ -35,29 +38,42 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
+        # slices of each head; once a cut is refused, all finer ones are
         cuts, size = [1], self.n_embd // self.n_head
-        while len(cuts) < self.n_head: # once a cut is refused, all smaller ones are
+        while len(cuts) < self.n_head:
             finer = cuts[-1] * config.split
             cuts.append(finer if size % finer == 0 and size // finer >= config.smallest else cuts[-1])
-        self.sizes = [(n, len(list(heads))) for n, heads in groupby(cuts)] # (slices a head, heads cut like this)
+        # (slices a head, heads that are cut like this)
+        self.sizes = [(n, len(list(heads))) for n, heads in groupby(cuts)]
 
     def attend(self, q, k, v, x, pos_k, step):
-        score_mod, form = self.score_mod(x, pos_k, step)
+        score_mod = self.score_mod(x, pos_k, step) # of whole heads
         first, ys = 0, []
         for n, heads in self.sizes:
-            ys.append(self.attend_sliced(n, slice(first, first + heads), q, k, v, pos_k, score_mod, form, step))
+            part = slice(first, first + heads)
+            sliced = (slice_heads(z[:, part], n) for z in (q, k, v)) # (B, heads n, T, hs / n) each
+            ys.append(self.attend_slices(*sliced, n, for_slices(score_mod, part, n), pos_k, step))
             first += heads
-        return torch.cat(ys, dim=1)
+        return torch.cat(ys, dim=1) # (B, nh, T, hs)
 
-    def attend_sliced(self, n, heads, q, k, v, pos_k, score_mod, form, step):
-        """Heads of one size, each in n slices; score_mod and form are those of the whole heads."""
-        q, k, v = (z[:, heads].unflatten(-1, (n, -1)).transpose(2, 3).flatten(1, 2) for z in (q, k, v)) # (B, heads n, T, hs / n)
+    def attend_slices(self, q, k, v, n, score_mod, pos_k, step):
+        """Attention of heads that are all cut in n slices; returns whole heads again."""
         if self.config.fractal_scale == 'head':
             q = q * n ** -0.5
-        whole = score_mod and (lambda s, b, h, i, j: score_mod(s, b, heads.start + h // n, i, j))
-        if form is not None:
-            each = lambda z: z if isinstance(z, float) or z.size(1) == 1 else z[:, heads].repeat_interleave(n, dim=1)
-            form = {name: each(z) for name, z in form.items()}
-        y = model.attend(q, k, v, step.pos, pos_k, whole, form, self.config.attn, step.from_zero,
-                         self.attn_dropout if self.training else 0.0)
+        y = self.compute_attention(q, k, v, score_mod, pos_k, step) # (B, heads n, T, hs / n)
         return y.unflatten(1, (-1, n)).transpose(2, 3).flatten(-2) # (B, heads, T, hs)
+
+
+def slice_heads(z, n):
+    """Returns z (B, heads, T, hs) as (B, heads n, T, hs / n)."""
+    return z.unflatten(-1, (n, -1)).transpose(2, 3).flatten(1, 2)
+
+
+def for_slices(score_mod, part, n):
+    """Returns a score_mod of all heads as one of the n slices of each head in part, a slice object."""
+    repeat = lambda z: z if z.size(1) == 1 else z[:, part].repeat_interleave(n, dim=1)
+    if isinstance(score_mod, Bias):
+        return Bias(repeat(score_mod.slope), repeat(score_mod.key))
+    if isinstance(score_mod, Window):
+        return Window(repeat(score_mod.width), score_mod.ramp)
+    return score_mod and (lambda s, b, h, i, j: score_mod(s, b, part.start + h // n, i, j))

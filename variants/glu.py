@@ -2,11 +2,13 @@
 
 Source: GLU Variants Improve Transformer, Shazeer, arXiv 2002.05202.
 
-    mlp = W_proj (gate(W_gate x) * W_up x)      hidden: 8/3 n_embd, a multiple of 8; c_fc holds W_gate, then W_up
+    mlp = W_proj (gate(W_gate x) * W_up x)    hidden: 8/3 n_embd, a multiple of 8; c_fc holds W_gate, then W_up
 
-glu_gate='silu' is SwiGLU (Llama), 'gelu' GeGLU (Gemma, Grok), 'relu' ReGLU. 8/3 instead of 4 n_embd keeps the number of parameters.
+glu_gate='silu' is SwiGLU (Llama), 'gelu' GeGLU (Gemma, Grok), 'relu' ReGLU. 8/3 instead of 4 n_embd keeps the
+number of parameters.
 
-Claim: log-perplexity 1.944 (SwiGLU) and 1.942 (GeGLU) against 1.997 for ReLU, T5-base after 65,536 steps at equal parameters.
+Claim: log-perplexity 1.944 (SwiGLU) and 1.942 (GeGLU) against 1.997 for ReLU, T5-base after 65,536 steps at
+equal parameters.
 Expect: a small gain, near seed noise on a million characters; nanochat measured it worse than ReLU^2.
 Control: `relu2`, which also makes units quadratic, without a gate; `wide_mlp`.
 """
@@ -19,7 +21,8 @@ import model
 from configurator import Positive
 
 NEUTRAL = dict(glu_gate='none')
-CLASHES = {'relu2': 'each has its own nonlinearity in the MLP', 'wide_mlp': 'each has its own width of the MLP; see glu_ratio',
+CLASHES = {'relu2': 'each has its own nonlinearity in the MLP',
+           'wide_mlp': 'each has its own width of the MLP; see glu_ratio',
            'relative_location': 'it adds to the units of an MLP without gates'}
 GATES = dict(silu=F.silu, gelu=F.gelu, relu=F.relu)
 

@@ -4,17 +4,19 @@ Source: multi-query attention, Shazeer, arXiv 1911.02150; in groups: GQA, Ainsli
 
     query head h looks at key and value head h // (n_head / n_kv_head)
 
-n_kv_head=1 is multi-query attention; n_kv_head=0 gives every query head its own, the baseline. The cache holds the n_kv_head heads.
+n_kv_head=1 is multi-query attention; n_kv_head=0 gives every query head its own, the baseline. The cache
+holds the n_kv_head heads.
 
-Claim: quality between multi-head and multi-query attention at the speed of the latter (T5 XXL: 47.1 against 47.2 and 46.6).
-Expect: slightly worse at equal depth, for there are fewer parameters; the gain is a cache n_head / n_kv_head times smaller.
+Claim: quality between multi-head and multi-query attention at the speed of the latter (T5 XXL: 47.1 against
+47.2 and 46.6).
+Expect: slightly worse at equal depth, for there are fewer parameters; the gain is a cache n_head / n_kv_head
+times smaller.
 Control: the baseline with fewer heads; n_kv_head between 1 and n_head.
 """
 from dataclasses import dataclass
 
 import model
-from configurator import Whole
-from core.errors import Stop
+from configurator import Stop, Whole
 
 NEUTRAL = dict(n_kv_head=0)
 
@@ -36,6 +38,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.n_kv_embd = self.n_embd // self.n_head * (config.n_kv_head or self.n_head)
         self.c_attn = classes.Linear(config, config.n_embd, self.n_embd + 2 * self.n_kv_embd)
 
-    def qkv(self, x): # q (B, nh, T, hs), k and v (B, n_kv_head, T, hs)
+    # q (B, nh, T, hs), k and v (B, n_kv_head, T, hs)
+    def qkv(self, x):
         split = self.c_attn(x).split([self.n_embd, self.n_kv_embd, self.n_kv_embd], dim=2)
         return (z.unflatten(2, (-1, self.n_embd // self.n_head)).transpose(1, 2) for z in split)

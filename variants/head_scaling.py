@@ -1,16 +1,18 @@
-"""Each head's output is scaled by what the shape of all heads' attention says: how far they look, how widely, how surely.
+"""Each head's output is scaled by the shape of all heads' attention: how far they look, how widely and surely.
 
 Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration/head_output_scaling.
 
-    f = [LN(mean score), LN(distance), LN(deviation)]      of the weights, before dropout; each a vector over heads
+    f = [LN(mean score), LN(distance), LN(deviation)]    of the weights, before dropout; each a vector over heads
     y_h *= 2 * sigmoid(MLP(f))_h                           MLP: 3 n_head -> 12 n_head -> n_head
 
-Distance and deviation enter as log(1 + tokens); the source has them over block_size (features='source'), and an MLP that starts
-at random. Here it starts at 0, as the baseline.
+Distance and deviation enter as log(1 + tokens); the source has them over block_size (features='source'), and
+an MLP that starts at random. Here it starts at 0, as the baseline.
 
 Claim: none; its README sees no change from the baseline, one seed.
-Expect: nothing beyond seed noise. Where variants/kernels does not run, scores and statistics are T x T in float32, and slow.
-Control: `gated_attention`, a gate from the token itself; static=True, a constant for each head; shuffle_stats=True.
+Expect: nothing beyond seed noise. Where variants/kernels does not run, scores and statistics are T x T in
+float32, and slow.
+Control: `gated_attention`, a gate from the token itself; static=True, a constant for each head;
+shuffle_stats=True.
 Logged: `head_scale`; `distance`, in tokens.
 """
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch
 import torch.nn as nn
 
 import model
-from variants._moments import SmallMLP, attend_and_measure, deviation, shuffled, source_units
+from variants._moments import SmallMLP, attend_and_measure, deviation, shuffle_stats, source_units
 
 NEUTRAL = {}
 
@@ -39,12 +41,15 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if config.static:
             self.scale = nn.Parameter(torch.zeros(config.n_head))
         else:
-            self.ln_importance, self.ln_rel, self.ln_std = (classes.LayerNorm(config, config.n_head) for _ in range(3))
+            self.ln_importance = classes.LayerNorm(config, config.n_head)
+            self.ln_rel = classes.LayerNorm(config, config.n_head)
+            self.ln_std = classes.LayerNorm(config, config.n_head)
             self.mlp_scale = SmallMLP(config, classes, 3 * config.n_head, config.n_head)
 
     def attend(self, q, k, v, x, pos_k, step):
         if self.config.static:
-            y, z = super().attend(q, k, v, x, pos_k, step), self.scale[:, None] # (nh, 1)
+            y = super().attend(q, k, v, x, pos_k, step)
+            z = self.scale[:, None] # (nh, 1)
         else:
             y, *stats = attend_and_measure(self, q, k, v, x, pos_k, step)
             z = self.mlp_scale(self.structure(*stats, step)).transpose(1, 2) # (B, nh, T)
@@ -52,11 +57,12 @@ class CausalSelfAttention(model.CausalSelfAttention):
         step.stat('head_scale', scale)
         return y * scale[..., None].to(y.dtype)
 
-    def structure(self, distance, variance, score, step): # (B, nh, T) each -> (B, T, 3 nh)
+    # (B, nh, T) each -> (B, T, 3 nh)
+    def structure(self, distance, variance, score, step):
         if self.config.features == 'log':
             rel, std = torch.log1p(distance), torch.log1p(deviation(variance))
         else:
             rel, std = source_units(distance, variance, self.config.block_size)
         rel, std, score = (t.transpose(1, 2) for t in (rel, std, score))
         f = torch.cat((self.ln_importance(score), self.ln_rel(rel), self.ln_std(std)), dim=-1)
-        return shuffled(f, self.layer, step) if self.config.shuffle_stats else f
+        return shuffle_stats(f, self.layer, step) if self.config.shuffle_stats else f

@@ -4,8 +4,9 @@ Source: github.com/tomhartke/transformer-modifications, model_residual_importanc
 
     score += (W x)_j      of the key's own token j; W starts at 0, as the baseline
 
-The source carries the importance through n_head more channels of the residual stream, which the MLPs of earlier layers write;
-here each layer reads it from its own input. (Its residual stream is replaced by a norm's output, too.)
+The source carries the importance through n_head more channels of the residual stream, which the MLPs of
+earlier layers write; here each layer reads it from its own input. (Its residual stream is replaced by a
+norm's output, too.)
 
 Claim: none.
 Expect: nothing beyond seed noise: a constant part of all queries can say the same with the key as it is.
@@ -16,6 +17,8 @@ import torch
 import torch.nn as nn
 
 import model
+from core.nn.attention import Bias
+from core.nn.numerics import wide
 
 NEUTRAL = {}
 
@@ -28,9 +31,9 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.importance.weight.init = nn.init.zeros_
 
     def score_mod(self, x, pos_k, step):
-        z = self.importance(x).transpose(1, 2) # (B, nh, T)
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = wide(self.importance(x).transpose(1, 2)) # (B, nh, T)
         step.stat('importance', z.abs())
-        all_z, = step.extend(self.layer, importance=z[..., None])
-        c = (all_z - all_z[..., :1, :]).squeeze(-1) # (B, nh, Tk); softmax sees no constant, so rounding should not either
-        return lambda s, b, h, i, j: s + c[b, h, j], dict(a=torch.ones_like(z), c=c)
+        all_z, = step.extend(self.layer, importance=z[..., None]) # (B, nh, Tk, 1), with those in the cache
+        # softmax sees no constant, so rounding should not either
+        c = (all_z - all_z[..., :1, :]).squeeze(-1) # (B, nh, Tk)
+        return Bias(torch.ones_like(z), c)

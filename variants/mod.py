@@ -1,16 +1,19 @@
 """In every second block a router sends part of the tokens through; the others pass unchanged.
 
-Source: Mixture-of-Depths, Raposo et al., arXiv 2404.02258; as in github.com/fredericowieser/Dynamic-Transformers.
+Source: Mixture-of-Depths, Raposo et al., arXiv 2404.02258; as in
+github.com/fredericowieser/Dynamic-Transformers.
 
     r = W x;   chosen tokens: x = x + sigmoid(r) * (block(x) - x), which see chosen ones only;   others: x
 
-The paper and the source choose the best `capacity` of each row, which looks at later tokens (router='topk'): evaluation and
-decoding then ask a second network, trained to foresee that choice. Here the default is a threshold that follows the scores of
-earlier iterations (Expert Threshold routing, arXiv 2603.11535): one causal rule for training, evaluation and decoding.
+The paper and the source choose the best `capacity` of each row, which looks at later tokens (router='topk'):
+evaluation and decoding then ask a second network, trained to foresee that choice. Here the default is a
+threshold that follows the scores of earlier iterations (Expert Threshold routing, arXiv 2603.11535): one
+causal rule for training, evaluation and decoding.
 
 Claim: up to 1.5 % lower loss at equal training FLOPs, and 50 % faster decoding.
 Expect: a higher loss at equal steps for fewer FLOPs; an independent 50M copy lost 0.1 to 0.5 nats on C4.
-Control: router='random', by position, at the same capacity; `surprise`, `stt` and `sdt`, which choose by surprise.
+Control: router='random', by position, at the same capacity; `surprise`, `stt` and `sdt`, which choose by
+surprise.
 Logged: `routed`, the share of tokens chosen.
 """
 from dataclasses import dataclass
@@ -22,7 +25,8 @@ import torch.nn.functional as F
 
 import model
 from configurator import NonNegative, Whole
-from variants._routing import CLASHES, CausalRouter, Threshold, at_random, run_chosen, top_k  # noqa: F401
+from core.nn.layers import in_every_nth
+from variants._routing import CLASHES, CausalRouter, Threshold, random_mask, run_chosen, top_k_mask  # noqa: F401
 
 NEUTRAL = dict(every=0)
 LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later tokens in view')]
@@ -42,7 +46,7 @@ class Block(model.Block):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.routed = config.every > 0 and (layer + 1) % config.every == 0
+        self.routed = in_every_nth(layer, config.every)
         if self.routed:
             self.router = nn.Linear(config.n_embd, 1, bias=False)
             if config.router == 'topk':
@@ -56,13 +60,15 @@ class Block(model.Block):
         c, logits = self.config, self.router(x)[..., 0] # (B, T)
         step.loss('z', c.z_loss / c.n_layer * (logits ** 2).mean())
         if c.router == 'random':
-            mask = at_random(step.pos, self.layer, c.capacity)
+            mask = random_mask(step.pos, self.layer, c.capacity)
         elif c.router == 'threshold':
             mask = self.threshold(logits, step.it)
         elif self.training:
-            mask, foreseen = top_k(logits, c.capacity), self.causal_router(x.detach())
-            wanted = mask.to(x.dtype)
-            losses = F.binary_cross_entropy_with_logits(logits, wanted) + F.binary_cross_entropy_with_logits(foreseen, wanted)
+            mask = top_k_mask(logits, c.capacity)
+            target = mask.to(x.dtype)
+            foreseen = self.causal_router(x.detach())
+            losses = F.binary_cross_entropy_with_logits(logits, target)
+            losses = losses + F.binary_cross_entropy_with_logits(foreseen, target)
             step.loss('router', c.router_loss / c.n_layer * losses)
         else:
             logits = self.causal_router(x)

@@ -1,15 +1,16 @@
 """Gaussian noise on the embeddings, in training only.
 
-Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, Gaussian noise; a form of it is NEFTune
-(arXiv 2310.05914).
+Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, Gaussian noise; a form of it is
+NEFTune (arXiv 2310.05914).
 
     x = dropout(tok + pos) + noise_std * z      z: mean 0, variance 1 for each element
 
-NEFTune adds alpha / sqrt(T C) * U(-1, 1), which is noise='uniform' with noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092
-at T = 256, C = 384. There it is for fine-tuning.
+NEFTune adds alpha / sqrt(T C) * U(-1, 1), which is noise='uniform' with noise_std = alpha / sqrt(3 T C): its
+alpha = 5 is 0.0092 at T = 256, C = 384. There it is for fine-tuning.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
-Expect: no change in loss: 0.01 is a third of the standard deviation that embeddings start with, and they grow.
+Expect: no change in loss: 0.01 is a third of the standard deviation that embeddings start with, and they
+grow.
 Control: `base` with a tuned dropout.
 """
 from dataclasses import dataclass

@@ -1,12 +1,13 @@
 """In some rows of a batch each token's embedding is mixed with that of an earlier token, in training only.
 
-Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, mixup (arXiv 1710.09412) of embeddings.
+Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, mixup (arXiv 1710.09412) of
+embeddings.
 
     row     x_t = lam x_t + (1 - lam) x_s + mix_std * z     s uniform on 0 .. t, lam uniform on (0, 1), one lam a row
     batch   x   = lam x   + (1 - lam) x[rows shuffled] + mix_std * z     one lam, one coin for the batch
 
-The source's form is mix='batch', mix_std=0.01; it lets a row see another one. Its targets are not mixed, nor are they here: it is
-noise made of embeddings, not the mixup of that name.
+The source's form is mix='batch', mix_std=0.01; it lets a row see another one. Its targets are not mixed, nor
+are they here: it is noise made of embeddings, not the mixup of that name.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: a loss no better than the baseline's, perhaps less overfitting at a small dropout.
@@ -19,7 +20,7 @@ import torch
 
 import model
 from configurator import NonNegative, Share
-from core.nn.embedding import rows_of
+from core.nn.embedding import embedding
 from core.nn.noise import noise_like
 
 NEUTRAL = dict(mix_prob=0.0)
@@ -29,7 +30,7 @@ LEAKS = [(dict(mix='batch'), 'a row is mixed with another row of the batch, whos
 @dataclass
 class GPTConfig(model.GPTConfig):
     mix_prob: Share = 0.2               # how often a row, or a batch, is mixed
-    mix: Literal['row', 'batch'] = 'row' # what a token is mixed with: an earlier one of its row, or the same place of another row
+    mix: Literal['row', 'batch'] = 'row' # a token's partner: an earlier one of its row, or one of another row
     mix_std: NonNegative = 0.0          # standard deviation of the noise added where it is mixed; the source has 0.01
 
 
@@ -40,20 +41,23 @@ class GPT(model.GPT):
         if not self.training or self.config.mix_prob == 0:
             return x
         rows, times, coin, lam = self.draw(x)
-        partner = rows_of(x.flatten(0, 1), rows * x.size(1) + times) # x[rows, times], with a gradient that adds up in one order
+        # x[rows, times], with a gradient that adds up in one order
+        partner = embedding(x.flatten(0, 1), rows * x.size(1) + times) # (B, T, C)
         mixed = lam * x + (1 - lam) * partner
         if self.config.mix_std:
             mixed = mixed + self.config.mix_std * self.noise(x)
         return torch.where(coin, mixed, x)
 
     def draw(self, x):
-        """Where each token's partner is, indices that broadcast to (B, T), and (B or 1, 1, 1): whether to mix, and lam."""
+        """Returns each token's partner as two indices that broadcast to (B, T), a coin and lam, (B or 1, 1, 1)."""
         B, T, _ = x.size()
         if self.config.mix == 'row':
             n, rows = B, torch.arange(B, device=x.device)[:, None]
-            times = (torch.rand(B, T, device=x.device) * torch.arange(1, T + 1, device=x.device)).long() # 0 .. t
+            t = torch.arange(1, T + 1, device=x.device)
+            times = (torch.rand(B, T, device=x.device) * t).long() # 0 .. the token's own
         else:
-            n, rows, times = 1, torch.randperm(B, device=x.device)[:, None], torch.arange(T, device=x.device)
+            n, rows = 1, torch.randperm(B, device=x.device)[:, None]
+            times = torch.arange(T, device=x.device)
         coin, lam = torch.rand(2, n, 1, 1, dtype=x.dtype, device=x.device)
         return rows, times, coin < self.config.mix_prob, lam
 

@@ -1,13 +1,15 @@
 """The MLP also reads how far and how widely the token's heads look.
 
-Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration/autoregressive_relative_location.
+Source: github.com/tomhartke/transformer-modifications,
+attention_structure_alteration/autoregressive_relative_location.
 
     loc = LN([distance, deviation])              of the weights, before dropout: 2 n_head numbers a token
     mlp = W_2 gelu(W_1 LN(x) + W_loc loc)        W_loc starts at 0, as the baseline
 
-Distance and deviation enter as log(1 + tokens). The source (features='source') has them over block_size, minus their mean over the
-row so far, times a weight and plus a bias for each absolute position. Its MLP is wider (wide_hidden=True), and it normalises the
-residual stream itself, post-norm, which confounds its result (stream='post').
+Distance and deviation enter as log(1 + tokens). The source (features='source') has them over block_size,
+minus their mean over the row so far, times a weight and plus a bias for each absolute position. Its MLP is
+wider (wide_hidden=True), and it normalises the residual stream itself, post-norm, which confounds its result
+(stream='post').
 
 Claim: 1.51 nats on Shakespeare where its baseline has 1.46 to 1.47, one seed each: worse.
 Expect: nothing beyond seed noise.
@@ -21,14 +23,14 @@ import torch
 import torch.nn as nn
 
 import model
-from variants._moments import attend_and_measure, deviation, shuffled, source_units
+from variants._moments import attend_and_measure, deviation, shuffle_stats, source_units
 
 NEUTRAL = {}
 
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    features: Literal['log', 'source'] = 'log' # log(1 + tokens), or centred over the row so far with weights by position
+    features: Literal['log', 'source'] = 'log' # log(1 + tokens), or centred over the row so far, weights by position
     stream: Literal['pre', 'post'] = 'pre' # post: the second LayerNorm replaces the residual stream, as in the source
     wide_hidden: bool = False           # 4 (n_embd + 2 n_head) hidden units in the MLP, as in the source; else 4 n_embd
     shuffle_stats: bool = False         # sham: the statistics of an earlier position, picked by its number
@@ -46,15 +48,20 @@ class CausalSelfAttention(model.CausalSelfAttention):
     def attend(self, q, k, v, x, pos_k, step):
         y, distance, variance, _ = attend_and_measure(self, q, k, v, x, pos_k, step)
         if self.config.features == 'log':
-            loc = torch.cat((torch.log1p(distance), torch.log1p(deviation(variance))), dim=1).transpose(1, 2)
+            loc = torch.cat((torch.log1p(distance), torch.log1p(deviation(variance))), dim=1)
+            loc = loc.transpose(1, 2) # (B, T, 2 nh)
         else:
-            loc = torch.cat([t.transpose(1, 2) for t in source_units(distance, variance, self.config.block_size)], dim=-1)
-            every, = step.extend(self.layer, loc=loc) # (B, Tk, 2 nh)
-            count = torch.arange(1, every.size(1) + 1, device=loc.device)[:, None]
-            loc = loc - (every.cumsum(1) / count)[:, -loc.size(1):]
-            by_head = lambda p: p[:, step.pos].permute(1, 2, 0).repeat_interleave(self.n_head, dim=-1) # (B, T, 2 nh)
+            units = source_units(distance, variance, self.config.block_size)
+            loc = torch.cat([t.transpose(1, 2) for t in units], dim=-1) # (B, T, 2 nh)
+            past, = step.extend(self.layer, loc=loc) # (B, Tk, 2 nh)
+            count = torch.arange(1, past.size(1) + 1, device=loc.device)[:, None]
+            loc = loc - (past.cumsum(1) / count)[:, -loc.size(1):]
+            # weights by position, the same for all heads: (2, B, T) -> (B, T, 2 nh)
+            by_head = lambda p: p[:, step.pos].permute(1, 2, 0).repeat_interleave(self.n_head, dim=-1)
             loc = loc * by_head(self.scale) + by_head(self.offset)
-        step.shared['loc', self.layer] = shuffled(loc, self.layer, step) if self.config.shuffle_stats else loc
+        if self.config.shuffle_stats:
+            loc = shuffle_stats(loc, self.layer, step)
+        step.shared['loc', self.layer] = loc
         return y
 
 
@@ -84,4 +91,4 @@ class Block(model.Block):
     def mlp_residual(self, x, step):
         if self.config.stream == 'pre':
             return super().mlp_residual(x, step)
-        return self.add(x, self.mlp_out(self.mlp(x, step), step)) # normalised already
+        return self.add(x, self.mlp_out(self.mlp(x, step), step)) # x is normalised already

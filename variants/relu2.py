@@ -6,8 +6,8 @@ Source: Primer, So et al., arXiv 2109.08668; the default of github.com/karpathy/
 
 relu_power=1 is plain ReLU, 0 the baseline's GELU.
 
-Claim: one of the two changes (with convolutions after q, k and v) by which Primer trains to the Transformer's quality in up to 4
-times less compute.
+Claim: one of the two changes (with convolutions after q, k and v) by which Primer trains to the Transformer's
+quality in up to 4 times less compute.
 Expect: a small gain, at no cost; on a million characters within seed noise.
 Control: relu_power=1; `glu`.
 """

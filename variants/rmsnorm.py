@@ -16,6 +16,7 @@ import torch
 
 import model
 from configurator import Positive
+from core.nn.numerics import wide
 
 NEUTRAL = dict(rms_center=True, rms_eps=1e-5)
 
@@ -33,7 +34,7 @@ class LayerNorm(model.LayerNorm):
         self.center, self.eps = config.rms_center, config.rms_eps
 
     def forward(self, x):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = wide(x)
         if self.center:
             x = x - x.mean(-1, keepdim=True)
         y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight

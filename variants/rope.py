@@ -1,13 +1,15 @@
-"""Queries and keys are rotated by their position, so that scores see distances; no learned position embeddings.
+"""Queries and keys are rotated by position, so that scores see distances; no learned position embeddings.
 
 Source: RoFormer, Su et al., arXiv 2104.09864.
 
     channels (2m, 2m + 1) of q and k turn by the angle pos * rope_base^(-2m / n),   n channels of a head are rotated
 
-rope_share=0.25 rotates a quarter of them, as GPT-NeoX; 0 none, which without positions leaves the causal mask alone to tell where.
+rope_share=0.25 rotates a quarter of them, as GPT-NeoX; 0 none, which without positions leaves the causal mask
+alone to tell where.
 
 Claim: none with a number at this size; the default of nearly every open model since 2021.
-Expect: a clear gain at equal steps, one of the few switches that shows on Shakespeare; fewer parameters by block_size * n_embd.
+Expect: a clear gain at equal steps, one of the few switches that shows on Shakespeare; fewer parameters by
+block_size * n_embd.
 Control: `alibi`; rope_share=0, no positions at all.
 """
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import torch
 
 import model
 from configurator import Positive, Share
+from core.nn.numerics import wide_dtype
 
 NEUTRAL = dict(rope_share=0.0, positions=True)
 
@@ -30,18 +33,21 @@ class GPTConfig(model.GPTConfig):
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def rotate_qk(self, q, k, step):
-        n, dtype = int(self.config.rope_share * q.size(-1)) // 2 * 2, torch.promote_types(q.dtype, torch.float32)
+        n = int(self.config.rope_share * q.size(-1)) // 2 * 2
         if not step.from_zero:
-            turns = angles(step.pos, n, self.config.rope_base, dtype)
-        elif (turns := step.shared.get('rope')) is None: # the same in every layer
-            turns = step.shared['rope'] = angles(step.pos[:1], n, self.config.rope_base, dtype)
-        return turn(q, *turns), turn(k, *turns)
+            cos, sin = angles(step.pos, n, self.config.rope_base, wide_dtype(q))
+        else:
+            # the same in every row and layer
+            if 'rope' not in step.shared:
+                step.shared['rope'] = angles(step.pos[:1], n, self.config.rope_base, wide_dtype(q))
+            cos, sin = step.shared['rope']
+        return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
+# An operator, to be computed once: Inductor would put powers and sines into each kernel that rotates.
 @torch.library.custom_op('variants::angles', mutates_args=())
 def angles(pos: torch.Tensor, n: int, base: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of pos * base^(-2 i / n), (B, 1, T, n / 2) each, for pos (B, T) and pairs i = 0 .. n / 2 - 1. An operator, so
-    that they are computed once: Inductor would put powers and sines into every kernel that turns something, for all rows."""
+    """Returns cos and sin of pos * base^(-2m / n), (B, 1, T, n / 2) each, for pos (B, T), m = 0 .. n / 2 - 1."""
     pairs = torch.arange(0, n, 2, device=pos.device, dtype=dtype)
     angle = pos[:, None, :, None] * base ** (-pairs / n)
     return angle.cos(), angle.sin()
@@ -53,11 +59,12 @@ def _(pos, n, base, dtype):
     return pos.new_empty(shape, dtype=dtype), pos.new_empty(shape, dtype=dtype)
 
 
-def turn(x, cos, sin):
+def rotate(x, cos, sin):
+    """Returns x (B, nh, T, hs), the first n channels rotated in pairs; cos and sin (B or 1, 1, T, n / 2)."""
     n = 2 * cos.size(-1)
-    a, b = x[..., :n].unflatten(-1, (-1, 2)).unbind(-1) # (B, nh, T, n / 2)
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
-    return torch.cat((turned, x[..., n:]), dim=-1) if n < x.size(-1) else turned
+    a, b = x[..., :n].unflatten(-1, (-1, 2)).unbind(-1) # (B, nh, T, n / 2) each
+    rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    return torch.cat((rotated, x[..., n:]), dim=-1) if n < x.size(-1) else rotated
 
 
 class GPT(model.GPT):

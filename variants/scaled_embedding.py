@@ -1,13 +1,15 @@
 """Token embeddings enter the residual stream multiplied by sqrt(n_embd).
 
-Source: Attention Is All You Need, arXiv 1706.03762, section 3.4; github.com/evintunador/templateGPT has it as scale_first_resid.
+Source: Attention Is All You Need, arXiv 1706.03762, section 3.4; github.com/evintunador/templateGPT has it as
+scale_first_resid.
 
     x = embedding_scale * wte[idx] + wpe[pos]
 
 The output head, tied to wte, is not scaled.
 
 Claim: none; neither source says why.
-Expect: no gain, perhaps a loss: blocks at the start change the stream less. It matters where updates are large (`post_norm`).
+Expect: no gain, perhaps a loss: blocks at the start change the stream less. It matters where updates are
+large (`post_norm`).
 Control: embedding_scale between 1 and sqrt(n_embd).
 """
 from dataclasses import dataclass

@@ -7,9 +7,9 @@ Source: Subjective Depth Transformer, arXiv 2511.21408; github.com/fredericowies
     g = noisy OR of sigmoid(sharp * CE) and sigmoid(sharp * CU);   h = block_1(x)
     chosen tokens: h + g * (block_2(h) - h);   loss += prior_loss * mean (prior - sg r)^2
 
-The paper chooses the best `capacity` of a row, which looks at later tokens (router='topk'; evaluation and decoding then ask a
-network that foresees the choice). Here g is compared with a threshold that follows earlier iterations, one causal rule
-everywhere. The repository's head has gate='ce' and change='gaussian'.
+The paper chooses the best `capacity` of a row, which looks at later tokens (router='topk'; evaluation and
+decoding then ask a network that foresees the choice). Here g is compared with a threshold that follows
+earlier iterations, one causal rule everywhere. The repository's head has gate='ce' and change='gaussian'.
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
 Expect: a higher loss than the baseline at equal steps for about a quarter fewer FLOPs.
@@ -23,21 +23,21 @@ import torch
 import torch.nn.functional as F
 
 import model
-from configurator import Count, NonNegative, Positive, Whole
-from core.errors import Stop
+from configurator import Count, NonNegative, Positive, Stop, Whole
+from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
     CausalRouter,
     Prior,
     Surprise,
     Threshold,
-    at_random,
     change_surprise,
     moving_average,
+    random_mask,
     run_chosen,
     sharpness,
     static_surprise,
-    top_k,
+    top_k_mask,
 )
 
 NEUTRAL = dict(every=0)
@@ -71,8 +71,8 @@ class Block(model.Block):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.decides = config.every > 0 and (layer + 2) % config.every == 0 and layer + 1 < config.n_layer
-        self.routed = config.every > 0 and (layer + 1) % config.every == 0
+        self.decides = in_every_nth(layer + 1, config.every) and layer + 1 < config.n_layer
+        self.routed = in_every_nth(layer, config.every)
         if self.decides and config.router != 'random':
             self.prior, self.surprise = Prior(config), Surprise(config)
         if self.routed and config.router == 'topk':
@@ -82,7 +82,7 @@ class Block(model.Block):
 
     def forward(self, x, step):
         if self.routed:
-            return self.chosen(x, step)
+            return self.run_routed(x, step)
         h = super().forward(x, step)
         if self.decides:
             step.shared['x'] = x
@@ -90,8 +90,10 @@ class Block(model.Block):
                 step.shared['g'] = self.score(h - x, self.prior(x), step)
         return h
 
-    def score(self, r, prior, step): # (B, T)
-        c, d_st, d_ch = self.config, static_surprise(r), change_surprise(r, *prior)
+    # (B, T)
+    def score(self, r, prior, step):
+        c = self.config
+        d_st, d_ch = static_surprise(r), change_surprise(r, *prior)
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
         step.loss('prior', c.prior_loss / c.n_layer * change_surprise(r.detach(), *prior).mean())
@@ -100,14 +102,15 @@ class Block(model.Block):
         sharp = sharpness(c, step.it)
         return self.surprise(d_st, d_ch, mean_st, sharp, sharp)
 
-    def chosen(self, h, step):
-        c, x = self.config, step.shared['x']
+    def run_routed(self, h, step):
+        c = self.config
+        x = step.shared['x'] # what the first block of the pair saw
         if c.router == 'random':
-            mask = at_random(step.pos, self.layer, c.capacity)
+            mask = random_mask(step.pos, self.layer, c.capacity)
             g = torch.ones_like(h[..., 0])
         elif c.router == 'threshold' or self.training:
             g = step.shared['g']
-            mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k(g, c.capacity)
+            mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k_mask(g, c.capacity)
         else:
             g = torch.sigmoid(self.causal_router(x))
             mask = g >= 0.5

@@ -1,14 +1,16 @@
 """Most layers see only the last tokens, a fixed number of them.
 
-Source: local attention, Child et al., arXiv 1904.10509; three windowed layers and a full one, as in github.com/karpathy/nanochat.
+Source: local attention, Child et al., arXiv 1904.10509; three windowed layers and a full one, as in
+github.com/karpathy/nanochat.
 
     pos_q - pos_k < window      in each layer but every full_every-th and the last
 
-With full_every = 0 every layer has the window. nanochat's window is a quarter of the context, in multiples of 128 tokens.
+With full_every = 0 every layer has the window. nanochat's window is a quarter of the context, in multiples of
+128 tokens.
 
 Claim: none with a number for the window alone; nanochat has it as its default.
-Expect: the baseline's loss, at a cost of attention that grows with T * window instead of T^2. On a GPU that pays from about 4096
-tokens on; below, full attention is faster.
+Expect: the baseline's loss, at a cost of attention that grows with T * window instead of T^2. On a GPU that
+pays from about 4096 tokens on; below, full attention is faster.
 Control: it is one itself, at equal work, for `hard_window`, `adaptive_span` and `strided_heads`.
 """
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ import torch
 
 import model
 from configurator import Count, Whole
-from core.nn.attention import local_attention
+from core.nn.attention import attend, local_attention
+from core.nn.layers import in_every_nth
 
 NEUTRAL = dict(window=10 ** 9)
 
@@ -32,14 +35,14 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        full = config.full_every and ((layer + 1) % config.full_every == 0 or layer + 1 == config.n_layer)
+        full = in_every_nth(layer, config.full_every) or config.full_every > 0 and layer + 1 == config.n_layer
         self.windowed = not full and config.window < config.block_size
 
     def score_mod(self, x, pos_k, step):
         if not self.windowed:
             return super().score_mod(x, pos_k, step)
         pos_q, window = step.pos, self.config.window
-        return lambda s, b, h, i, j: torch.where(pos_q[b, i] - pos_k[b, j] < window, s, float('-inf')), None
+        return lambda s, b, h, i, j: torch.where(pos_q[b, i] - pos_k[b, j] < window, s, float('-inf'))
 
     def attend(self, q, k, v, x, pos_k, step):
         impl = self.config.attn
@@ -48,4 +51,4 @@ class CausalSelfAttention(model.CausalSelfAttention):
         dropout = self.attn_dropout if self.training else 0.0
         if step.from_zero:
             return local_attention(q, k, v, self.config.window, dropout)
-        return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)
+        return attend(q, k, v, step.pos, pos_k, self.score_mod(x, pos_k, step), dropout=dropout)

@@ -1,7 +1,7 @@
 """Each query learns how far back its head looks: scores fall by 1/window for every token of distance.
 
-Source: github.com/tomhartke/transformer-modifications, query_dependent_attention, soft window. It is ALiBi (arXiv 2108.12409)
-with a slope that depends on the query.
+Source: github.com/tomhartke/transformer-modifications, query_dependent_attention, soft window. It is ALiBi
+(arXiv 2108.12409) with a slope that depends on the query.
 
     w = 1 + window_init * exp(W x)      per query and head, in tokens; W starts at 0
     score -= (pos_q - pos_k) / w
@@ -22,6 +22,8 @@ import torch.nn as nn
 import model
 from configurator import Count, Positive
 from core.nn.attention import distance_bias
+from core.nn.layers import in_every_nth
+from core.nn.numerics import wide
 
 NEUTRAL = dict(window_init=1e12)
 
@@ -37,7 +39,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
         self.window = None
-        if (layer + 1) % config.every == 0:
+        if in_every_nth(layer, config.every):
             self.window = classes.Linear(config, config.n_embd, config.n_head)
             self.window.weight.init = nn.init.zeros_
 
@@ -45,7 +47,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if self.window is None:
             return super().score_mod(x, pos_k, step)
         z = self.window(x).transpose(1, 2) # (B, nh, T)
-        z = z.to(torch.promote_types(z.dtype, torch.float32)) + math.log(self.config.window_init)
-        slope = torch.sigmoid(-z) # 1 / w, with a gradient where exp would overflow
+        # 1 / w, with a gradient where exp would overflow
+        slope = torch.sigmoid(-wide(z) - math.log(self.config.window_init))
         step.stat('window', 1 / slope)
-        return distance_bias(slope, step.pos, pos_k)
+        return distance_bias(slope, pos_k)

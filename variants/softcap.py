@@ -1,6 +1,7 @@
 """Logits, and scores if wanted, pass through a tanh that bounds them.
 
-Source: Gemma 2, arXiv 2408.00118, which has 30 for logits and 50 for scores; github.com/karpathy/nanochat has 15 for logits.
+Source: Gemma 2, arXiv 2408.00118, which has 30 for logits and 50 for scores; github.com/karpathy/nanochat has
+15 for logits.
 
     logits = logit_cap * tanh(logits / logit_cap);   score = score_cap * tanh(score / score_cap)
 
@@ -16,6 +17,7 @@ import torch
 
 import model
 from configurator import NonNegative
+from core.nn.numerics import wide
 
 NEUTRAL = dict(logit_cap=0.0, score_cap=0.0)
 
@@ -30,7 +32,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def score_mod(self, x, pos_k, step):
         cap = self.config.score_cap
-        return (lambda s, b, h, i, j: cap * torch.tanh(s / cap)) if cap else None, None
+        return (lambda s, b, h, i, j: cap * torch.tanh(s / cap)) if cap else None
 
 
 class GPT(model.GPT):
@@ -39,4 +41,4 @@ class GPT(model.GPT):
         z, cap = super().logits(x), self.config.logit_cap
         if not cap:
             return z
-        return cap * torch.tanh(z.to(torch.promote_types(z.dtype, torch.float32)) / cap)
+        return cap * torch.tanh(wide(z) / cap)

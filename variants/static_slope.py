@@ -1,7 +1,7 @@
 """Each head learns how far back it looks, the same for every query.
 
-Source: a sham of github.com/tomhartke/transformer-modifications (soft window), its query dependence taken out; a learned form of
-ALiBi (arXiv 2108.12409).
+Source: a sham of github.com/tomhartke/transformer-modifications (soft window), its query dependence taken
+out; a learned form of ALiBi (arXiv 2108.12409).
 
     w = 1 + window_init * exp(b_h)      per head, in tokens; b starts at 0
     score -= (pos_q - pos_k) / w
@@ -20,6 +20,7 @@ import torch.nn as nn
 import model
 from configurator import Count, Positive
 from core.nn.attention import distance_bias
+from core.nn.layers import in_every_nth
 
 NEUTRAL = dict(window_init=1e12)
 
@@ -34,11 +35,11 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.window = nn.Parameter(torch.zeros(config.n_head)) if (layer + 1) % config.every == 0 else None
+        self.window = nn.Parameter(torch.zeros(config.n_head)) if in_every_nth(layer, config.every) else None
 
     def score_mod(self, x, pos_k, step):
         if self.window is None:
             return super().score_mod(x, pos_k, step)
         slope = torch.sigmoid(-self.window - math.log(self.config.window_init)) # 1 / w, (nh,)
         step.stat('window', 1 / slope)
-        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), step.pos, pos_k)
+        return distance_bias(slope[:, None].expand(x.size(0), -1, x.size(1)), pos_k)

@@ -1,16 +1,18 @@
-"""Heads look back in strides: each sees the same number of tokens, some the last ones, some every second, every fourth.
+"""Heads look back in strides: each sees as many tokens, some the last ones, some every second, every fourth.
 
-Source: proposed in github.com/tomhartke/transformer-modifications as future work; the pattern is the strided attention of Sparse
-Transformers (arXiv 1904.10509) and the dilated one of LongNet (arXiv 2307.02486), a stride for each head.
+Source: proposed in github.com/tomhartke/transformer-modifications as future work; the pattern is the strided
+attention of Sparse Transformers (arXiv 1904.10509) and the dilated one of LongNet (arXiv 2307.02486), a
+stride for each head.
 
     r = stride^(h % levels),   distance = pos_q - pos_k
     a key is seen where distance is a multiple of r, and distance / r < keys
 
-Tokens that are a multiple of r apart form r rows of T / r tokens, in each of which this is a sliding window: one call of
-attention for each stride.
+Tokens that are a multiple of r apart form r rows of T / r tokens, in each of which this is a sliding window:
+one call of attention for each stride.
 
 Claim: none, it was not tried by the source.
-Expect: a small loss against full attention at 256 tokens. The aim is reach at a fixed number of keys for long contexts.
+Expect: a small loss against full attention at 256 tokens. The aim is reach at a fixed number of keys for long
+contexts.
 Control: stride=1 with the same keys; `sliding_window`.
 """
 from dataclasses import dataclass
@@ -19,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 import model
-from configurator import Count
-from core.errors import Stop
-from core.nn.attention import local_attention
+from configurator import Count, Stop
+from core.nn.attention import attend, local_attention
+from core.nn.layers import in_every_nth
 
 NEUTRAL = dict(stride=1, keys=10 ** 9)
 
@@ -45,7 +47,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.strided = (layer + 1) % config.every == 0
+        self.strided = in_every_nth(layer, config.every)
 
     def score_mod(self, x, pos_k, step):
         if not self.strided:
@@ -56,7 +58,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         def f(s, b, h, i, j):
             distance, r_h = pos_q[b, i] - pos_k[b, j], r[h]
             return torch.where((distance % r_h == 0) & (distance < c.keys * r_h), s, float('-inf'))
-        return f, None
+        return f
 
     def attend(self, q, k, v, x, pos_k, step):
         c = self.config
@@ -64,20 +66,21 @@ class CausalSelfAttention(model.CausalSelfAttention):
             return super().attend(q, k, v, x, pos_k, step)
         dropout = self.attn_dropout if self.training else 0.0
         if not step.from_zero:
-            return model.attend(q, k, v, step.pos, pos_k, *self.score_mod(x, pos_k, step), 'auto', False, dropout)
+            return attend(q, k, v, step.pos, pos_k, self.score_mod(x, pos_k, step), dropout=dropout)
         y = torch.empty_like(v)
         for level in range(min(c.levels, self.n_head)):
             heads, r = slice(level, None, c.levels), c.stride ** level
-            y[:, heads] = merge(local_attention(*(split(z[:, heads], r) for z in (q, k, v)), c.keys, dropout), r, q.size(2))
+            rows = (split_rows(z[:, heads], r) for z in (q, k, v)) # (B * r, heads, T / r, hs) each
+            y[:, heads] = merge_rows(local_attention(*rows, c.keys, dropout), r, q.size(2))
         return y
 
 
-def split(z, r):
-    """(B, nh, T, hs) -> (B * r, nh, T / r, hs): every r-th position a row of its own, T filled up to a multiple of r."""
+def split_rows(z, r):
+    """Returns z (B, nh, T, hs) as (B * r, nh, T / r, hs): a row has positions r apart; T is filled up."""
     z = F.pad(z, (0, 0, 0, -z.size(2) % r)).unflatten(2, (-1, r)) # (B, nh, T / r, r, hs)
     return z.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
-def merge(y, r, T):
-    """Back again, without the filling."""
+def merge_rows(y, r, T):
+    """Returns rows of positions r apart as (B, nh, T, hs) again, without the filling."""
     return y.unflatten(0, (-1, r)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :T]

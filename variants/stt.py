@@ -7,13 +7,15 @@ Source: Subjective Timescale Transformer, arXiv 2511.21408; github.com/frederico
     g = noisy OR of sigmoid(sharp * CE) and sigmoid(sharp * CU)
     chosen tokens: x + g * (block(x) - x), which see chosen ones only;   loss += prior_loss * mean (prior - sg r)^2
 
-Who is chosen is known only when the block has run, so training runs it twice, for all and for the chosen, as the source does, and
-saves nothing. Evaluation and decoding ask a network trained to foresee the choice, and skip the block. Training compares g with a
-threshold that follows earlier iterations; the source takes the best `capacity` of a row (router='topk'), which
-looks at later tokens. The repository's head has gate='ce' and change='gaussian'.
+Who is chosen is known only when the block has run, so training runs it twice, for all and for the chosen, as
+the source does, and saves nothing. Evaluation and decoding ask a network trained to foresee the choice, and
+skip the block. Training compares g with a threshold that follows earlier iterations; the source takes the
+best `capacity` of a row (router='topk'), which looks at later tokens. The repository's head has gate='ce' and
+change='gaussian'.
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
-Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings in decoding alone.
+Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings in decoding
+alone.
 Control: router='random' at the same capacity; `mod`.
 Logged: `routed`, the share of tokens chosen; `surprise` and `change`, d_st and d_ch.
 """
@@ -25,19 +27,20 @@ import torch.nn.functional as F
 
 import model
 from configurator import Count, NonNegative, Positive, Whole
+from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
     CausalRouter,
     Prior,
     Surprise,
     Threshold,
-    at_random,
     change_surprise,
     moving_average,
+    random_mask,
     run_chosen,
     sharpness,
     static_surprise,
-    top_k,
+    top_k_mask,
 )
 
 NEUTRAL = dict(every=0)
@@ -66,9 +69,10 @@ class Block(model.Block):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.routed = config.every > 0 and (layer + 1) % config.every == 0
+        self.routed = in_every_nth(layer, config.every)
         if self.routed and config.router != 'random':
-            self.prior, self.surprise, self.causal_router = Prior(config), Surprise(config), CausalRouter(config.n_embd)
+            self.prior, self.surprise = Prior(config), Surprise(config)
+            self.causal_router = CausalRouter(config.n_embd)
             if config.router == 'threshold':
                 self.threshold = Threshold(config.capacity)
 
@@ -77,20 +81,24 @@ class Block(model.Block):
             return super().forward(x, step)
         c = self.config
         if c.router == 'random':
-            mask, g = at_random(step.pos, self.layer, c.capacity), torch.ones_like(x[..., 0])
+            mask = random_mask(step.pos, self.layer, c.capacity)
+            g = torch.ones_like(x[..., 0])
         elif not self.training:
             g = torch.sigmoid(self.causal_router(x))
             mask = g >= 0.5
         else:
             h = super().forward(x, step)
-            g = self.score(h - x, self.prior(F.pad(h, (0, 0, 1, -1))), step) # h of the token before, zeros before the first
-            mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k(g, c.capacity)
+            before = F.pad(h, (0, 0, 1, -1)) # h of the token before, zeros before the first
+            g = self.score(h - x, self.prior(before), step)
+            mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k_mask(g, c.capacity)
             foreseen = F.binary_cross_entropy_with_logits(self.causal_router(x.detach()), mask.to(x.dtype))
             step.loss('router', c.router_loss / c.n_layer * foreseen)
         return run_chosen(self, super().forward, x, mask, g, step)
 
-    def score(self, r, prior, step): # (B, T)
-        c, d_st, d_ch = self.config, static_surprise(r), change_surprise(r, *prior)
+    # (B, T)
+    def score(self, r, prior, step):
+        c = self.config
+        d_st, d_ch = static_surprise(r), change_surprise(r, *prior)
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
         step.loss('prior', c.prior_loss / c.n_layer * change_surprise(r.detach(), *prior).mean())

@@ -8,13 +8,14 @@ Source: github.com/fredericowieser/Dynamic-Transformers, notebooks/v1_5 (git 381
     unexpected d_st > k * mean d_st     the change is large
     y = x + gate * (post - x), gate = expected or unexpected;   loss += prior_loss * mean((prior - sg post)^2)
 
-The source opens one gate for a whole row, from means over its later tokens and over the batch: that sees the future (gate='row'),
-and so do the token gates of v1_2 to v1_4, which compare with means over all of a row and the batch (means='row'). Evaluation and
-sampling use the causal rule all the same. Here the default gate is per token and its means run over the row's own past. v1_2 has
-first_open and prior_loss=0, v1_4 prior_loss=0.
+The source opens one gate for a whole row, from means over its later tokens and over the batch: that sees the
+future (gate='row'), and so do the token gates of v1_2 to v1_4, which compare with means over all of a row and
+the batch (means='row'). Evaluation and sampling use the causal rule all the same. Here the default gate is
+per token and its means run over the row's own past. v1_2 has first_open and prior_loss=0, v1_4 prior_loss=0.
 
 Claim: none that can be compared; the notebooks have one run each, with other sizes.
-Expect: no gain in loss at equal steps: the block is computed either way, and the gate says where it was needed.
+Expect: no gain in loss at equal steps: the block is computed either way, and the gate says where it was
+needed.
 Control: gate='random' at the same open rate; `mod`, which learns its choice.
 Logged: `gate`, the open rate; `surprise` and `change`, d_st and d_ch.
 """
@@ -26,7 +27,8 @@ import torch.nn.functional as F
 
 import model
 from configurator import Count, NonNegative, Positive, Share, Whole
-from variants._routing import at_random
+from core.nn.layers import in_every_nth
+from variants._routing import random_mask, sharpness
 
 NEUTRAL = dict(k=0.0, prior_loss=0.0)
 LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and over the other rows"),
@@ -36,15 +38,15 @@ LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and ove
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    k: NonNegative = 0.9                # unexpected change: static surprise above k times its mean; 0 keeps every gate open
+    k: NonNegative = 0.9                # unexpected change: static surprise above k times its mean; 0: gates stay open
     prior_width: Positive = 0.25        # hidden units of the prior network over n_embd; the source has 4
     prior_loss: NonNegative = 0.1       # weight of the prior's loss
-    gate: Literal['token', 'row', 'soft', 'random'] = 'token' # hard per token; the source's; noisy OR of two sigmoids; sham
+    gate: Literal['token', 'row', 'soft', 'random'] = 'token' # hard per token; the source's; noisy OR; sham
     means: Literal['past', 'row'] = 'past' # of what a token is compared with in training: its row so far, or all of it
     first_open: bool = False            # the first position's gate is open, as in v1_2
     open_rate: Share = 0.5              # random gate: the share of positions, the same ones always, at which it is open
     gate_warmup: Whole = 0              # iterations over which beta falls from mean d_ch to 0; the source has 2500
-    gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, of mean gate after it
+    gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, mean gate after it
     sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # soft gate: sharpness that it rises to, linearly
     sharp_warmup: Whole = 100           # soft gate: the iteration from which it rises
@@ -56,7 +58,7 @@ class Block(model.Block):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.gated = (layer + 1) % config.every == 0
+        self.gated = in_every_nth(layer, config.every)
         if self.gated:
             hidden = max(1, round(config.prior_width * config.n_embd))
             self.ln_3 = classes.LayerNorm(config, config.n_embd)
@@ -69,7 +71,8 @@ class Block(model.Block):
         m = self.attn_residual(x, step)
         post = self.mlp_residual(m, step) # (B, T, C)
         past, = step.extend(self.layer, m=m) # (B, Tk, C)
-        before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1] # m of the position before, zeros before the first
+        # m of the position before, zeros before the first
+        before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1] # (B, T, C)
         prior = self.prior_proj(self.mlp.gelu(self.prior_fc(self.ln_3(before))))
         gate = self.open(((post - x) ** 2).mean(-1), ((post - prior) ** 2).mean(-1), step) # (B, T) or (B, 1)
         step.stat('gate', gate)
@@ -80,27 +83,26 @@ class Block(model.Block):
         return gate[..., None] * post + (1 - gate[..., None]) * x
 
     def open(self, d_st, d_ch, step):
-        """The gate from both surprises (B, T) of each token, 0 to 1: (B, T), or (B, 1) where a row has one gate."""
+        """Returns the gate from both surprises (B, T), 0 to 1: (B, T), or (B, 1) where a row has one gate."""
         c = self.config
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
         if c.gate == 'random':
-            gate = at_random(step.pos, self.layer, c.open_rate).to(d_st.dtype)
+            gate = random_mask(step.pos, self.layer, c.open_rate).to(d_st.dtype)
         else:
             if c.gate == 'row' and self.training:
                 d_st, d_ch = d_st.mean(1, keepdim=True), d_ch.mean(1, keepdim=True) # (B, 1)
             mean_st, mean_ch = self.means(d_st, d_ch, step)
             expected, unexpected = d_st - d_ch - self.beta(mean_ch, step), d_st - c.k * mean_st
             if c.gate == 'soft':
-                rise = ((step.it - c.sharp_warmup) / c.sharp_iters).clamp(0, 1)
-                sharp = c.sharp_min + (c.sharp_max - c.sharp_min) * rise
+                sharp = sharpness(c, step.it)
                 gate = 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
             else:
                 gate = ((expected > 0) | (unexpected > 0)).to(d_st.dtype)
         return torch.where(step.pos == 0, 1.0, gate) if c.first_open else gate
 
     def means(self, d_st, d_ch, step):
-        """What both surprises are compared with."""
+        """Returns the means that both surprises are compared with."""
         if self.training and self.config.gate == 'row':
             return d_st.mean(), d_ch.mean()
         if self.training and self.config.means == 'row':
@@ -110,6 +112,6 @@ class Block(model.Block):
         return ((d.cumsum(1) / count)[:, -d_st.size(1):] for d in (all_st, all_ch))
 
     def beta(self, mean_ch, step):
-        """What a change must be foreseen better by, while the prior learns."""
+        """Returns by how much a change must be foreseen better than no change, while the prior learns."""
         warmup = self.config.gate_warmup
         return (1 - step.it / warmup).clamp(0, 1) * mean_ch.detach() if warmup else 0.0

@@ -2,10 +2,11 @@
 
 Source: Value Residual Learning, Zhou et al., arXiv 2410.17897, the learnable form.
 
-    v = a v_1 + b v      a and b: two numbers a layer, learned, from value_mix and 1 - value_mix; v_1: the first layer's
+    v = a v_1 + b v    a and b: two numbers a layer, learned, from value_mix and 1 - value_mix; v_1: the first layer's
 
 Claim: a Transformer's loss with 16 % fewer parameters, or with 20 % less training data.
-Expect: a small gain, and the one most likely to be real: a positive control. A comparison that cannot see it sees little else.
+Expect: a small gain, and the one most likely to be real: a positive control. A comparison that cannot see it
+sees little else.
 Control: the baseline; `wide_mlp`, though two numbers a layer are no capacity.
 Logged: `first_value`, a.
 """

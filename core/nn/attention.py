@@ -1,8 +1,12 @@
-"""Fast ways to what math_attention defines; arguments as for attend."""
+"""Attention: its definition, faster ways to the same result, and which of them is taken.
+
+Shapes: B rows, nh heads, T queries, Tk keys, hs channels a head. The last T keys are the queries' own.
+"""
 import math
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 import torch.nn.attention.flex_attention as flex
@@ -10,185 +14,321 @@ import torch.nn.functional as F
 
 from core.errors import Stop
 from core.kernels import attention_reference as reference
+from core.nn.numerics import masked_softmax, wide, wide_dtype
 
 kernels = None
 if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
     from core.kernels import attention as kernels
 
 
-def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', from_zero=False, dropout=0.0):
-    """softmax(q k^T / sqrt(hs), changed by score_mod) v over the keys with pos_k <= pos_q; returns y (B, nh, T, hs).
+# -----------------------------------------------------------------------------
+# what a variant does to the scores, its score_mod: None, a Bias, a Window, or else a function of scaled scores
+# in FlexAttention's signature (pytorch.org/blog/flexattention), f(score, b, h, i, j) -> score, for which there
+# are only math and flex
 
-    q (B, nh, T, hs), k and v (B, nh, Tk, hs), pos_q (B, T), pos_k (B, Tk); from_zero: both positions are 0..T-1.
-    score_mod(score, b, h, i, j) -> score, FlexAttention's signature, acts on the scaled scores.
-    form: what score_mod amounts to, up to a constant for each query: dict(a=, c=), (B, nh, T) and (B, nh or 1, Tk), for
-    score + a_i c_j; dict(w=) or dict(w=, ramp=) for a window of w (B, nh, T) tokens, as in core/kernels/attention_reference.py.
-    impl: 'math' defines the result; 'kernel' needs a form where there is a score_mod, 'sdpa' one without a window; 'flex'
-    needs a CUDA device and has no dropout; what an impl cannot express is a Stop, never another result. The kernel drops
-    weights at a rate in 256ths.
-    """
-    impl = choose(impl, q, score_mod, form, from_zero, dropout)
-    if impl == 'kernel':
-        return kernel_attention(q, k, v, score_mod, form, dropout)
-    if impl == 'sdpa':
-        if score_mod is not None and not rank_one(form):
-            raise Stop('attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex, kernel')
-        return sdpa_attention(q, k, v, pos_q, pos_k, form, from_zero, dropout)
-    if impl == 'flex':
-        if dropout > 0 or not q.is_cuda:
-            raise Stop(f'attn=flex: has no dropout, here attn_dropout={dropout}, and no gradient on {q.device.type}; '
-                       'allowed: auto, math, sdpa')
-        return flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero)
-    return math_attention(q, k, v, pos_q, pos_k, score_mod, dropout)
+class Bias(NamedTuple):
+    """score_ij + slope_i (key_j - key_i), key_i being the query's own: softmax does not see it."""
+    slope: torch.Tensor         # (B, nh, T)
+    key: torch.Tensor           # (B, nh, Tk), or (B, 1, Tk) for all heads alike
 
 
-def math_attention(q, k, v, pos_q, pos_k, score_mod, dropout):
-    """The definition."""
-    B, nh, T, hs = q.size()
-    att = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(hs) # (B, nh, T, Tk)
-    if score_mod is not None:
-        b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
-        att = score_mod(att, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
-    att = att.masked_fill(pos_k[:, None, None, :] > pos_q[:, None, :, None], float('-inf'))
-    att = F.dropout(F.softmax(att, dim=-1), dropout)
+class Window(NamedTuple):
+    """score_ij + log g_ij, where g falls to 0 at the window's end: log_window() of the kernel's reference."""
+    width: torch.Tensor         # (B, nh, T), in tokens
+    ramp: float | None = None   # of the slope at the end, in tokens; None: g falls all along the window
+
+
+def distance_bias(slope, pos_k):
+    """Returns the Bias score - slope * (pos_q - pos_k); slope (B, nh, T), pos_k (B, Tk)."""
+    return Bias(slope, pos_k[:, None])
+
+
+def score_function(score_mod, pos_q, pos_k):
+    """Returns f(score, b, h, i, j) for any score_mod, None for None. pos_q (B, T), pos_k (B, Tk)."""
+    if isinstance(score_mod, Bias):
+        slope, key = score_mod
+        own = key[..., -slope.size(-1):] # (B, nh or 1, T)
+        if key.size(1) > 1:
+            return lambda s, b, h, i, j: s + slope[b, h, i] * (key[b, h, j] - own[b, h, i])
+        # differences first: positions are integers, and may be too large for float32
+        key, own = key[:, 0], own[:, 0]
+        return lambda s, b, h, i, j: s + slope[b, h, i] * (key[b, j] - own[b, i])
+    if isinstance(score_mod, Window):
+        width, ramp = score_mod
+        return lambda s, b, h, i, j: s + reference.log_window(pos_q[b, i] - pos_k[b, j], width[b, h, i], ramp)
+    return score_mod
+
+
+# -----------------------------------------------------------------------------
+# the definition
+
+def math_attention(q, k, v, pos_q, pos_k, score_mod=None, dropout=0.0):
+    """Returns y (B, nh, T, hs); arguments as for attend()."""
+    _, att = attention_weights(q, k, pos_q, pos_k, score_mod)
+    att = F.dropout(att, dropout)
     return att.to(v.dtype) @ v # (B, nh, T, Tk) x (B, nh, Tk, hs) -> (B, nh, T, hs)
 
 
-def distance_bias(slope, pos_q, pos_k):
-    """(score_mod, form) for attend: score - slope * (pos_q - pos_k), with slope (B, nh, T) for each head and query."""
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
+def attention_weights(q, k, pos_q, pos_k, score_mod=None):
+    """Returns the scaled scores, before score_mod, and the weights, (B, nh, T, Tk) each, at least float32."""
+    # (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk)
+    score = wide(q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    att = score
+    if score_mod is not None:
+        b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
+        f = score_function(score_mod, pos_q, pos_k)
+        att = f(att, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+    seen = pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
+    return score, masked_softmax(att, seen)
 
 
-def choose(impl, q, score_mod, form, from_zero, dropout, moments=False):
-    """The way to compute attention for attn=impl; arguments as for fastest()."""
-    if chosen is not None:
-        chosen.add(fastest(impl, q, score_mod, form, from_zero, training_dropout, moments))
-    return fastest(impl, q, score_mod, form, from_zero, dropout, moments, training=torch.is_grad_enabled())
+def math_moments(q, k, v, pos_q, pos_k, score_mod=None, dropout=0.0):
+    """Returns what attend() does with moments=True."""
+    away = (pos_q[:, :, None] - pos_k[:, None, :])[:, None].to(wide_dtype(q)) # (B, 1, T, Tk), in tokens
+    # half precision would lose the deviation of a head that looks nearby
+    with without_autocast(q.device.type):
+        score, att = attention_weights(wide(q), wide(k), pos_q, pos_k, score_mod)
+        distance = (att * away).sum(-1)
+        variance = (att * (away - distance[..., None]) ** 2).sum(-1)
+        mean_score = (att * score).sum(-1)
+        y = F.dropout(att, dropout).to(v.dtype) @ v
+    return y, distance, variance, mean_score
 
 
-def fastest(impl, q, score_mod, form, from_zero, dropout, moments=False, training=True):
-    """'auto' made one of the ways to compute attention: of those that can express these arguments of attend the one that
-    LOG.md has measured to be fastest. 'kernel' where positions are not from_zero is chosen again: it knows 0..T-1 only."""
+def without_autocast(device_type):
+    """Returns a context in which products have the dtype of their factors; meta tensors know no autocast."""
+    return nullcontext() if device_type == 'meta' else torch.autocast(device_type, enabled=False)
+
+
+# -----------------------------------------------------------------------------
+# which way is taken
+
+def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, dropout=0.0, moments=False):
+    """Returns y (B, nh, T, hs): softmax(q k^T / sqrt(hs), changed by score_mod) v, over pos_k <= pos_q.
+
+    q (B, nh, T, hs); k, v (B, nh, Tk, hs); pos_q (B, T); pos_k (B, Tk). from_zero: both positions are 0..T-1.
+    impl: 'math' defines the result; 'sdpa', 'flex', 'kernel' are faster; 'auto' is the fastest that can.
+    dropout: the share of weights set to 0; the kernel rounds it to 256ths.
+    moments: returns (y, distance, variance, mean_score), of the weights before dropout: the mean distance to
+    the keys, in tokens, its variance, in tokens^2, and the mean scaled score; (B, nh, T), at least float32.
+    Stop if impl cannot do it: no way ever computes something else.
+    """
+    way, _ = choose_backend(impl, q, score_mod, from_zero, dropout, moments, training=torch.is_grad_enabled())
+    if way == 'kernel':
+        return kernel_attention(q, k, v, score_mod, dropout, moments)
+    if way == 'sdpa':
+        return sdpa_attention(q, k, v, pos_q, pos_k, score_mod, from_zero, dropout)
+    if way == 'flex':
+        return flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero)
+    return (math_moments if moments else math_attention)(q, k, v, pos_q, pos_k, score_mod, dropout)
+
+
+def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moments=False, training=True):
+    """Returns (way, why): which of 'math', 'sdpa', 'flex', 'kernel' attn=impl means here, and why, in words.
+
+    Arguments as for attend(). training: a backward pass follows. Stop if impl names a way that cannot do it.
+    """
+    # the kernel knows positions 0..T-1 only, so that decoding is left to others
     if impl != 'auto' and not (impl == 'kernel' and not from_zero):
-        return impl
-    able = q.is_cuda and from_zero and beyond_kernel(q, score_mod, form) is None and working_dtype(q).itemsize == 2
-    able = able and not 0 < dropout < 0.02 # which 256ths would be far from
-    if q.size(2) == 1: # decoding: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
-        return 'math' if q.is_cuda or score_mod is not None or moments else 'sdpa'
-    if able and (moments or form is not None or q.size(2) <= 1024 and training):
-        return 'kernel' # without a form cuDNN is faster on longer rows and without a backward
-    if not moments and (score_mod is None or rank_one(form)):
-        return 'sdpa'
-    flex_can = q.is_cuda and from_zero and dropout == 0 and q.size(-1) >= 16 and not moments # 16: its smallest head on CUDA
-    return 'flex' if flex_can else 'math'
+        if impl in REFUSALS and (line := REFUSALS[impl](q, score_mod, dropout, moments)):
+            raise Stop(line)
+        return impl, f'attn={impl}'
+    if q.size(2) == 1:
+        # one token a pass: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
+        plain = score_mod is None and not moments and not q.is_cuda
+        return 'sdpa' if plain else 'math', 'one query'
+    if not (why := why_not_kernel(q, score_mod, from_zero, dropout, moments, training)):
+        return 'kernel', f'fastest for {in_words(score_mod, moments)}'
+    if not sdpa_refusal(q, score_mod, dropout, moments):
+        return 'sdpa', why
+    if not (why_math := why_not_flex(q, score_mod, from_zero, dropout, moments)):
+        return 'flex', why
+    return 'math', why_math
 
 
-chosen, training_dropout = None, 0.0 # while record_backends(): the ways a training pass takes
+def in_words(score_mod, moments):
+    if moments:
+        return 'statistics of the weights'
+    if score_mod is None:
+        return 'short rows'
+    return 'a bias' if isinstance(score_mod, Bias) else 'windows'
 
 
-@contextmanager
-def record_backends(dropout):
-    """A set that fills with the ways in which training with this dropout would compute what attention is computed meanwhile."""
-    global chosen, training_dropout
-    chosen, training_dropout = set(), dropout
-    try:
-        yield chosen
-    finally:
-        chosen = None
+def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
+    """Returns why attn=auto leaves the kernel to others, None if it takes it."""
+    if not q.is_cuda:
+        return 'no CUDA GPU'
+    if not from_zero:
+        return 'positions that do not start at 0'
+    if line := kernel_refusal(q, score_mod, dropout, moments):
+        return reason_of(line)
+    size = working_dtype(q).itemsize
+    if size != 2:
+        return f'float{8 * size}'
+    if 0 < dropout < 0.02:
+        return f'attn_dropout={dropout} is far from 256ths'
+    # there cuDNN is faster
+    if score_mod is None and not moments and q.size(2) > 1024:
+        return 'long rows'
+    if score_mod is None and not moments and not training:
+        return 'no gradients'
+    return None
+
+
+def why_not_flex(q, score_mod, from_zero, dropout, moments):
+    """Returns why attn=auto leaves FlexAttention to math, None if it takes it."""
+    if not q.is_cuda:
+        return 'no CUDA GPU'
+    if line := flex_refusal(q, score_mod, dropout, moments):
+        return reason_of(line)
+    if not from_zero:
+        return 'positions that do not start at 0'
+    if q.size(-1) < 16: # its smallest head on CUDA
+        return 'heads of fewer than 16 channels'
+    return None
+
+
+def reason_of(line):
+    """Returns a refusal without its end, the list of what is allowed."""
+    return line.partition(';')[0]
+
+
+# each way's refusal: the line with which it stops, None where it can; math can do everything
+
+def sdpa_refusal(q, score_mod, dropout, moments):
+    if moments:
+        return no_moments('sdpa')
+    if not isinstance(score_mod, (type(None), Bias)):
+        return 'attn=sdpa: cannot express what this variant does to the scores; allowed: auto, math, flex, kernel'
+    return None
+
+
+def flex_refusal(q, score_mod, dropout, moments):
+    if moments:
+        return no_moments('flex')
+    if dropout > 0 or not q.is_cuda:
+        no_gradient = '' if q.is_cuda else f', and no gradient on {q.device.type}'
+        return f'attn=flex: has no dropout, here attn_dropout={dropout}{no_gradient}; allowed: auto, math, sdpa'
+    return None
+
+
+def kernel_refusal(q, score_mod, dropout, moments):
+    what = None
+    if not isinstance(score_mod, (type(None), Bias, Window)):
+        what = 'what this variant does to the scores'
+    elif q.size(-1) > 128:
+        what = f'heads of {q.size(-1)} channels, at most 128'
+    elif q.is_cuda and not kernels:
+        what = 'anything without Triton and an NVIDIA GPU'
+    elif q.is_cuda and q.dtype == torch.float64:
+        what = 'float64 on a GPU'
+    if what:
+        return f'attn=kernel: cannot compute {what}; allowed: auto, math'
+    if 0 < dropout < 1 / 512:
+        return f'attn_dropout={dropout}: attn=kernel drops in 256ths; allowed: 0, or 0.002 and more'
+    return None
+
+
+def no_moments(impl):
+    return f'attn={impl}: gives no statistics of its weights, which this variant needs; allowed: auto, math, kernel'
+
+
+REFUSALS = dict(sdpa=sdpa_refusal, flex=flex_refusal, kernel=kernel_refusal)
 
 
 def working_dtype(q):
-    """What matrix products are computed in: autocast's dtype, if it is on."""
+    """Returns what matrix products are computed in: autocast's dtype, if it is on."""
     kind = q.device.type
     return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else q.dtype
 
 
-def rank_one(form):
-    return form is not None and form.keys() == {'a', 'c'}
+# -----------------------------------------------------------------------------
+# the fast ways
 
-
-def beyond_kernel(q, score_mod, form):
-    """What the kernel cannot do of these arguments of attend, positions apart, or None."""
-    if score_mod is not None and form is None:
-        return 'what this variant does to the scores'
-    if q.size(-1) > 128:
-        return f'heads of {q.size(-1)} channels, at most 128'
-    if q.is_cuda and (kernels is None or q.dtype == torch.float64):
-        return 'float64 on a GPU' if kernels else 'anything without Triton and an NVIDIA GPU'
-    return None
-
-
-def kernel_attention(q, k, v, score_mod, form, dropout, moments=False):
-    """core/kernels: the Triton kernel on a CUDA device, else its T x T reference; positions are from_zero."""
-    if why := beyond_kernel(q, score_mod, form):
-        raise Stop(f'attn=kernel: cannot compute {why}; allowed: auto, math')
-    if 0 < dropout < 1 / 512:
-        raise Stop(f'attn_dropout={dropout}: attn=kernel drops in 256ths; allowed: 0, or 0.002 and more')
+def kernel_attention(q, k, v, score_mod=None, dropout=0.0, moments=False):
+    """core/kernels: the Triton kernel on a CUDA device, else its T x T reference. Positions are 0..T-1."""
+    change = {}
+    if isinstance(score_mod, Bias):
+        change = dict(a=score_mod.slope, c=score_mod.key)
+    elif isinstance(score_mod, Window):
+        change = dict(w=score_mod.width, ramp=score_mod.ramp)
+    # beyond 32 bits torch 2.11 draws nothing
+    seed = torch.randint(2 ** 31 - 1, (1,), device=q.device) if dropout else None
     dtype = working_dtype(q)
-    seed = torch.randint(2 ** 31 - 1, (1,), device=q.device) if dropout else None # beyond 32 bits torch 2.11 draws nothing
     attention = kernels.attention if q.is_cuda else reference.attention
-    return attention(q.to(dtype), k.to(dtype), v.to(dtype), **form or {}, moments=moments, dropout=dropout, seed=seed)
+    return attention(q.to(dtype), k.to(dtype), v.to(dtype), **change,
+                     moments=moments, dropout=dropout, seed=seed)
 
 
-def sdpa_attention(q, k, v, pos_q, pos_k, form, from_zero, dropout):
-    """PyTorch's fused attention; a_i c_j enters as extra columns of q and k."""
+def sdpa_attention(q, k, v, pos_q, pos_k, score_mod=None, from_zero=False, dropout=0.0):
+    """PyTorch's fused attention, a Bias as extra columns of q and k."""
     hs = q.size(-1)
-    if form is not None:
-        q, k, v = with_columns(q, k, v, **form)
+    if score_mod is not None:
+        q, k, v = append_columns(q, k, v, *score_mod)
     mask = None if from_zero else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
-    return fused(q, k, v, mask, dropout, is_causal=from_zero, scale=1.0 / math.sqrt(hs))[..., :hs]
+    y = fused_attention(q, k, v, mask, dropout, is_causal=from_zero, scale=1.0 / math.sqrt(hs))
+    return y[..., :hs] # without the columns
 
 
-def fused(q, k, v, *args, **options):
-    """F.scaled_dot_product_attention. A CPU's backward in half precision takes up to four times as long as in float32 where
-    rows are short: there they are made float32 (LOG.md has both)."""
+def fused_attention(q, k, v, *args, **options):
+    """F.scaled_dot_product_attention, in float32 where that is faster."""
     dtype = working_dtype(q)
-    if q.device.type != 'cpu' or dtype.itemsize != 2 or q.size(-2) >= 256 or not torch.is_grad_enabled():
+    # a CPU's backward in half precision takes up to four times as long as in float32 where rows are short
+    slow = q.device.type == 'cpu' and dtype.itemsize == 2 and q.size(-2) < 256 and torch.is_grad_enabled()
+    if not slow:
         return F.scaled_dot_product_attention(q, k, v, *args, **options)
     with torch.autocast('cpu', enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **options).to(dtype)
 
 
+def append_columns(q, k, v, slope, key):
+    """Returns q and k with columns more, whose product is sqrt(hs) slope_i key_j, and v as wide, with zeros.
+
+    slope (B, nh, T), key (B, nh or 1, Tk).
+    """
+    a = slope * math.sqrt(q.size(-1))
+    c = key.to(wide_dtype(a)).expand(-1, k.size(1), -1)
+    # in half precision a rounded and a rest column each, four products in all: bfloat16 alone blurs positions
+    # beyond 256
+    parts_a, parts_c = rounded_and_rest(a, q.dtype), rounded_and_rest(c, k.dtype)
+    # The fused backward rounds each score's gradient, and a rounding error times a large c_j would drown a's
+    # gradient. So one more column, 0 in q and 1 in k, collects the sum of those errors (without rounding it
+    # is 0, for softmax does not see a constant) and takes it off at c_j = c_i, where the query is.
+    own = a * c[..., -a.size(-1):]
+    zero = (own.detach() - own).to(q.dtype)
+    q_columns = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1) # (B, nh, T, 2 or 5)
+    k_columns = torch.stack([x for _ in parts_a for x in parts_c] + [torch.ones_like(parts_c[0])], dim=-1)
+    # fused kernels want widths that are multiples of 8
+    pad = -(q.size(-1) + q_columns.size(-1)) % 8
+    q = F.pad(torch.cat((q, q_columns), dim=-1), (0, pad))
+    k = F.pad(torch.cat((k, k_columns), dim=-1), (0, pad))
+    return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))
+
+
+def rounded_and_rest(x, dtype):
+    """Returns x as a list of tensors of this dtype whose sum it is, to about float32's precision."""
+    rounded = x.to(dtype)
+    return [rounded, (x - rounded).to(dtype)] if dtype.itemsize < 4 else [rounded]
+
+
 def local_attention(q, k, v, window, dropout):
-    """Attention to the last `window` positions, a query's own included, where positions are from_zero; no T x T anywhere.
+    """Attention to the last `window` positions, the query's own included, at positions 0..T-1. No T x T.
 
     Chunks of `window` queries look at their own chunk of keys and the one before it.
     """
     B, nh, T, _ = q.size()
     if window >= T:
-        return fused(q, k, v, None, dropout, is_causal=True)
-    q, k, v = (F.pad(z, (0, 0, 0, -T % window)).flatten(0, 1).unflatten(1, (-1, window)) for z in (q, k, v)) # n chunks as dim 1
-    k, v = (torch.cat((F.pad(z, (0, 0, 0, 0, 1, -1)), z), dim=2) for z in (k, v)) # (B * nh, n, 2 * window, hs)
-    i, j = torch.arange(window, device=q.device)[:, None], torch.arange(-window, window, device=q.device)
+        return fused_attention(q, k, v, None, dropout, is_causal=True)
+    # n chunks as dim 1, the last one filled up
+    q, k, v = (F.pad(z, (0, 0, 0, -T % window)).flatten(0, 1).unflatten(1, (-1, window)) for z in (q, k, v))
+    # each with the chunk before it, (B * nh, n, 2 * window, hs)
+    k, v = (torch.cat((F.pad(z, (0, 0, 0, 0, 1, -1)), z), dim=2) for z in (k, v))
+    i = torch.arange(window, device=q.device)[:, None]
+    j = torch.arange(-window, window, device=q.device)
     first = torch.arange(q.size(1), device=q.device).view(-1, 1, 1) == 0 # has no chunk before it
     mask = (j <= i) & (j > i - window) & ~(first & (j < 0)) # (n, window, 2 * window)
-    y = fused(q, k, v, mask[None], dropout)
+    y = fused_attention(q, k, v, mask[None], dropout)
     return y.flatten(1, 2).unflatten(0, (B, nh))[:, :, :T]
-
-
-def with_columns(q, k, v, a, c):
-    """q, k with columns appended whose product is sqrt(hs) a_i c_j, and v padded with zeros to the same width.
-
-    In half precision a and c go in as a rounded and a rest column each, four products in all: bfloat16 alone would blur a
-    position beyond 256. The fused backward rounds each score's gradient, and a rounding error times a large c_j would drown
-    a's gradient; so one more column, 0 in q and 1 in k, collects the sum of those errors (without rounding it is 0, for softmax
-    does not see a constant) and takes it off at c_j = c_i, where the query is. Fused kernels want widths that are multiples of 8.
-    """
-    a, c = a * math.sqrt(q.size(-1)), c.to(torch.promote_types(a.dtype, torch.float32)).expand(-1, k.size(1), -1)
-    parts_a, parts_c = split(a, q.dtype), split(c, k.dtype)
-    own = a * c[..., -a.size(-1):]
-    zero = (own.detach() - own).to(q.dtype)
-    qc = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1)
-    kc = torch.stack([x for _ in parts_a for x in parts_c] + [torch.ones_like(parts_c[0])], dim=-1)
-    pad = -(q.size(-1) + qc.size(-1)) % 8
-    q, k = (F.pad(torch.cat(pair, dim=-1), (0, pad)) for pair in ((q, qc), (k, kc)))
-    return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))
-
-
-def split(x, dtype):
-    """x as a sum of tensors of this dtype, to about float32's precision."""
-    rounded = x.to(dtype)
-    return [rounded, (x - rounded).to(dtype)] if dtype.itemsize < 4 else [rounded]
 
 
 @cache
@@ -196,7 +336,7 @@ def compiled_flex():
     return torch.compile(flex.flex_attention, dynamic=False) # uncompiled it would write the T x T scores
 
 
-def flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero):
+def flex_attention(q, k, v, pos_q, pos_k, score_mod=None, from_zero=False):
     """FlexAttention, with a causal BlockMask that all rows share where positions are from_zero."""
     size = dict(H=None, Q_LEN=q.size(2), KV_LEN=k.size(2), device=q.device)
     if from_zero:
@@ -204,4 +344,4 @@ def flex_attention(q, k, v, pos_q, pos_k, score_mod, from_zero):
     else:
         mask = flex.create_block_mask(lambda b, h, i, j: pos_k[b, j] <= pos_q[b, i], B=q.size(0), **size)
     attention = flex.flex_attention if torch.compiler.is_compiling() else compiled_flex()
-    return attention(q, k, v, score_mod=score_mod, block_mask=mask)
+    return attention(q, k, v, score_mod=score_function(score_mod, pos_q, pos_k), block_mask=mask)

@@ -5,30 +5,30 @@ import torch.nn.functional as F
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; under torch.compile the mask is kept(), from two seeds that PyTorch's generator draws for each call."""
+    """nn.Dropout; under torch.compile with keep_mask(), of two seeds that PyTorch's generator draws."""
 
     def forward(self, x):
         if not (self.training and self.p):
             return x
         if not torch.compiler.is_compiling():
             return F.dropout(x, self.p)
-        seeds = torch.randint(2 ** 31 - 1, (2,), dtype=torch.int32, device=x.device) # beyond 32 bits torch 2.11 draws nothing
-        return torch.where(kept(x.size(), self.p, seeds), x / (1 - self.p), 0.0)
+        # beyond 32 bits torch 2.11 draws nothing
+        seeds = torch.randint(2 ** 31 - 1, (2,), dtype=torch.int32, device=x.device)
+        return torch.where(keep_mask(x.size(), self.p, seeds), x / (1 - self.p), 0.0)
 
 
-def kept(size, p, seeds):
-    """A mask of this size, True for a share 1 - p: a hash of each element's number and the seeds (2,), int32.
-
-    The hash is triple32 of github.com/skeeto/hash-prospector without its last step, which leaves the bits that decide alone, and
-    with the second seed added in its middle: the first alone would make masks that are each other's permutations.
-    """
+def keep_mask(size, p, seeds):
+    """Returns a mask of this size, True with probability 1 - p: a hash of numbers and seeds (2,), int32."""
+    # triple32 of github.com/skeeto/hash-prospector, without its last step, which changes only bits that
+    # decide nothing here. The second seed comes in its middle: masks that differ in the first alone would be
+    # permutations of each other.
     h = torch.arange(size.numel(), dtype=torch.int32, device=seeds.device) ^ seeds[0]
-    h = (h ^ shifted(h, 17)) * (0xed5ad4bb - 2 ** 32) + seeds[1]
-    h = (h ^ shifted(h, 11)) * (0xac4c1b51 - 2 ** 32)
-    h = (h ^ shifted(h, 15)) * 0x31848bab
+    h = (h ^ logical_right_shift(h, 17)) * (0xed5ad4bb - 2 ** 32) + seeds[1]
+    h = (h ^ logical_right_shift(h, 11)) * (0xac4c1b51 - 2 ** 32)
+    h = (h ^ logical_right_shift(h, 15)) * 0x31848bab
     return (h >= round(p * 2 ** 32) - 2 ** 31).view(size)
 
 
-def shifted(h, n):
-    """h >> n of the number without a sign, which >> of an int32 would copy into the gap."""
+def logical_right_shift(h, n):
+    """Returns h >> n with zeros in the gap, where >> of an int32 copies the sign."""
     return (h >> n) & (1 << 32 - n) - 1

@@ -5,23 +5,23 @@ import torch.nn.functional as F
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding by rows_of()."""
+    """nn.Embedding by embedding()."""
 
     def forward(self, idx):
-        return rows_of(self.weight, idx)
+        return embedding(self.weight, idx)
 
 
-def rows_of(weight, idx):
-    """weight[idx], by lookup() on CUDA and under torch.compile. weight (rows, C), idx (...) -> (..., C)."""
-    adds_in_any_order = idx.is_cuda or torch.compiler.is_compiling()
-    return lookup(weight, idx) if adds_in_any_order else F.embedding(idx, weight)
+def embedding(weight, idx):
+    """Returns weight[idx] (..., C) for weight (rows, C) and idx (...); its gradient is a sum in one order."""
+    # F.embedding's adds up with atomics, in whatever order they come, and two runs of one seed drift apart
+    in_any_order = idx.is_cuda or torch.compiler.is_compiling()
+    return lookup(weight, idx) if in_any_order else F.embedding(idx, weight)
 
 
 # An operator, because torch.compile does not cache graphs with a torch.autograd.Function in them.
 @torch.library.custom_op('core::lookup', mutates_args=())
 def lookup(weight: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """Rows idx of weight. The gradient is a sum in one order: F.embedding's, compiled, adds with atomics in whatever order they
-    come, and two runs of one seed drift apart. Up to 1,024 rows it is a product with the one-hot matrix of idx."""
+    """Returns weight[idx]; up to 1,024 rows the gradient is a product with the one-hot matrix of idx."""
     return F.embedding(idx, weight)
 
 
@@ -32,7 +32,7 @@ def _(weight, idx):
 
 @torch.library.custom_op('core::sum_by_row', mutates_args=())
 def sum_by_row(dy: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
-    """(rows, C) from dy (..., C), as eager PyTorch adds up, in one order; torch.compile would put atomics in its place."""
+    """Returns (rows, C): each row sums dy (..., C) where idx (...) names it, in eager PyTorch's order."""
     return torch.ops.aten.embedding_dense_backward(dy, idx, rows, -1, False)
 
 
@@ -41,19 +41,19 @@ def _(dy, idx, rows):
     return dy.new_empty(rows, dy.size(-1))
 
 
-def save(ctx, inputs, output):
+def lookup_context(ctx, inputs, output):
     weight, idx = inputs
     ctx.save_for_backward(idx)
     ctx.rows = weight.size(0)
 
 
-def gradient(ctx, dy): # (..., C)
+def lookup_gradient(ctx, dy): # (..., C)
     idx, = ctx.saved_tensors
     if ctx.rows > 1024:
         return sum_by_row(dy, idx, ctx.rows), None
     with torch.autocast(dy.device.type, enabled=False):
-        hot = idx.flatten() == torch.arange(ctx.rows, device=idx.device)[:, None] # (rows, N)
-        return hot.to(dy.dtype) @ dy.flatten(0, -2), None
+        one_hot = idx.flatten() == torch.arange(ctx.rows, device=idx.device)[:, None] # (rows, N)
+        return one_hot.to(dy.dtype) @ dy.flatten(0, -2), None # (rows, N) x (N, C) -> (rows, C)
 
 
-lookup.register_autograd(gradient, setup_context=save)
+lookup.register_autograd(lookup_gradient, setup_context=lookup_context)

@@ -13,7 +13,7 @@ SIZES = {
 
 
 def download_gpt2(name):
-    """Returns the state dict of a GPT2LMHeadModel by its name in SIZES; Stop without transformers, or without a network."""
+    """Returns a GPT2LMHeadModel's state dict by its name in SIZES; Stop without transformers or network."""
     if name not in SIZES:
         raise Stop(f"init_from={name}: allowed: {', '.join(SIZES)}")
     try:
@@ -28,8 +28,9 @@ def download_gpt2(name):
 
 @torch.no_grad()
 def load_gpt2(model, weights):
-    """Copies a GPT2LMHeadModel's state dict into a GPT: the names are the same, but its Conv1D stores four matrices transposed."""
+    """Copies a GPT2LMHeadModel's state dict into a GPT, whose names are the same."""
     state = model.state_dict()
+    # OpenAI's checkpoints use a "Conv1D" module, which stores these four matrices transposed
     transposed = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'
     for name, w in weights.items():
         if name.endswith(('.attn.bias', '.attn.masked_bias')): # masks, not parameters

@@ -1,13 +1,14 @@
-"""The mean cross entropy, for large vocabularies on CUDA by core/kernels/cross_entropy.py's kernels."""
+"""The mean cross entropy, for large vocabularies on CUDA by the kernels of core/kernels/cross_entropy.py."""
 import torch
 import torch.nn.functional as F
 
-LARGE = 4096
+LARGE = 4096 # tokens from which on the kernels are used; they read a row of logits in blocks of as many
 
 
 def cross_entropy(logits, targets):
-    """F.cross_entropy of logits (N, V) and targets (N,) of which -1 is ignored."""
-    V, compiled = logits.size(1), logits.is_cuda and torch.compiler.is_compiling() # eager, nothing requires Triton
+    """Returns the mean cross entropy, in nats, of logits (N, V) and targets (N,), of which -1 is ignored."""
+    V = logits.size(1)
+    compiled = logits.is_cuda and torch.compiler.is_compiling() # eager, nothing requires Triton
     if not compiled or V < LARGE or V % 8 or logits.dtype == torch.float64:
         return F.cross_entropy(logits, targets, ignore_index=-1)
     losses, _ = nll(logits, targets)
@@ -16,20 +17,24 @@ def cross_entropy(logits, targets):
 
 @torch.library.custom_op('core::nll', mutates_args=())
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The negative log-likelihoods (N,) in float32, 0 for a target of -1, NaN for one that is no token, and what the gradient needs
-    (N,), for logits (N, V) and targets (N,)."""
+    """Returns negative log-likelihoods, in nats, and base-2 logsumexps, for the gradient: (N,) float32 each.
+
+    logits (N, V), targets (N,). The loss of a target of -1 is 0, of one that is no token NaN.
+    """
     from core.kernels.cross_entropy import forward  # Triton
     return forward(logits, targets)
 
 
 @nll.register_fake
 def _(logits, targets):
-    return logits.new_empty(len(logits), dtype=torch.float32), logits.new_empty(len(logits), dtype=torch.float32)
+    N = len(logits)
+    return logits.new_empty(N, dtype=torch.float32), logits.new_empty(N, dtype=torch.float32)
 
 
 @torch.library.custom_op('core::nll_backward', mutates_args=())
-def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
-    """(N, V)."""
+def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor,
+                 lse: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient for logits (N, V) from that for the losses (N,)."""
     from core.kernels.cross_entropy import backward  # Triton
     return backward(dlosses, logits, targets, lse)
 
@@ -39,13 +44,13 @@ def _(dlosses, logits, targets, lse):
     return logits.new_empty(logits.shape)
 
 
-def save(ctx, inputs, output):
+def nll_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs, output[1])
 
 
-def gradient(ctx, dlosses, _):
+def nll_gradient(ctx, dlosses, _):
     logits, targets, lse = ctx.saved_tensors
     return nll_backward(dlosses, logits, targets, lse), None
 
 
-nll.register_autograd(gradient, setup_context=save)
+nll.register_autograd(nll_gradient, setup_context=nll_context)

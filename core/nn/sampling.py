@@ -4,7 +4,10 @@ import torch.nn.functional as F
 
 
 def sample_token(logits, temperature, top_k, top_p, min_p, generator):
-    """One token a row (B, 1) from logits (B, V). temperature 0: the likeliest. top_k 0, top_p 1, min_p 0: off."""
+    """Returns one token a row (B, 1) from logits (B, V).
+
+    temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 are off.
+    """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
@@ -12,9 +15,11 @@ def sample_token(logits, temperature, top_k, top_p, min_p, generator):
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
         logits = logits.masked_fill(logits < kth, float('-inf'))
     probs = F.softmax(logits, dim=-1)
-    if top_p < 1: # the smallest set of likeliest tokens that holds top_p of the probability
+    # the smallest set of likeliest tokens that holds top_p of the probability (arXiv 1904.09751)
+    if top_p < 1:
         p, order = probs.sort(dim=-1, descending=True)
         probs = torch.zeros_like(probs).scatter(-1, order, p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0))
-    if min_p: # tokens at least min_p times as likely as the likeliest
+    # tokens at least min_p times as likely as the likeliest (arXiv 2407.01082)
+    if min_p:
         probs = probs.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
     return torch.multinomial(probs, num_samples=1, generator=generator)

@@ -413,7 +413,7 @@ def test_a_compiled_graph_keeps_the_kernels():
 def test_compiled_dropout_is_new_at_every_place_and_call(device):
     """Seeds are drawn in the graph: torch 2.11 compiled a draw of more than 32 bits to one undefined number for all."""
     q, k, v = inputs(40, 16, torch.float32, device=device)[:3]
-    f = torch.compile(lambda: torch.stack([kernel_attention(q, k, v, None, None, 0.2) for _ in range(3)]), fullgraph=True)
+    f = torch.compile(lambda: torch.stack([kernel_attention(q, k, v, None, 0.2) for _ in range(3)]), fullgraph=True)
     runs = []
     for n in 1, 1, 2:
         torch.manual_seed(n)

@@ -11,7 +11,7 @@ from torch._inductor import config
 
 from core.assemble import variant_names
 from core.device.machine import machine
-from core.nn.attention import attend
+from core.nn.attention import Bias, attend, distance_bias
 from core.training.train_step import TrainStep
 from model import build
 
@@ -38,9 +38,7 @@ def test_distance_bias_equals_float64_math(impl, T, window):
         leaves = [t.to(kind).detach().requires_grad_() for t, kind in ((q, dtype), (k, dtype), (v, dtype), (w, wide))]
 
         def f(q, k, v, w):
-            slope = 1 / w
-            mod = lambda s, b, h, i, j: s - slope[b, h, i] * (pos[b, i] - pos[b, j])
-            return attend(q, k, v, pos, pos, mod, dict(a=slope, c=pos[:, None]), impl, from_zero=True)
+            return attend(q, k, v, pos, pos, distance_bias(1 / w, pos), impl, from_zero=True)
 
         y = (torch.compile(f, dynamic=False) if impl == 'flex' else f)(*leaves)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
@@ -64,8 +62,7 @@ def test_key_bias_equals_float64_math(T, start):
         wide = torch.promote_types(dtype, torch.float32)
         leaves = [t.to(kind).detach().requires_grad_() for t, kind in ((q, dtype), (k, dtype), (v, dtype), (z, wide))]
         c = torch.nn.functional.logsigmoid(leaves[3]).cumsum(-1)
-        mod = lambda s, b, h, i, j: s - c[b, h, j]
-        y = attend(*leaves[:3], pos, pos, mod, dict(a=torch.ones_like(c), c=-c), impl, from_zero=True)
+        y = attend(*leaves[:3], pos, pos, Bias(torch.ones_like(c), -c), impl, from_zero=True)
         return y, *torch.autograd.grad((y * g.to(y.dtype)).sum(), leaves)
 
     results = run('sdpa', torch.bfloat16), run('math', torch.float64)

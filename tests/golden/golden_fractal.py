@@ -1,5 +1,6 @@
 """Fractal heads: attention, a layer, and the source's whole model, made of six of our variants."""
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -18,17 +19,17 @@ class Fractal(Source):
     """The source's heads need not fill its residual stream: attention is made for a stream of n_q * hd channels, and then gets
     maps from and to one of dim. The MLP is as wide as the file's."""
 
-    def module(self, golden, attn):
+    def module(self, golden):
         c, params = golden.meta['config'], golden('param')
         assert (c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']) == ('RMSNorm', True, True, False)
         c['mlp_hidden'] = max((len(w) for name, w in params.items() if name.endswith('Wup.weight')), default=1)
         n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
         options = dict(
-            attn=attn, block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1), bias=c['norm_bias'],
+            block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1), bias=c['norm_bias'],
             n_layer=c['num_layers'] if level == 'model' else 1, split=c['fractal_split'], fractal_scale='head',
             rms_eps=c['eps'], rope_base=c['theta'], rope_share=float(c['rope']), glu_gate=GATES[c['mlp_nonlinearity']],
             embedding_scale=None if c['scale_first_resid'] else 1.0)
-        classes = load_classes(self.variant)
+        classes = SimpleNamespace(**vars(load_classes(self.variant))) # our own, two of which are replaced below
         stream = construct_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
         heads = construct_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
 
@@ -45,7 +46,7 @@ class Fractal(Source):
             return module
 
         classes.CausalSelfAttention, classes.MLP = attention, mlp
-        model = classes.GPT(stream, classes).to(golden.dtype).train()
+        model = classes.GPT(stream, classes).double().train()
         block = model.transformer.h[0]
         module = dict(attn=block.attn, layer=block, model=model)[level]
         mine = dict(module.named_parameters())
@@ -80,10 +81,10 @@ def fractal_name(name, c):
     return name, slice(None)
 
 
-# -- levels: (golden, source, attn) -> everything that can be seen, compared
+# -- levels: (golden, source) -> everything that can be seen, compared
 
-def attn_level(golden, source, attn):
-    module, _ = source.module(golden, attn)
+def attn_level(golden, source):
+    module, _ = source.module(golden)
     x, calls, slices = golden('in')['x'].requires_grad_(), [], []
     spy(module, 'attend', calls)
 
@@ -101,8 +102,8 @@ def attn_level(golden, source, attn):
     assert sum(s.size(1) for s in slices) == golden.meta.get('num_fractal_heads', sum(s.size(1) for s in slices))
 
 
-def layer_level(golden, source, attn):
-    module, _ = source.module(golden, attn)
+def layer_level(golden, source):
+    module, _ = source.module(golden)
     x = golden('in')['x'].requires_grad_()
     y = module(x, new_step(golden, x))
     objective = (y * golden('in')['gy']).sum()
@@ -110,8 +111,8 @@ def layer_level(golden, source, attn):
     source.compare(golden, module, dict(y=y, objective=objective), x)
 
 
-def model_level(golden, source, attn):
-    _, model = source.module(golden, attn)
+def model_level(golden, source):
+    _, model = source.module(golden)
     targets = golden('in')['targets']
     logits, loss = model(golden('in')['idx'], torch.where(targets == model.config.vocab_size - 1, -1, targets)) # padding
     loss.backward()

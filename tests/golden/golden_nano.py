@@ -7,7 +7,7 @@ from golden_common import Source, new_step, spy
 from torch import nn
 
 from core.errors import Stop
-from core.nn.attention import math_attention
+from core.nn.attention import attention_weights, score_function
 from model import GPTConfig, LayerNorm, Step, build
 
 
@@ -68,30 +68,30 @@ def surprise_name(name, config):
     return name, slice(None)
 
 
-# -- levels: (golden, source, attn) -> everything that can be seen, compared
+# -- levels: (golden, source) -> everything that can be seen, compared
 
-def attn_level(golden, source, attn):
-    module, _ = source.module(golden, attn)
+def attn_level(golden, source):
+    module, _ = source.module(golden)
     x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
     spy(module, 'attend', calls)
     y = module(x, step)
     objective = (y * golden('in')['gy']).sum()
     objective.backward()
-    (q, k, v, _, pos_k, _), _ = calls[0]
-    score_mod, _ = module.score_mod(x, pos_k, step)
-    one_hot = torch.eye(x.size(1), dtype=v.dtype).expand(*v.shape[:2], -1, -1) # as values, they show the weights
-    outs = dict(y=y, objective=objective, att=math_attention(q, k, one_hot, step.pos, pos_k, score_mod, 0.0))
+    (q, k, _, _, pos_k, _), _ = calls[0]
+    score_mod = module.score_mod(x, pos_k, step)
+    outs = dict(y=y, objective=objective, att=attention_weights(q, k, step.pos, pos_k, score_mod)[1])
     if 'window' in step.stats:
         w = outs['window'] = step.stats['window'][0]
         b, h, i, j = (torch.arange(n) for n in outs['att'].shape)
-        added = score_mod(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+        f = score_function(score_mod, step.pos, pos_k)
+        added = f(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
         scaling = added + 1 - 1 / w[..., None] # a constant for each query, which softmax does not see
         outs['att_logit_scaling'] = torch.where(j <= i.view(-1, 1), scaling, 1.0)
     source.compare(golden, module, outs, x)
 
 
-def block_level(golden, source, attn):
-    module, model = source.module(golden, attn)
+def block_level(golden, source):
+    module, model = source.module(golden)
     x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
     spy(module, 'mlp_residual', calls)
     seen = watch_surprise(module) if source.variant == 'surprise' else None
@@ -107,8 +107,8 @@ def block_level(golden, source, attn):
     source.compare(golden, module, outs | dict(objective=objective), x)
 
 
-def token_level(golden, source, attn):
-    module, _ = source.module(golden, attn)
+def token_level(golden, source):
+    module, _ = source.module(golden)
     x, step, calls, means, betas = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), [], [], []
     spy(module, 'mlp_residual', calls)
     opened, priors = watch_surprise(module)
@@ -125,8 +125,8 @@ def token_level(golden, source, attn):
     source.compare(golden, module, outs, x)
 
 
-def model_level(golden, source, attn):
-    _, model = source.module(golden, attn)
+def model_level(golden, source):
+    _, model = source.module(golden)
     idx, targets = golden('in')['idx'], golden('in')['targets']
     outs, step = {}, new_step(golden, idx)
     step.from_zero = True
@@ -176,25 +176,25 @@ def surprise_outs(block, step, opened, priors):
                 CE=expected[:, 0], CU=unexpected[:, 0], CE_tok=expected, CU_tok=unexpected, gate_vec=gate[:, 0], prior_ch=priors[0])
 
 
-def ln_mlp_level(golden, source, attn):
-    model = build(source.variant, attn=attn, **source.options(golden.meta['config']))
+def ln_mlp_level(golden, source):
+    model = build(source.variant, **source.options(golden.meta['config']))
     source.prepare(model)
     outs = {}
     for name in golden('out'):
         weights = {n.removeprefix(name + '.'): w for n, w in golden('param').items() if n.startswith(name + '.')}
         if name == 'mlp':
-            module = model.transformer.h[0].mlp.to(golden.dtype)
+            module = model.transformer.h[0].mlp.double()
             args = golden('in')['x'], None
         else:
-            module = LayerNorm(GPTConfig(bias='bias' in weights), len(weights['weight'])).to(golden.dtype)
+            module = LayerNorm(GPTConfig(bias='bias' in weights), len(weights['weight'])).double()
             args = golden('in')['x'],
         module.load_state_dict(weights)
         outs[name] = module(*args)
     source.compare(golden, nn.Module(), outs)
 
 
-def generate_level(golden, source, attn, monkeypatch):
-    _, model = source.module(golden, attn)
+def generate_level(golden, source, monkeypatch):
+    _, model = source.module(golden)
     model.eval()
     meta, want, idx = golden.meta, golden('out'), golden('in')['idx']
     new, probs = meta['max_new_tokens'], {}

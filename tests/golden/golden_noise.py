@@ -73,7 +73,7 @@ def dropconnect_draws(golden, model):
         if name.startswith('mask.'):
             ours, rows = dropconnect_name(name.removeprefix('mask.'), golden.meta['config'])
             linear = ours.removesuffix('.weight')
-            masks.setdefault(linear, torch.zeros_like(model.get_submodule(linear).weight))[rows] = mask.to(golden.dtype)
+            masks.setdefault(linear, torch.zeros_like(model.get_submodule(linear).weight))[rows] = mask.double()
     assert set(masks) == {name for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, mask in masks.items():
         module = model.get_submodule(name)
@@ -81,8 +81,8 @@ def dropconnect_draws(golden, model):
 
 
 def model_level(draws):
-    def level(golden, source, attn):
-        _, model = source.module(golden, attn)
+    def level(golden, source):
+        _, model = source.module(golden)
         draws(golden, model)
         idx, targets, outs = golden('in')['idx'], golden('in')['targets'], {}
         hooks = [model.transformer.drop.register_forward_hook(lambda m, args, y: outs.__setitem__('x_clean', y)),

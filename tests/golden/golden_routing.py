@@ -40,7 +40,7 @@ class Layers(Source):
         if self.variant != 'mod':
             options |= dict(gate='ce', change='gaussian', prior_width=config['prior_ffn_intermediate_size_factor'],
                             ma_window=config['ma_window'], sharp_min=golden('in')['beta_ce'].item())
-        blocks = build(self.variant, **options).to(golden.dtype).train().transformer.h
+        blocks = build(self.variant, **options).double().train().transformer.h
         module = nn.ModuleDict(dict(decision=blocks[0], dynamic=blocks[1])) if pair == 2 else blocks[0]
         unused = golden.meta['grad_none'] # expected change alone leaves m_cu out
         weights = {self.our_name(name, config): value for name, value in golden('param').items() if name not in unused}
@@ -53,7 +53,7 @@ class Layers(Source):
 def run(blocks, x, golden):
     """The output, the step, and the mask and the gate that run_chosen was given."""
     step, variant = new_step(golden, x), importlib.import_module('variants.' + golden.meta['variant'].removesuffix('_router'))
-    step.it = torch.zeros((), dtype=golden.dtype)
+    step.it = torch.zeros((), dtype=torch.float64)
     with mock.patch.object(variant, 'run_chosen', wraps=routing.run_chosen) as chosen:
         for block in blocks:
             x = block(x, step)
@@ -61,7 +61,7 @@ def run(blocks, x, golden):
     return x, step, mask, gate
 
 
-def layer_level(golden, source, attn):
+def layer_level(golden, source):
     params = golden('param')
     module, blocks, unused = source.module(golden)
     config, c, last = golden.meta['config'], blocks[0].config, blocks[-1]
@@ -70,7 +70,7 @@ def layer_level(golden, source, attn):
     losses = {name: value * c.n_layer / getattr(c, f'{name}_loss') for name, value in step.losses.items()} # unweighted
     logits = last.causal_router(x.detach())
     k = max(1, int(c.capacity * x.size(1)))
-    outs = dict(y=y, mask=mask, k=k, topk_idx_sorted=routing.slots(mask, k)[0], causal_logits=logits,
+    outs = dict(y=y, mask=mask, k=k, topk_idx_sorted=routing.assign_slots(mask, k)[0], causal_logits=logits,
                 causal_acc=((logits > 0) == mask).double().mean())
     bce = F.binary_cross_entropy_with_logits
     outs['causal_router_loss'] = bce(logits, mask.to(x.dtype))
@@ -132,16 +132,16 @@ def leaves(golden, *names):
     return {name: golden('in')[name].requires_grad_() for name in names}
 
 
-def kl_level(golden, source, attn):
+def kl_level(golden, source):
     i = leaves(golden, 'mu_p', 'mu_q', 'log_var_q')
     d_ch = routing.change_surprise(i['mu_p'], i['mu_q'], i['log_var_q'], golden('in')['c'])
     (d_ch * golden('in')['gy']).sum().backward()
     source.check(golden, nn.Module(), dict(D_ch=d_ch, D_st_of_mu_p=routing.static_surprise(i['mu_p'])), i)
 
 
-def vpr_level(golden, source, attn):
+def vpr_level(golden, source):
     i, params = leaves(golden, 'D_st', 'D_ch'), golden('param')
-    surprise = routing.Surprise(SimpleNamespace(gate='ce' if golden.meta['grad_none'] else 'or')).to(golden.dtype)
+    surprise = routing.Surprise(SimpleNamespace(gate='ce' if golden.meta['grad_none'] else 'or')).double()
     own = dict(surprise.named_parameters())
     with torch.no_grad():
         for name, p in own.items():
@@ -158,17 +158,17 @@ def vpr_level(golden, source, attn):
     source.check(golden, module, outs, i)
 
 
-def average_level(golden, source, attn):
+def average_level(golden, source):
     d = golden('in')['d_st']
     outs = {f'ma_w{w}': routing.moving_average(d, min(w, d.size(1))) for w in golden.meta['windows']}
     source.check(golden, nn.Module(), outs, {})
 
 
-def topk_level(golden, source, attn):
+def topk_level(golden, source):
     scores, hidden = golden('in')['scores'], golden('in')['hidden']
     capacity = golden('in')['capacity'].item()
-    mask = routing.top_k(scores, capacity)
-    index, live = routing.slots(mask, int(mask.sum(1).max()))
+    mask = routing.top_k_mask(scores, capacity)
+    index, live = routing.assign_slots(mask, int(mask.sum(1).max()))
     assert live.all() # as many in every row
     ranked = index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True)) # the source's order: by score
     rows = torch.arange(len(index)).repeat_interleave(index.size(1))
@@ -177,11 +177,11 @@ def topk_level(golden, source, attn):
     source.check(golden, nn.Module(), outs, {})
 
 
-def causal_level(golden, source, attn):
+def causal_level(golden, source):
     i = leaves(golden, 'x')
-    router = routing.CausalRouter(i['x'].size(-1)).to(golden.dtype)
+    router = routing.CausalRouter(i['x'].size(-1)).double()
     router.load_state_dict({'fc.weight': golden('param')['router.0.weight'], 'proj.weight': golden('param')['router.2.weight']})
-    logits, targets = router(i['x']), golden('in')['targets'].to(golden.dtype)
+    logits, targets = router(i['x']), golden('in')['targets'].double()
     loss = F.binary_cross_entropy_with_logits(logits, targets)
     loss.backward()
     module = nn.Module()
@@ -189,11 +189,11 @@ def causal_level(golden, source, attn):
     source.check(golden, module, dict(logits=logits, loss=loss, accuracy=((logits > 0) == targets).double().mean()), i)
 
 
-def mod_level(golden, source, attn):
+def mod_level(golden, source):
     i, capacity = leaves(golden, 'x'), golden('in')['capacity'].item()
     B, T, C = i['x'].shape
     block = build('mod', block_size=T, n_layer=1, n_head=1, n_embd=C, vocab_size=8, every=1, router='topk',
-                       capacity=capacity).to(golden.dtype).train().transformer.h[0]
+                       capacity=capacity).double().train().transformer.h[0]
     block.router.load_state_dict({'weight': golden('param')['router.weight']})
     _, step, mask, gate = run([block], i['x'], golden)
     logits, c = block.router(i['x'])[..., 0], block.config
@@ -203,7 +203,7 @@ def mod_level(golden, source, attn):
     objective = (gate * mask * golden('in')['gy']).sum() + aux + z
     objective.backward()
     outs = dict(logits=logits, bce=aux, z=z, mask=mask.long(), k=mask[0].sum(), gate=gate * mask, objective=objective,
-                token_idx_sorted=routing.slots(mask, int(mask[0].sum()))[0])
+                token_idx_sorted=routing.assign_slots(mask, int(mask[0].sum()))[0])
     module = nn.Module()
     module.router = block.router
     source.check(golden, module, outs, i)

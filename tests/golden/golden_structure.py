@@ -53,14 +53,14 @@ def attention_outs(attn, args):
     return outs | dict(att_loc=f, head_scaling=2 * torch.sigmoid(attn.mlp_scale(f)).transpose(1, 2))
 
 
-def loaded(golden, source, attn):
+def load(golden, source):
     if source.variant == 'relative_location':
         split_mlp(golden)
-    return source.module(golden, 'auto' if attn == 'sdpa' else attn) # sdpa gives no statistics
+    return source.module(golden)
 
 
-def attn_level(golden, source, attn):
-    module, _ = loaded(golden, source, attn)
+def attn_level(golden, source):
+    module, _ = load(golden, source)
     x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
     spy(module, 'attend', calls)
     y = module(x, step)
@@ -72,8 +72,8 @@ def attn_level(golden, source, attn):
     source.compare(golden, module, outs | dict(objective=objective), x)
 
 
-def block_level(golden, source, attn):
-    module, _ = loaded(golden, source, attn)
+def block_level(golden, source):
+    module, _ = load(golden, source)
     x, step, outs, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), {}, []
     spy(module.attn, 'attend', calls)
     mids = []
@@ -89,8 +89,8 @@ def block_level(golden, source, attn):
     source.compare(golden, module, outs, x)
 
 
-def model_level(golden, source, attn):
-    _, model = loaded(golden, source, attn)
+def model_level(golden, source):
+    _, model = load(golden, source)
     idx, targets = golden('in')['idx'], golden('in')['targets']
     outs, step, calls = {}, Step(), []
     for i, block in enumerate(model.transformer.h):

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 
 import core.assemble
+import model as core_model
 from core.assemble import variant_names
 from core.device.flops import flops_per_token
 from core.errors import Stop
 from core.nn import attention as attention_paths
-from core.nn.attention import attend, record_backends
+from core.nn.attention import Bias, Window, attend, choose_backend, distance_bias
 from core.nn.gpt2_weights import load_gpt2
 from core.nn.sampling import sample_token
 from core.rng import generator
@@ -119,8 +120,9 @@ class Block(model.Block):
     assert not torch.equal(one['transformer.wpe.weight'], other['transformer.wpe.weight'])
 
 
+@pytest.mark.slow
 def test_initial_values_in_another_process():
-    code = ("import hashlib, model as core;"
+    code = ("import hashlib; from model import build;"
             "m = build(seed=9, block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=4);"
             "print(hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in m.parameters())).hexdigest())")
     other = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True,
@@ -173,15 +175,10 @@ def qkv(T, B=2, nh=3, hs=16, dtype=torch.float64, seed=0, Tk=None):
             for name, n in (('q', T), ('k', Tk or T), ('v', Tk or T))]
 
 
-def linear_bias(slope, pos_q, pos_k):
-    """A slope for each query, as a score_mod and its form."""
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope, c=pos_k[:, None])
-
-
 def attention(impl, tensors, slope, pos_q, pos_k, plain, seed=0):
     """[y, and the gradients for q, k, v and slope] under a random cotangent."""
     inputs = [x.clone().requires_grad_() for x in (*tensors, slope)]
-    y = attend(*inputs[:3], pos_q, pos_k, *linear_bias(inputs[3], pos_q, pos_k), impl, plain)
+    y = attend(*inputs[:3], pos_q, pos_k, distance_bias(inputs[3], pos_k), impl, plain)
     cotangent = torch.randn(y.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
     y.backward(cotangent.to(y.dtype))
     return [y.detach(), *(x.grad for x in inputs)]
@@ -195,7 +192,7 @@ def test_math_is_the_definition():
     """Against loops over the formula."""
     (q, k, v), pos = qkv(6), plain_positions(6)
     slope = torch.rand(2, 3, 6, generator=generator('slope'), dtype=torch.float64)
-    y = attend(q, k, v, pos, pos, linear_bias(slope, pos, pos)[0], impl='math')
+    y = attend(q, k, v, pos, pos, distance_bias(slope, pos), impl='math')
     for b in range(2):
         for h in range(3):
             for i in range(6):
@@ -203,6 +200,14 @@ def test_math_is_the_definition():
                 weights = [math.exp(s) for s in scores]
                 want = sum(w * v[b, h, j] for j, w in enumerate(weights)) / sum(weights)
                 assert torch.allclose(y[b, h, i], want, rtol=0, atol=1e-12)
+
+
+def test_distances_are_exact_wherever_positions_are():
+    """Empty slots of routed blocks are at 2^40, where float32 has no ones."""
+    (q, k, v), pos = qkv(6, dtype=torch.float32), plain_positions(6)
+    slope = torch.rand(2, 3, 6, generator=generator('slope'))
+    near, far = (attend(q, k, v, at, at, distance_bias(slope, at), impl='math') for at in (pos, pos + 2 ** 40))
+    assert torch.equal(near, far)
 
 
 @pytest.mark.parametrize('plain', [True, False], ids=['plain', 'positions'])
@@ -250,16 +255,16 @@ def test_a_subset_of_queries_and_late_positions(impl):
     """Rows of the whole: causality goes by position, whichever queries are asked and wherever positions start."""
     (q, k, v), pos = qkv(20), plain_positions(20)
     slope = torch.rand(2, 3, 20, generator=generator('slope'), dtype=torch.float64)
-    whole = attend(q, k, v, pos, pos, *linear_bias(slope, pos, pos), impl, True)
+    whole = attend(q, k, v, pos, pos, distance_bias(slope, pos), impl, True)
     some = torch.tensor([[0, 3, 4, 19], [1, 2, 10, 11]])
     picked = torch.stack([q[b, :, some[b]] for b in range(2)])
     slopes = torch.stack([slope[b, :, some[b]] for b in range(2)])
-    y = attend(picked, k, v, some + 1000, pos + 1000, *linear_bias(slopes, some + 1000, pos + 1000), impl, False)
+    y = attend(picked, k, v, some + 1000, pos + 1000, distance_bias(slopes, pos + 1000), impl, False)
     assert torch.allclose(y, torch.stack([whole[b, :, some[b]] for b in range(2)]), rtol=0, atol=1e-9)
 
 
 def test_attention_dropout_acts_on_every_path():
-    (q, k, v), pos = qkv(64), plain_positions(64)
+    (q, k, v), pos = qkv(32, nh=2), plain_positions(32)
     for impl in 'math', 'sdpa', 'auto', 'kernel':
         torch.manual_seed(0)
         runs = torch.stack([attend(q, k, v, pos, pos, impl=impl, from_zero=True, dropout=0.5) for _ in range(200)])
@@ -269,52 +274,64 @@ def test_attention_dropout_acts_on_every_path():
 
 def test_what_cannot_be_expressed_is_refused():
     (q, k, v), pos = qkv(8), plain_positions(8)
-    mod, form = linear_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos, pos)
+    bias = distance_bias(torch.ones(2, 3, 8, dtype=torch.float64), pos)
+    window, capped = Window(4 * bias.slope), lambda s, b, h, i, j: 2 * torch.tanh(s / 2)
     for impl in 'sdpa', 'kernel':
-        assert f'attn={impl}' in refused(attend, q, k, v, pos, pos, mod, None, impl, True)
-    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, mod, form, 'flex', True)
-    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, mod, form, 'flex', True, 0.1)
+        assert f'attn={impl}' in refused(attend, q, k, v, pos, pos, capped, impl, True)
+    assert 'attn=sdpa' in refused(attend, q, k, v, pos, pos, window, 'sdpa', True)
+    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, bias, 'flex', True)
+    assert 'attn=flex' in refused(attend, q, k, v, pos, pos, bias, 'flex', True, 0.1)
+    for impl in 'sdpa', 'flex':
+        assert f'attn={impl}: gives no statistics' in refused(attend, q, k, v, pos, pos, None, impl, True, moments=True)
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
     assert 'attn_dropout=0.001' in refused(attend, q, k, v, pos, pos, impl='kernel', from_zero=True, dropout=0.001)
     assert 'attn=kernel: cannot compute heads of 256' in refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', from_zero=True)
-    auto = attend(q, k, v, pos, pos, mod, None, 'auto', True)
-    assert torch.equal(auto, attend(q, k, v, pos, pos, mod, None, 'math', True))
+    for mod in capped, window: # what is not refused is never dropped
+        auto, want = (attend(q, k, v, pos, pos, mod, impl, True) for impl in ('auto', 'math'))
+        assert torch.equal(auto, want) and not torch.allclose(want, attend(q, k, v, pos, pos))
 
 
 def test_it_is_said_how_attention_is_computed():
     for variant, attn, ways in (('base', 'auto', {'sdpa'}), ('soft_window', 'auto', {'sdpa'}), ('hard_window', 'auto', {'math'}),
                                 ('head_scaling', 'auto', {'math'}), ('head_scaling', 'kernel', {'kernel'}),
                                 ('soft_window', 'kernel', {'kernel'}), ('base', 'math', {'math'})):
-        model = small(variant, attn=attn)
-        with record_backends(0.0) as taken:
-            model(torch.zeros(1, 8, dtype=torch.long))
-        assert taken == ways, (variant, attn, taken)
+        step = Step(backends=set())
+        small(variant, attn=attn)(torch.zeros(1, 8, dtype=torch.long), step=step)
+        assert {way for way, _ in step.backends} == ways, (variant, attn, step.backends)
+        assert {why for _, why in step.backends} == {'no CUDA GPU' if attn == 'auto' else f'attn={attn}'}
 
 
 def test_what_is_chosen_on_a_gpu(monkeypatch):
     monkeypatch.setattr(attention_paths, 'kernels', True)
-    bias, window, mod = dict(a=1, c=1), dict(w=1), lambda s, b, h, i, j: s
+    bias, window, capped = Bias(1, 1), Window(1), lambda s, b, h, i, j: s
     for want, T, more in (
-            ('kernel', 256, {}), ('sdpa', 256, dict(grad=False)), ('sdpa', 4096, {}), ('math', 1, {}),
-            ('sdpa', 256, dict(from_zero=False)), ('sdpa', 256, dict(dtype=torch.float32)), ('sdpa', 256, dict(dropout=0.01)),
-            ('kernel', 256, dict(dropout=0.1)),
-            ('kernel', 4096, dict(score_mod=mod, form=bias)), ('kernel', 256, dict(score_mod=mod, form=window, grad=False)),
-            ('sdpa', 256, dict(score_mod=mod, form=bias, from_zero=False)), ('sdpa', 256, dict(score_mod=mod, form=bias, hs=256)),
-            ('math', 256, dict(score_mod=mod, form=window, from_zero=False)), ('flex', 256, dict(score_mod=mod, form=window, hs=256)),
-            ('flex', 256, dict(score_mod=mod)), ('math', 256, dict(score_mod=mod, dropout=0.1)),
-            ('math', 256, dict(score_mod=mod, hs=8)), ('kernel', 4096, dict(moments=True)),
-            ('math', 256, dict(moments=True, from_zero=False)), ('math', 256, dict(moments=True, score_mod=mod))):
+            ('kernel', 256, {}), ('sdpa', 256, dict(training=False)), ('sdpa', 4096, {}), ('math', 1, {}),
+            ('sdpa', 256, dict(from_zero=False)), ('sdpa', 256, dict(dtype=torch.float32)),
+            ('sdpa', 256, dict(dropout=0.01)), ('kernel', 256, dict(dropout=0.1)),
+            ('kernel', 4096, dict(score_mod=bias)), ('kernel', 256, dict(score_mod=window, training=False)),
+            ('sdpa', 256, dict(score_mod=bias, from_zero=False)), ('sdpa', 256, dict(score_mod=bias, hs=256)),
+            ('math', 256, dict(score_mod=window, from_zero=False)), ('flex', 256, dict(score_mod=window, hs=256)),
+            ('flex', 256, dict(score_mod=capped)), ('math', 256, dict(score_mod=capped, dropout=0.1)),
+            ('math', 256, dict(score_mod=capped, hs=8)), ('kernel', 4096, dict(moments=True)),
+            ('math', 256, dict(moments=True, from_zero=False)), ('math', 256, dict(moments=True, score_mod=capped))):
         q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=more.pop('dtype', torch.bfloat16),
                             size=dict([(2, T), (-1, more.pop('hs', 64))]).get)
-        with torch.set_grad_enabled(more.pop('grad', True)):
-            options = dict(score_mod=None, form=None, from_zero=True, dropout=0.0) | more
-            assert attention_paths.choose('auto', q, **options) == want, (want, T, more)
+        way, why = choose_backend('auto', q, **dict(from_zero=True) | more)
+        assert way == want and why and '\n' not in why, (want, way, why, T, more)
+
+
+@pytest.mark.parametrize('dropout, way', [(0.0, 'kernel'), (0.01, 'sdpa'), (0.2, 'kernel')])
+def test_what_is_said_is_what_training_does(dropout, way, monkeypatch):
+    """In evaluation too, without gradients and without dropout."""
+    monkeypatch.setattr(attention_paths, 'kernels', True)
     q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=torch.bfloat16, size={2: 256, -1: 64}.get)
-    for dropout, way in (0.0, 'kernel'), (0.01, 'sdpa'), (0.2, 'kernel'): # what is said is what training does
-        with torch.no_grad(), record_backends(dropout) as taken:
-            assert attention_paths.choose('auto', q, None, None, True, 0.0) == 'sdpa'
-        assert taken == {way}
+    monkeypatch.setattr(core_model, 'attend', lambda q, *args: q)
+    attn, step = small(attn_dropout=dropout).eval().transformer.h[0].attn, Step(backends=set())
+    with torch.no_grad():
+        attn.attend(q, q, q, None, None, step)
+    assert {way for way, _ in step.backends} == {way}
+    assert choose_backend('auto', q, from_zero=True, training=False)[0] == 'sdpa'
 
 
 @pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])

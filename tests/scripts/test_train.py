@@ -286,8 +286,9 @@ def test_resumed_with_more_iterations_equals_having_asked_for_them(go, resume, w
 
 
 @pytest.mark.parametrize('options, said', [
-    ({}, 'attention by sdpa\n'), (dict(attn='math'), 'attention by math\n'), (dict(variant='head_scaling'), 'attention by math\n'),
-    (dict(variant='sliding_window', full_every=2, window=4), 'attention by sdpa\n'),
+    ({}, 'attention by sdpa (no CUDA GPU)\n'), (dict(attn='math'), 'attention by math (attn=math)\n'),
+    (dict(variant='head_scaling'), 'attention by math (no CUDA GPU)\n'),
+    (dict(variant='sliding_window', full_every=2, window=4), 'attention by sdpa (no CUDA GPU)\n'),
     (dict(variant='sliding_window', full_every=0, window=4), '')])
 def test_it_says_how_attention_is_computed(go, options, said):
     out = go(max_iters=1, **options).out

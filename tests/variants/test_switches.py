@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import model as model_module
 from configurator import options_of
 from core.errors import Stop
-from core.nn.attention import attend, math_attention
+from core.nn.attention import attend, attention_weights, score_function
 from lab.checks import at, logits_of, small, tokens
 from model import Step, build, load_classes
+from variants.forgetting import running_sum
+from variants.rope import angles
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,12 +35,10 @@ def step_at(x):
 
 
 def weights_of(attn, x):
-    """The attention weights (B, nh, T, T), unit vectors being the values."""
+    """The attention weights (B, nh, T, T)."""
     step, (q, k, _) = step_at(x), attn.qkv(x)
     q, k = attn.rotate_qk(*attn.norm_qk(q, k), step)
-    T = x.size(1)
-    return math_attention(q, k, torch.eye(T, dtype=x.dtype).expand(*k.shape[:2], T, T), step.pos, step.pos,
-                               attn.score_mod(x, step.pos, step)[0], 0.0)
+    return attention_weights(q, k, step.pos, step.pos, attn.score_mod(x, step.pos, step))[1]
 
 
 def scores_of(attn, x):
@@ -139,11 +139,11 @@ def test_value_residual_mixes_the_first_layers_values():
 def test_ropes_angles_are_an_operator():
     pos = torch.arange(5).expand(2, 5) + torch.tensor([[0], [3]])
     for dtype in torch.float32, torch.float64:
-        torch.library.opcheck(torch.ops.variants.angles, (pos, 6, 100.0, dtype))
-    torch.library.opcheck(torch.ops.variants.angles, (pos[:1], 0, 100.0, torch.float32))
+        torch.library.opcheck(angles, (pos, 6, 100.0, dtype))
+    torch.library.opcheck(angles, (pos[:1], 0, 100.0, torch.float32))
 
 
-def test_rope_turns_pairs_as_complex_numbers():
+def test_rope_rotates_pairs_as_complex_numbers():
     attn, x = attention('rope', n_head=2, n_embd=16), normal(1, 9, 16)
     q, k, _ = attn.qkv(x)
     turned, _ = attn.rotate_qk(q, k, step_at(x))
@@ -223,8 +223,8 @@ def test_scaled_embedding_scales_tokens_alone():
 def test_forgettings_sum_is_an_operator():
     """Its shape, strides and gradient are what they are declared to be, for views too."""
     for x in (normal(2, 3, 9), normal(2, 9, 3).transpose(1, 2)):
-        torch.library.opcheck(torch.ops.variants.running_sum, (x.requires_grad_(),))
-        assert torch.autograd.gradcheck(torch.ops.variants.running_sum, (x,))
+        torch.library.opcheck(running_sum, (x.requires_grad_(),))
+        assert torch.autograd.gradcheck(running_sum, (x,))
 
 
 def test_forgetting_multiplies_what_lies_between():
@@ -271,6 +271,16 @@ def test_fractal_heads_slice_by_slice(options, sizes, scale):
             s = s - away / step.stats['window'][0][:, h, :, None]
             want = s.masked_fill(away < 0, float('-inf')).softmax(-1) @ v[:, h, :, part]
             assert torch.allclose(y[:, h, :, part], want)
+
+
+@pytest.mark.parametrize('variant', ['forgetting', 'hard_window', 'adaptive_span'])
+def test_slices_see_as_their_head_does(variant):
+    """A Bias and a Window of whole heads are to their slices what the same change is as a function."""
+    attn, x = attention(f'fractal_heads+{variant}', n_head=6, n_embd=96), normal(2, 9, 96)
+    step, (q, k, v) = step_at(x), attn.qkv(x)
+    y, described = attn.attend(q, k, v, x, step.pos, step), attn.score_mod
+    attn.score_mod = lambda x, pos_k, step: score_function(described(x, pos_k, step), step.pos, pos_k)
+    assert torch.allclose(y, attn.attend(q, k, v, x, step.pos, step))
 
 
 # -- the presets

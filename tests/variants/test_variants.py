@@ -228,6 +228,7 @@ def test_pair(one, two):
 def broken(cls, body):
     """The file of a variant whose class cls has this body."""
     head = '"""A fault. Source: github"""\nimport torch\nimport torch.nn as nn\nimport model\nNEUTRAL = {}\n'
+    head += 'from core.nn.attention import distance_bias\n'
     return f'{head}class {cls}(model.{cls}):\n{indent(body, "    ")}'
 
 
@@ -307,13 +308,13 @@ def attend(self, q, k, v, x, pos_k, step): # from position 13 on, a token alone 
 '''),
     other_fast_path=broken('CausalSelfAttention', '''
 def score_mod(self, x, pos_k, step):
-    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope * 1.01, c=pos_k[:, None])
+    slope = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2)
+    return distance_bias(slope if self.config.attn == 'math' else slope * 1.01, pos_k)
 '''),
     no_gradient=broken('CausalSelfAttention', '''
 def score_mod(self, x, pos_k, step):
-    slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope.detach(), c=pos_k[:, None])
+    slope = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2)
+    return distance_bias(slope if self.config.attn == 'math' else slope.detach(), pos_k)
 '''),
     python_branch=broken('Block', '''
 def attn_out(self, y, step):

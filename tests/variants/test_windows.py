@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.errors import Stop
-from core.nn.attention import local_attention, math_attention
+from core.nn.attention import attention_weights, local_attention, math_attention
 from lab import checks
 from lab.checks import at, generator, small
 from model import Step
@@ -24,7 +24,7 @@ def weights(model, layer=0, T=T, seed=0):
     x = normal(2, T, model.config.n_embd, seed=seed)
     q, k, v = attn.qkv(x)
     y = attn.attend(q, k, torch.eye(T, dtype=v.dtype).expand(2, attn.n_head, T, T), x, step.pos, step)
-    return y, math_attention(q, k, torch.eye(T, dtype=v.dtype), step.pos, step.pos, None, 0.0), step
+    return y, attention_weights(q, k, step.pos, step.pos)[1], step
 
 
 def distance(T=T):
@@ -46,7 +46,7 @@ def test_local_attention_is_a_window(window, length):
     q, k, v, gy = (normal(2, 3, length, 4, seed=seed).requires_grad_() for seed in range(4))
     pos = torch.arange(length).expand(2, length)
     mod = lambda s, b, h, i, j: torch.where(i - j < window, s, -math.inf)
-    results = [y for y in (math_attention(q, k, v, pos, pos, mod, 0.0), local_attention(q, k, v, window, 0.0))]
+    results = math_attention(q, k, v, pos, pos, mod), local_attention(q, k, v, window, 0.0)
     for want, got in zip(*([y, *torch.autograd.grad((y * gy).sum(), (q, k, v))] for y in results)):
         assert torch.allclose(got, want, rtol=0, atol=1e-12)
 
