@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import core.run.checkpoint
 import core.run.folder
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, NO_CHECKPOINT, Stop
-from core.run.folder import MODEL, OPTIM, RunFolder, seal, sha256
+from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, STATE_FILE as STATE, with_checksum
+from core.run.files import sha256
+from core.run.folder import RunFolder
 
-STATE = 'state.json'
 BIG = 40_000                                # rows: 3 x 3.2 MB, twice, make a save long enough to be killed in
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL and a fork server')
 
@@ -168,8 +170,8 @@ def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
 
 
 def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
-    go, write = threading.Event(), core.run.folder.write
-    monkeypatch.setattr(core.run.folder, 'write', lambda *args: go.wait(60) and write(*args))
+    go, write = threading.Event(), core.run.checkpoint.write_tensors
+    monkeypatch.setattr(core.run.checkpoint, 'write_tensors', lambda *args: go.wait(60) and write(*args))
     model, optim = tensors(1), tensors(1, part='optim')
     run.save_behind(1, model, optim, {'val_loss': 0.5})
     for t in (*model.values(), *optim.values()):
@@ -188,7 +190,7 @@ def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
 def test_what_goes_wrong_behind_is_told_once(run, monkeypatch, told_by):
     save(run, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(core.run.folder, 'save_file', full_disk)
+        patch.setattr(core.run.checkpoint, 'save_file', full_disk)
         run.save_behind(2, tensors(2), {}, {})
         arguments = (3, tensors(3), {}, {}) if told_by == 'save_behind' else ()
         assert 'No space left on device' in stops(DISK_FULL, getattr(run, told_by), *arguments)
@@ -246,9 +248,9 @@ def test_lock_where_nobody_can_write(tmp_path, monkeypatch):
 
 
 def test_lock_without_locks(tmp_path, monkeypatch, capsys):
-    def no_locks(fd):
+    def no_locks(fd, blocking):
         raise OSError(errno.ENOLCK, 'No locks available')
-    monkeypatch.setattr(core.run.folder, 'hold', no_locks)
+    monkeypatch.setattr(core.run.folder, 'lock_descriptor', no_locks)
     RunFolder(tmp_path).lock()
     assert 'No locks available' in capsys.readouterr().err
 
@@ -375,7 +377,7 @@ def test_every_byte_of_state_counts(run, capsys):
 def sealed(folder, **change):
     """Writes a state.json whose checksums are right, with some keys changed."""
     files = {f: {'bytes': (folder / f).stat().st_size, 'sha256': sha256(folder / f)} for f in (MODEL, OPTIM)}
-    (folder / STATE).write_bytes(seal({'step': 1, 'files': files, **change}))
+    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': files, **change}))
 
 
 class Payload:
@@ -415,7 +417,7 @@ def test_names_in_state_lead_nowhere(run, tmp_path, monkeypatch):
     save_file({'secret': torch.zeros(3)}, secret)
     entry = {'bytes': secret.stat().st_size, 'sha256': sha256(secret)}
     opened = []
-    monkeypatch.setattr(core.run.folder, 'sha256', lambda path: opened.append(path) or sha256(path))
+    monkeypatch.setattr(core.run.checkpoint, 'sha256', lambda path: opened.append(path) or sha256(path))
     sealed(folder, files={**honest, '../../x': entry, str(secret): entry}, config='__import__("os").abort()')
     check(run.load(), 1)
     assert opened == [folder / MODEL, folder / OPTIM] and secret.exists()
@@ -436,7 +438,7 @@ def test_a_pipe_is_not_waited_for(run):
     folder = save(run, 1)
     (folder / MODEL).unlink()
     os.mkfifo(folder / MODEL)
-    (folder / STATE).write_bytes(seal({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
+    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
     stops(NO_CHECKPOINT, run.load)
     (folder / STATE).unlink()
     os.mkfifo(folder / STATE)
@@ -469,9 +471,9 @@ def test_full_before_saving(run, monkeypatch):
     need = 6 * 5000 * 20 * 4
     usage = shutil.disk_usage(run.out_dir)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=need))
-    monkeypatch.setattr(core.run.folder, 'write', lambda *args: pytest.fail('tried all the same'))
+    monkeypatch.setattr(core.run.checkpoint, 'write_tensors', lambda *args: pytest.fail('tried all the same'))
     line = stops(DISK_FULL, save, run, 2, rows=5000)
-    assert str(run.ckpt) in line and f'{need:,} free' in line and f'{need + core.run.folder.MARGIN:,} bytes needed' in line
+    assert str(run.ckpt) in line and f'{need:,} free' in line and f'{need + MARGIN:,} bytes needed' in line
     assert names(run.ckpt) == ['step_00000001']
 
 
@@ -601,7 +603,7 @@ def test_prune_goes_on_when_a_delete_fails(run, monkeypatch, capsys):
     assert 'step_00000000: Device or resource busy' in capsys.readouterr().err
 
 
-def test_fresh(run, monkeypatch):
+def test_a_new_run_archives_the_previous_one(run, monkeypatch):
     def train(loss, saves=True):
         run.write_json('config.json', {'loss': loss})
         run.log_open()
@@ -610,19 +612,19 @@ def test_fresh(run, monkeypatch):
             save(run, loss)
 
     previous = RunFolder(run.out_dir / 'previous')
-    assert run.fresh() is False
+    assert run.archive_previous() is False
     train(1)
     run.write_json('result.json', {'loss': 1})
-    assert run.fresh() is True
+    assert run.archive_previous() is True
     assert names(run.out_dir) == ['.lock', 'previous']
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl', 'result.json']
     check(previous.load(), 1)
     train(2)
-    assert run.fresh() is True                          # all of the last run, and nothing of the one before
+    assert run.archive_previous() is True                          # all of the last run, and nothing of the one before
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
     check(previous.load(), 2)
     train(3, saves=False)
-    assert run.fresh() is False                         # a false start does not push out a run with checkpoints
+    assert run.archive_previous() is False                         # a false start does not push out a run with checkpoints
     assert names(run.out_dir) == ['.lock', 'previous']
     check(previous.load(), 2)
 
@@ -640,10 +642,10 @@ def test_fresh(run, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, 'replace', interrupted)
             patch.setattr(Path, 'rename', lambda self, target: interrupted(self, target, rename))
-            run.fresh()
+            run.archive_previous()
         if n < 4:
             check(run.load(), 3 + n)                    # the checkpoints go last: until then, who resumes finds them
-        assert run.fresh() is True
+        assert run.archive_previous() is True
         assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
         check(previous.load(), 3 + n)
 

@@ -8,7 +8,7 @@ from helpers import ROOT, TINY, call, shakespeare, shell
 
 import sample
 import train
-from core.data.dataset import prepare_chars
+from core.data.prepare import prepare_chars
 from core.errors import BAD_INPUT, NO_CHECKPOINT
 from core.rng import key
 from core.run.folder import RunFolder

@@ -46,13 +46,15 @@ import sample
 import train
 from configurator import configure
 from core.assemble import variant_names
-from core.data.dataset import Dataset, prepare_chars
+from core.data.dataset import Dataset
+from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import machine
 from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
 from core.rng import key
-from core.run.folder import MODEL, OPTIM, RunFolder, sha256, step_of
-from core.run.weights import load_weights, weights as model_weights
+from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
+from core.run.files import sha256
+from core.run.folder import RunFolder
 from core.training.train_step import TrainStep, no_garbage_collection
 from model import MLP, Step, build, load_classes
 
@@ -479,7 +481,7 @@ def test_nan_stops_before_the_step(go, tmp_path, plant, monkeypatch, where, k, l
     made = plant(k, where)
     line = go('run', **options, max_iters=10).line(DIVERGED)
     assert line.startswith(f'diverged at iteration {k}: ') and (where == 'loss' or f'the gradient of {where} ' in line)
-    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', k)) == 0
+    assert distance(model_tensors(made[0].model), weights(tmp_path / 'clean', k)) == 0
     if k:
         assert distance(made[0].state()[0], weights(tmp_path / 'clean', k, OPTIM)) == 0
     run = RunFolder(tmp_path / 'run')
@@ -509,7 +511,7 @@ def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
     go('clean', **options, max_iters=3)
     made = plant(3, 'loss')
     assert go('run', **options, max_iters=10).line(DIVERGED).startswith('diverged at iteration 3: ')
-    assert distance(model_weights(made[0].model), weights(tmp_path / 'clean', 3)) == 0
+    assert distance(model_tensors(made[0].model), weights(tmp_path / 'clean', 3)) == 0
 
 
 def test_float16_does_not_skip_forever(go, monkeypatch):
@@ -664,7 +666,7 @@ def test_an_update_is_plain_pytorch(data, variant):
         assert not bad and norm > 0.5                       # clipping was at work
         assert numbers['loss'] == pytest.approx(mean, abs=1e-6)
         assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
-        assert distance(model_weights(ours), model_weights(plain)) == 0
+        assert distance(model_tensors(ours), model_tensors(plain)) == 0
         seen.append((numbers, update.snapshot()))
     assert all(update.metrics(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
 
@@ -782,7 +784,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert f"best val loss {result['best_val_loss']:.4f}" in done.out
 
     state, tensors, _ = RunFolder(out).load('latest')             # the final loss is that of the final weights, whole split
-    load_weights(model, tensors)
+    load_model_tensors(model, tensors)
     again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
     assert again == result['val_loss'] == state['val_loss']
 
