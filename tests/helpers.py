@@ -103,7 +103,8 @@ def play(said, hook, args):
     sys.argv = ['train.py', *args]
     run_main(train.main)
 
-def nothing():
+
+def nothing(*args):
     pass
 
 
