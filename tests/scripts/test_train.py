@@ -330,6 +330,42 @@ def test_resume_after_the_newest_checkpoint_was_damaged(resume, whole, tmp_path)
     same_run(tmp_path / 'run', whole, 12)
 
 
+# made by the code of commit f1193b0, before there was core/: the same run, once killed in iteration 8 and once to its end
+OLD_RUN = ROOT / 'tests/scripts/old_run'
+ARITHMETIC = '0x1.1f113a0000000p+2'
+
+
+def arithmetic():
+    """The bits of three steps of plain PyTorch: machines and versions on which they are equal compute alike."""
+    g = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, generator=g)
+    x, w = draw(8, 8, 8), [torch.nn.Parameter(draw(n, 8) / 3) for n in (24, 8, 32, 32, 52)]
+    adamw = torch.optim.AdamW(w, lr=1e-2, fused=True)
+    for _ in range(3):
+        q, k, v = (F.layer_norm(x, (8,)) @ w[0].T).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4) # (8, 2, 8, 4) each
+        y = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2) @ w[1].T
+        y = y + F.gelu(F.layer_norm(y, (8,)) @ w[2].T) @ w[3]
+        loss = F.cross_entropy((y @ w[4].T).flatten(0, 1), torch.arange(64) % 52)
+        loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+    return loss.item().hex()
+
+
+def test_a_run_of_older_code_is_resumed(data, resume, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(OLD_RUN / 'killed', run)
+    (run / 'ckpt/.tmp-14315').mkdir()                       # what the kill left, which git does not keep
+    done = call(sample.main, out_dir=run, num_samples=1, max_new_tokens=5, device='cpu')
+    assert (done.code, done.err) == (0, '')
+    done = resume(dataset=data)
+    assert (done.code, done.err) == (0, '') and f'dataset: data before, {data} from here' in done.out
+    assert RunFolder(run).checkpoints()[0].name == 'step_00000012' and not (run / 'ckpt/.tmp-14315').exists()
+    if arithmetic() == ARITHMETIC:
+        same_run(run, OLD_RUN / 'unbroken', 12)
+    assert losses(run) == pytest.approx(losses(OLD_RUN / 'unbroken'), abs=1e-4)
+
+
 class Death(BaseException):
     """Ends a script as SIGKILL would: nobody catches it."""
 
