@@ -41,9 +41,10 @@ from configurator import (
     parse_option,
 )
 from core.device.flops import flops_per_token
-from core.errors import Stop, run as run_main
+from core.errors import Stop, run_main
 from core.run.environment import git, versions
-from core.run.folder import RunFolder, last_iteration, read_json
+from core.run.files import read_json
+from core.run.folder import RunFolder, last_iteration
 from lab.study import ledger, pool, study as lab_study
 from lab.study.study import Arm, Study, Task, Together, write_json
 from model import load_classes

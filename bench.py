@@ -23,7 +23,7 @@ from configurator import Count, DeviceOptions, Positive, Whole, configure, expan
 from core.device.cuda_graph import GraphPool
 from core.device.flops import flops_per_token
 from core.device.machine import machine
-from core.errors import Stop, run as run_main
+from core.errors import Stop, run_main
 from core.rng import generator
 from core.run.environment import versions
 from core.training.train_step import TrainStep

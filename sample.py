@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 
 from configurator import Count, DeviceOptions, NonNegative, Share, Whole, configure
-from core.data.dataset import Tokenizer
+from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
-from core.errors import NO_CHECKPOINT, Stop, run as run_main
+from core.errors import NO_CHECKPOINT, Stop, run_main
 from core.rng import key
+from core.run.checkpoint import load_model_tensors
 from core.run.folder import RunFolder
-from core.run.weights import load_weights
 from model import build, build_gpt2
 
 
@@ -29,59 +29,73 @@ class Options(DeviceOptions):
     top_p: Annotated[float, '(0, 1]'] = 1.0 # only the likeliest tokens that together hold this probability; 1: all
     min_p: Share = 0.0                  # only tokens at least min_p times as likely as the likeliest; 0: all
     seed: Whole = 1337                  # the same seed, the same samples
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
+    dtype: Literal[
+        'auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; auto: bfloat16 on CUDA, else float32
     compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
 
 
 def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
-    """(model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
+    """Returns (model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
     run = RunFolder(out_dir)
     if not run.checkpoints():
-        raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
+        raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}',
+                   NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
+    # a run that was to keep its best is sampled at its best
     if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype, decoding=True)
     model = build(state['options']['variant'], **state['model_args'])
-    load_weights(model, tensors)
+    load_model_tensors(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
 
 def main():
     o = configure(Options).options
+
+    # model: from a run folder, or a given GPT-2 model (e.g. gpt2-xl)
     if o.init_from == 'resume':
         model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
     else:
         m, state = machine(o.device, o.dtype, decoding=True), dict(step=0)
         model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
+
+    # encode the beginning of the prompt; nothing to go on from means a new line
     ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
     idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
+    # the noise of the samples, and the iteration, by which a variant may anneal
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(state['step']), device=m.device)
 
-    live = sys.stdout.isatty() # the first sample appears as it is drawn
+    # run generation; on a terminal the first sample appears as it is drawn
+    live = sys.stdout.isatty()
     if live:
         print(tokenizer.decode(ids), end='', flush=True)
     new = []
     with m.tf32(), m.autocast():
         for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p, generator, it):
-            new.append(token)
+            new.append(token) # (num_samples, 1)
             if live:
                 print(tokenizer.decode(token[0].tolist()), end='', flush=True)
-    rows = torch.cat((idx, *new), dim=1).tolist()
+
+    # print all samples
+    rows = torch.cat((idx, *new), dim=1).tolist() # num_samples lists of T + max_new_tokens ids
     for n, row in enumerate(rows):
         print('' if live and n == 0 else tokenizer.decode(row), end='\n---------------\n')
 
 
 def read_start(start):
+    """Returns the text to go on from: `start` itself, or the file that FILE: names."""
     if not start.startswith('FILE:'):
         return start
     path = Path(start.removeprefix('FILE:'))
     try:
         return path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise Stop(f'start={start}: {error.strerror if isinstance(error, OSError) else "is not UTF-8 text"}') from None
+    except OSError as error:
+        raise Stop(f'start={start}: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise Stop(f'start={start}: is not UTF-8 text') from None
 
 
 if __name__ == '__main__':

@@ -22,12 +22,12 @@ from configurator import Count, DeviceOptions, NonNegative, Rate, Whole, configu
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
-from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run as run_main
+from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run_main
+from core.run.checkpoint import load_model_tensors, model_tensors
 from core.run.environment import describe_run
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
 from core.run.resume import load_run_config, resumed
-from core.run.weights import load_weights, weights
 from core.training.signals import Signals
 from core.training.train_step import TrainStep
 from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
@@ -167,7 +167,7 @@ def setup(config):
     else:
         model = build(o.variant, o.seed, **model_args)
     if tensors is not None:
-        load_weights(model, tensors)
+        load_model_tensors(model, tensors)
     model.to(m.device).eval()
     try_forward(model, m, o.batch_size, block_size)
     model.train()
@@ -349,7 +349,7 @@ def train_loop(s, signals):
     # the run folder: from here on it is this run's
     wandb_log = lambda record: None
     if MASTER_PROCESS:
-        if not s.resumed and run.fresh():
+        if not s.resumed and run.archive_previous():
             print0(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
         (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
         run.write_json('config.json', describe_run(state, s.machine, classes))
@@ -393,7 +393,7 @@ def train_loop(s, signals):
         if MASTER_PROCESS and saving:
             tensors, scaler = train_step.state()
             now = dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - started)
-            run.save_behind(it, weights(s.model), tensors, state | now)
+            run.save_behind(it, model_tensors(s.model), tensors, state | now)
             saved_at = time.time()
         if MASTER_PROCESS and evaluating:
             step_log.start_clock(it)

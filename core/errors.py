@@ -1,4 +1,4 @@
-"""Endings. Every script leaves with one of these codes; ab.py decides by them.
+"""How a script ends. Each one leaves with one of these exit codes, by which ab.py decides what to do next.
 
 0 done · 1 bug · 2 bad option, config or data · 3 diverged · 4 no usable checkpoint · 5 out of memory ·
 6 disk full · 7 out_dir busy · 128+signal stopped, resumable
@@ -18,35 +18,42 @@ class Stop(Exception):
         self.code = code
 
 
-def run(main):
-    """Calls main() and exits: Stop, a full disk, a full GPU and Ctrl-C become one line and their code."""
+def run_main(main):
+    """Calls main(). A Stop, a full disk, a full GPU and Ctrl-C end the process with one line and their exit code.
+
+    Any other exception is a bug, and passes with its traceback.
+    """
     try:
         main()
     except Stop as stop:
-        leave(stop, stop.code)
+        exit_with(stop, stop.code)
     except KeyboardInterrupt:
-        leave('interrupted', 130)
-    except BrokenPipeError:                 # `python sample.py | head`: the reader has had enough
+        exit_with('interrupted', 130)
+    except BrokenPipeError:
+        # `python sample.py | head`: the reader has had enough. Python flushes stdout once more as it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        leave(f'{error.filename or "writing"}: {error.strerror}', DISK_FULL if full else BAD_INPUT)
+        exit_with(f'{error.filename or "writing"}: {error.strerror}', DISK_FULL if full else BAD_INPUT)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         first = str(error).splitlines()[0]
-        leave(f'out of memory: {first} Halve --batch_size and double --gradient_accumulation_steps, '
-              'which leaves the global batch as it is, or shorten --block_size', OUT_OF_MEMORY)
+        exit_with(f'out of memory: {first} Halve --batch_size and double --gradient_accumulation_steps, '
+                  'which leaves the global batch as it is, or shorten --block_size', OUT_OF_MEMORY)
 
 
 def out_of_memory(error):
-    """Whether a RuntimeError is torch.OutOfMemoryError or the CPU allocator's plain one."""
+    """Returns True for torch.OutOfMemoryError and for the plain RuntimeError of the CPU's allocator."""
     return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
 
 
-def leave(message, code):
+def exit_with(message, code):
+    """Prints the message to stderr and exits."""
     sys.stdout.flush()
-    print(f'\r\x1b[K{message}' if sys.stderr.isatty() else message, file=sys.stderr, flush=True) # over a progress bar
+    # on a terminal there may be a progress bar on this line
+    clear_line = '\r\x1b[K' if sys.stderr.isatty() else ''
+    print(f'{clear_line}{message}', file=sys.stderr, flush=True)
     sys.exit(code)

@@ -7,18 +7,21 @@ from torch.overrides import TorchFunctionMode
 
 
 def key(*parts):
-    """A 63-bit number from the parts' text, the same in every process and on every machine."""
+    """Returns a 63-bit number from the text of the parts, the same in every process and on every machine."""
     digest = hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
 def generator(*parts):
-    """A CPU generator of its own for these parts: whatever the device, the numbers are the same."""
+    """Returns a CPU generator seeded by key(*parts): whatever the device, the numbers are the same."""
     return torch.Generator().manual_seed(key(*parts))
 
 
 def seed_cpu(number):
-    """Seeds PyTorch's own CPU generator. torch.manual_seed asks for other devices too, and formats a stack for it: .5 ms a call."""
+    """Seeds PyTorch's default CPU generator.
+
+    torch.manual_seed asks for other devices too and formats a stack trace for it, which takes 0.5 ms a call.
+    """
     torch.default_generator.manual_seed(number)
 
 
@@ -26,8 +29,10 @@ EMPTY = torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_emp
 
 
 class NanWhereUninitialised(TorchFunctionMode):
-    """Inside, torch.empty gives NaN, so that a parameter nobody initialised is found by its value."""
+    """Makes torch.empty return NaN inside the with, so that a parameter nobody initialised shows by its value."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        return out.fill_(math.nan) if function in EMPTY and out.is_floating_point() else out
+        if function in EMPTY and out.is_floating_point():
+            out.fill_(math.nan)
+        return out

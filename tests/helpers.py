@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from core.data.dataset import prepare_chars
-from core.errors import run as run_main
-from core.run.folder import FILES, RunFolder
+from core.data.prepare import prepare_chars
+from core.errors import run_main
+from core.run.checkpoint import TENSOR_FILES
+from core.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / 'data/shakespeare_char/input.txt'
@@ -102,15 +103,16 @@ def play(said, hook, args):
     sys.argv = ['train.py', *args]
     run_main(train.main)
 
-def nothing():
+
+def nothing(*args):
     pass
 
 
 def slow_saves(seconds=0.02):
     """Saves that take a while, as those of large models do, so that a kill can hit one."""
-    import core.run.folder
-    real = core.run.folder.save_file
-    core.run.folder.save_file = lambda *args: (time.sleep(seconds), real(*args))
+    import core.run.checkpoint
+    real = core.run.checkpoint.save_file
+    core.run.checkpoint.save_file = lambda *args: (time.sleep(seconds), real(*args))
 
 
 def rank(number, port, hook):
@@ -182,7 +184,7 @@ def losses(out):
 
 def hashes(out, step):
     """SHA-256 of a checkpoint's weights and of its optimizer's state."""
-    return [hashlib.sha256((Path(out) / f'ckpt/step_{step:08d}' / name).read_bytes()).hexdigest() for name in FILES]
+    return [hashlib.sha256((Path(out) / f'ckpt/step_{step:08d}' / name).read_bytes()).hexdigest() for name in TENSOR_FILES]
 
 
 def files(folder):

@@ -11,7 +11,7 @@ import torch
 
 from configurator import construct_checked, options_of
 from core.assemble import variant_names
-from core.errors import Stop, run
+from core.errors import Stop, run_main
 from model import SLOTS, GPTConfig, load_classes
 
 FOLDER = Path(__file__).parent / 'variants'
@@ -100,4 +100,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run(main)
+    run_main(main)

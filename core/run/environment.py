@@ -1,4 +1,4 @@
-"""What a run was made with, for config.json: enough to tell two runs apart and to repeat one."""
+"""The surroundings of a run, for config.json: enough to tell two runs apart and to repeat one."""
 import platform
 import subprocess
 import sys
@@ -6,19 +6,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from core import ROOT
-from core.run.folder import sha256
+from core.run.files import sha256
 
 
 def describe_run(state, machine, classes):
-    """A JSON-able record: the options with the place each came from, the command, versions, the device and the code."""
+    """Returns a JSON-able record: the options and where each came from, the command, versions, the device and the code.
+
+    state: what a checkpoint of the run says; classes: what its variant is built from.
+    """
     sources = [ROOT / 'model.py', *(Path(f.__file__) for f in classes.files)]
-    return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'], tokenizer=state['tokenizer'],
-                data=state['data'], argv=sys.argv, versions=versions(), git=git(),
+    return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'],
+                tokenizer=state['tokenizer'], data=state['data'],
+                argv=sys.argv, versions=versions(), git=git(),
                 device=machine.name, dtype=machine.dtype, compile=machine.compile,
                 sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
 
 
 def versions():
+    """Returns {name: version} of Python, the platform and the packages whose version moves a loss; None: not installed."""
     found = dict(python=platform.python_version(), platform=platform.platform())
     for package in ('torch', 'numpy', 'safetensors', 'triton'):
         try:
@@ -29,7 +34,7 @@ def versions():
 
 
 def git():
-    """The commit, '+' if files differ from it; None outside a git checkout."""
+    """Returns the commit, with '+' if files differ from it; None outside a git checkout."""
     try:
         call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), # noqa: S603, S607
                                             capture_output=True, text=True, check=True).stdout.strip()

@@ -1,36 +1,50 @@
-"""What a running script shows: one moving line on a terminal, plain lines elsewhere; and wandb, if asked, never in the way."""
+"""Progress of a running script: one moving line on a terminal, plain lines elsewhere; and wandb, never in the way."""
 import shutil
 import sys
-import time
 
 
 class Progress:
+    """Shows how far a run of `total` iterations is that begins at `start`."""
 
     def __init__(self, total, start=0):
-        self.total, self.start, self.began = total, start, time.time()
-        self.terminal = sys.stdout.isatty()
+        self.bar = None
+        if sys.stdout.isatty():
+            from tqdm import tqdm
+            # 80 x 24 where a terminal does not know its size and says 0, in which tqdm would show nothing
+            columns, rows = shutil.get_terminal_size()
+            # smoothing=0: the time left follows the mean speed, evaluations and checkpoints included
+            self.bar = tqdm(total=total, initial=start, file=sys.stdout, leave=False, miniters=1, smoothing=0, ascii=' =',
+                            ncols=columns - 1, nrows=rows,
+                            bar_format='{n_fmt}/{total_fmt} [{bar:24}]{postfix}, {remaining} left')
 
     def line(self, text):
-        """A line that stays."""
-        print(f'\r\x1b[K{text}' if self.terminal else text, flush=True)
+        """Prints a line that stays."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
 
     def update(self, it, text):
-        """Where the run is: the moving line, or a plain one."""
-        if not self.terminal:
-            return self.line(f'iter {it}: {text}')
-        left = (self.total - it) * (time.time() - self.began) / max(it - self.start, 1)
-        full = 24 * it // max(self.total, 1)
-        bar = f"{it}/{self.total} [{'=' * full}{' ' * (24 - full)}] {text}, {int(left) // 60}:{int(left) % 60:02d} left"
-        print(f'\r\x1b[K{bar[:shutil.get_terminal_size().columns - 1]}', end='', flush=True)
+        """Shows iteration `it` and the text beside it: in the moving line, or in one of its own."""
+        if self.bar is None:
+            self.line(f'iter {it}: {text}')
+        else:
+            # somebody may have resized the window
+            self.bar.ncols = shutil.get_terminal_size().columns - 1
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(it - self.bar.n)
 
     def close(self):
-        pass
+        """Takes the moving line away."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def wandb_logger(project, name, config):
-    """A function that logs a dict to Weights & Biases, None at the end; whatever fails is one warning and the run goes on."""
+    """Returns a function that logs a dict to Weights & Biases; None ends it. What fails is one warning, no end of the run."""
     def warn(error):
-        print(f'wandb: {" ".join(str(error).split())[:200]}; the run goes on, log.jsonl has the numbers', file=sys.stderr)
+        reason = ' '.join(str(error).split())[:200]
+        print(f'wandb: {reason}; the run goes on, log.jsonl has the numbers', file=sys.stderr)
     try:
         import wandb
         run = wandb.init(project=project, name=name, config=config, settings=wandb.Settings(init_timeout=10))

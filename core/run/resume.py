@@ -2,7 +2,7 @@
 import dataclasses
 
 from core.errors import Stop
-from core.run.folder import read_json
+from core.run.files import read_json
 
 # options of a model that may change where a run goes on
 CHANGEABLE = 'dropout', 'attn_dropout', 'attn'

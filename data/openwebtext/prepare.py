@@ -8,19 +8,21 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
 import numpy as np
 
-from core.data.dataset import gpt2_bpe, write_set
-from core.errors import Stop, run
+from core.data.prepare import write_set
+from core.data.tokenizer import gpt2_bpe
+from core.errors import Stop, run_main
 
 HERE = Path(__file__).absolute().parent
 
 # The commit that holds all 8,013,769 documents as parquet. Earlier ones need a dataset script, which `datasets` no
 # longer runs, and the automatic refs/convert/parquet of that time stopped at the first 5 GB.
 REVISION = '79d93d786212f7344586290adb811d4ae6a1762c'
-END = 50256                                     # <|endoftext|>, after every document
+END = 50256 # <|endoftext|>, after every document
 PROCESSES = max(1, (os.cpu_count() or 1) // 2)
 
 
 def load():
+    """Returns all documents as a table of `datasets`, which keeps a copy of the download."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -34,7 +36,7 @@ def load():
 
 
 def shards(documents, size=10_000):
-    """Arrays of token ids, size documents at a time: nine billion tokens never lie in memory at once."""
+    """Yields arrays of token ids, size documents at a time: nine billion tokens never lie in memory at once."""
     for start in range(0, len(documents), size):
         yield np.concatenate(documents[start:start + size]['ids'])
 
@@ -42,7 +44,8 @@ def shards(documents, size=10_000):
 def main():
     bpe = gpt2_bpe()
 
-    def tokenize(row):                          # uint16 already here: int64 would fill the cache four times as much
+    def tokenize(row):
+        # uint16 already here: int64 would fill the cache four times as much
         return {'ids': np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)}
 
     splits = load().train_test_split(test_size=0.0005, seed=2357, shuffle=True)
@@ -52,4 +55,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run(main)
+    run_main(main)

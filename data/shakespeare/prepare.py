@@ -4,8 +4,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from core.data.dataset import gpt2_bpe, read_text, write_set
-from core.errors import run
+from core.data.prepare import read_text, write_set
+from core.data.tokenizer import gpt2_bpe
+from core.errors import run_main
 
 HERE = Path(__file__).absolute().parent
 
@@ -19,4 +20,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run(main)
+    run_main(main)

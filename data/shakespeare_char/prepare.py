@@ -4,10 +4,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from core.data.dataset import prepare_chars, read_text
-from core.errors import run
+from core.data.prepare import prepare_chars, read_text
+from core.errors import run_main
 
 HERE = Path(__file__).absolute().parent
 
 if __name__ == '__main__':
-    run(lambda: prepare_chars(read_text(HERE / 'input.txt'), HERE))
+    run_main(lambda: prepare_chars(read_text(HERE / 'input.txt'), HERE))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from core.data.dataset import prepare_chars, read_text
-from core.errors import Stop, run
+from core.data.prepare import prepare_chars, read_text
+from core.errors import Stop, run_main
 
 HERE = Path(__file__).absolute().parent
 
@@ -31,4 +31,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run(main)
+    run_main(main)

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from configurator import options_of, parse_option
 from core.errors import Stop
 from core.rng import generator, seed_cpu
-from core.run.weights import load_weights, weights
+from core.run.checkpoint import load_model_tensors, model_tensors
 from model import GPTConfig, Step, build, load_classes
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
@@ -501,11 +501,11 @@ def round_trip(variant, **options):
     """A checkpoint's bytes into a fresh model: the same logits."""
     model = small(variant, 0.3, 1, torch.float32, **options).eval()
     fresh = small(variant, 0.0, 2, torch.float32, **options).eval()
-    data = save_tensors(weights(model))
+    data = save_tensors(model_tensors(model))
     idx = tokens(model)
     want = logits_of(model, idx)
     require(not torch.equal(logits_of(fresh, idx), want), 'round trip: another seed and weights give the same logits')
-    load_weights(fresh, load_tensors(data))
+    load_model_tensors(fresh, load_tensors(data))
     require(torch.equal(logits_of(fresh, idx), want), 'round trip: other logits after loading')
 
 

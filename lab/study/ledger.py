@@ -1,7 +1,7 @@
 """Every comparison ever made here, nulls and failures included: many studies find something by luck, and this says how many."""
 import json
 
-from core.run.folder import plain
+from core.run.files import to_json
 
 
 def add(report, out):
@@ -10,7 +10,7 @@ def add(report, out):
                  failed={arm['name']: sum(run['status'] != 'done' for run in arm['runs']) for arm in report['arms']},
                  comparisons=[{n: c.get(n) for n in ('arm', 'baseline', 'n', 'mean', 'interval', 'holm_p', 'verdict')}
                               for c in report['comparisons']])
-    entry = json.loads(json.dumps(plain(entry)))
+    entry = json.loads(json.dumps(to_json(entry)))
     known = [(e['name'], e['comparisons']) for e in entries(out)]
     if (entry['name'], entry['comparisons']) not in known: # the same study, reported once more
         with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:

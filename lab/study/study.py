@@ -21,14 +21,15 @@ import torch.nn.functional as F
 import bench
 import train
 from configurator import options_of
+from core import ROOT
 from core.data.dataset import Dataset
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
 from core.errors import BUSY, DIVERGED, Stop, out_of_memory
 from core.rng import key
-from core.run.environment import ROOT
-from core.run.folder import RunFolder, plain, put, read_json, sha256
-from core.run.weights import weights
+from core.run.checkpoint import model_tensors
+from core.run.files import read_json, sha256, to_json, write_atomic
+from core.run.folder import RunFolder
 from lab import checks
 from model import GPTConfig, Step, build, load_classes
 
@@ -160,7 +161,7 @@ def difference(old, new, path=''):
 
 def write_json(path, obj):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    put(Path(path), json.dumps(plain(obj)).encode() + b'\n')
+    write_atomic(Path(path), json.dumps(to_json(obj)).encode() + b'\n')
 
 
 # -- what a worker does
@@ -297,7 +298,7 @@ def token_losses(m, data, model, o):
 
 def hash_of_init(model, names):
     """Of the initial values of these parameters."""
-    digest, tensors = hashlib.sha256(), weights(model)
+    digest, tensors = hashlib.sha256(), model_tensors(model)
     for name in names:
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""core/data/dataset.py and data/*/prepare.py: the right tokens, every target once, no half-written set."""
+"""core/data and data/*/prepare.py: the right tokens, every target once, no half-written set."""
 import hashlib
 import importlib.util
 import json
@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from core.data import dataset as data
-from core.data.dataset import Dataset, Tokenizer, find, prepare_chars, read_meta, write_set
+import core.data
+from core.data import dataset
+from core.data.dataset import Dataset, find_set
+from core.data.prepare import prepare_chars, write_set
+from core.data.tokenizer import Tokenizer, gpt2_bpe, read_meta
 from core.errors import Stop
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 INPUT = REPO / 'data/shakespeare_char/input.txt'
 SHA256 = {'input.txt': '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed',
           'train.bin': '6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f',
@@ -57,10 +60,10 @@ def repo(tmp_path, monkeypatch):
     """A repository of its own, so that nothing is written into ours."""
     root = tmp_path / 'repo'
     root.mkdir()
-    (root / 'lab').symlink_to(REPO / 'lab')
+    (root / 'core').symlink_to(REPO / 'core')
     shutil.copytree(REPO / 'data', root / 'data', ignore=shutil.ignore_patterns('*.bin', 'meta.*', '*.tmp'))
-    monkeypatch.setattr(data, 'ROOT', root)
-    monkeypatch.setattr(data, 'DATA', root / 'data')
+    monkeypatch.setattr(core.data, 'ROOT', root)
+    monkeypatch.setattr(dataset, 'DATA', root / 'data')
     return root
 
 
@@ -87,18 +90,18 @@ def test_shakespeare_is_the_known_corpus_and_splits(tmp_path, capsys):
 
 
 def test_shipped_text_is_prepared_on_first_use(repo, capsys):
-    folder = find('shakespeare_char')
+    folder = find_set('shakespeare_char')
     assert folder == repo / 'data/shakespeare_char'
     out = capsys.readouterr().out
     assert out == 'prepared data/shakespeare_char: 1,003,854 + 111,540 tokens, 65 characters\n'
     assert hashlib.sha256((folder / 'train.bin').read_bytes()).hexdigest() == SHA256['train.bin']
-    assert find('shakespeare_char') == folder and capsys.readouterr().out == ''
+    assert find_set('shakespeare_char') == folder and capsys.readouterr().out == ''
 
 
 def test_a_failed_preparation_is_one_line(repo, capsys):
     (repo / 'data/shakespeare_char/input.txt').write_bytes(b'caf\xe9')
     with pytest.raises(SystemExit) as stopped:
-        find('shakespeare_char')
+        find_set('shakespeare_char')
     assert stopped.value.code == 2
     assert capsys.readouterr().err == 'data/shakespeare_char/input.txt is not UTF-8 text: byte 3 is 0xe9\n'
 
@@ -108,7 +111,7 @@ def test_a_script_in_a_foreign_folder_is_never_run(repo, tmp_path):
     foreign.mkdir()
     (foreign / 'input.txt').write_text('text')
     (foreign / 'prepare.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")')
-    assert 'not prepared' in refused(find, str(foreign))
+    assert 'not prepared' in refused(find_set, str(foreign))
     assert not (tmp_path / 'ran').exists()
 
 
@@ -117,7 +120,7 @@ KILLED = '''
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from core.data import dataset as data
+from core.data import prepare
 root = Path(sys.argv[1])
 def bomb(call):
     def wrapped(*args):
@@ -134,7 +137,7 @@ for old in ('fresh', 'over'):
         if pid == 0:
             left = point
             splits = {'train': [[1] * 5000, [2] * 5000], 'val': [[3] * 100]}
-            data.write_set(root / f'{old}{point}', splits, dict(kind='char', vocab_size=4, chars='abcd'))
+            prepare.write_set(root / f'{old}{point}', splits, dict(kind='char', vocab_size=4, chars='abcd'))
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
         print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 'end')
@@ -160,7 +163,7 @@ def test_a_killed_preparation_leaves_no_half_set(tmp_path):
             for name, content in files.items():
                 assert content in (before[name], after[name]), f'{folder.name}: half of {name}'
             try:
-                find(str(folder))
+                find_set(str(folder))
                 assert files in (before, after), f'{folder.name}: a mixture passes for a set'
                 outcomes.append('set')
             except Stop:
@@ -180,7 +183,7 @@ def test_a_preparation_that_fails_cleans_up(tmp_path):
 
 
 def test_two_preparations_at_once_take_turns(tmp_path):
-    code = 'import sys; from pathlib import Path; from core.data.dataset import prepare_chars as p\n' \
+    code = 'import sys; from pathlib import Path; from core.data.prepare import prepare_chars as p\n' \
            'for n in range(12): p("ab" * (100000 + n % 2), Path(sys.argv[1]))'
     both = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path / 'set')], cwd=REPO, stdout=subprocess.DEVNULL)
             for _ in range(2)]
@@ -254,7 +257,7 @@ def test_no_network_for_the_tokenizer_is_one_line(monkeypatch):
     def get_encoding(name):
         raise ConnectionError('unreachable\nfor many reasons')
     fake_tiktoken(monkeypatch, get_encoding)
-    assert 'could not download' in refused(data.gpt2_bpe)
+    assert 'could not download' in refused(gpt2_bpe)
 
 
 def test_bpe_sets_are_written_whole(repo, monkeypatch):
@@ -286,13 +289,13 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
 # ---- finding, and what the ids mean
 
 def test_unknown_sets_are_named(repo):
-    line = refused(find, 'nope')
+    line = refused(find_set, 'nope')
     assert line == '--dataset=nope: neither a set in data (openwebtext, shakespeare, shakespeare_char, text) nor a folder'
-    assert refused(find, 'shakespear_char').endswith('did you mean shakespeare_char?')
-    assert refused(find, 'openwebtext') == 'data/openwebtext is not prepared: run python data/openwebtext/prepare.py'
-    assert refused(find, 'text').endswith('run python data/text/prepare.py FILE... --out=data/text')
+    assert refused(find_set, 'shakespear_char').endswith('did you mean shakespeare_char?')
+    assert refused(find_set, 'openwebtext') == 'data/openwebtext is not prepared: run python data/openwebtext/prepare.py'
+    assert refused(find_set, 'text').endswith('run python data/text/prepare.py FILE... --out=data/text')
     (repo / 'data/mine').mkdir()
-    assert refused(find, 'mine').endswith('run python data/text/prepare.py FILE... --out=data/mine')
+    assert refused(find_set, 'mine').endswith('run python data/text/prepare.py FILE... --out=data/mine')
 
 
 def test_characters_round_trip_and_unknown_ones_are_named():
@@ -411,8 +414,8 @@ def test_a_token_beyond_the_vocabulary_is_found_before_it_is_used(tmp_path, monk
     bad = make(tmp_path / 'bad', [0, 1, 2, 0], [0, 1, 3, 0], meta)
     assert refused(Dataset, bad, 2) == f'{bad}/val.bin holds token 3, but vocab_size is 3'
     Dataset(make(tmp_path / 'good', [0, 1, 2, 0], None, meta), 2)
-    monkeypatch.setattr(data, 'CHECKED', 0)     # as with files too large to read through: each batch is looked at
-    monkeypatch.setattr(data, 'RESIDENT', 0)
+    monkeypatch.setattr(dataset, 'CHECKED', 0)     # as with files too large to read through: each batch is looked at
+    monkeypatch.setattr(dataset, 'RESIDENT', 0)
     large = Dataset(bad, 2)
     large.batch('train', 0, 9, 0)
     assert 'holds token 3' in refused(large.batch, 'val', 0, 9, 0)
@@ -431,7 +434,7 @@ def test_the_hash_sees_any_change(tmp_path):
     seen = set()
     for ids in (*large[:3], large[3, 1:]):
         ids.tofile(tmp_path / 'again/train.bin')
-        seen.add(data.fingerprint(tmp_path / 'again'))
+        seen.add(dataset.fingerprint(tmp_path / 'again'))
     assert len(seen) == 4
 
 
@@ -505,7 +508,7 @@ def test_limited_windows_are_spread_evenly_and_always_the_same(counting):
 
 def both_ways(name, device, monkeypatch):
     resident = Dataset(name, 8, device)
-    monkeypatch.setattr(data, 'RESIDENT', 0)
+    monkeypatch.setattr(dataset, 'RESIDENT', 0)
     streamed = Dataset(name, 8, device)
     assert torch.is_tensor(resident.tokens['train']) and not torch.is_tensor(streamed.tokens['train'])
     return resident, streamed

@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import core.run.checkpoint
 import core.run.folder
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, NO_CHECKPOINT, Stop
-from core.run.folder import MODEL, OPTIM, RunFolder, seal, sha256
+from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, STATE_FILE as STATE, with_checksum
+from core.run.files import sha256
+from core.run.folder import RunFolder
 
-STATE = 'state.json'
 BIG = 40_000                                # rows: 3 x 3.2 MB, twice, make a save long enough to be killed in
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL and a fork server')
 
@@ -103,7 +105,7 @@ def train_on(pipe, out):
 @posix
 def test_killed_inside_a_save(tmp_path, spawn, capsys):
     rng, inside, last = random.Random(1), 0, 0
-    for _ in range(40):
+    for _ in range(20):
         child, pipe = spawn(train_on, tmp_path)
         reported = pipe.recv()
         temp = tmp_path / 'ckpt' / f'.tmp-{child.pid}'
@@ -119,13 +121,13 @@ def test_killed_inside_a_save(tmp_path, spawn, capsys):
         log = RunFolder(tmp_path).read_log()
         assert [r['iter'] for r in log][:state['step']] == list(range(state['step']))
         last = state['step']
-        if inside == 8:
+        if inside == 3:
             break
-    assert inside == 8
+    assert inside == 3
     assert 'skipped' not in capsys.readouterr().err     # never half a checkpoint under its final name
 
 
-def die_at(pipe, out, n):
+def die_at(out, n):
     """Replaces checkpoint 7 and prunes 6, and dies by SIGKILL at the n-th call that touches the disk."""
     seen = 0
 
@@ -140,22 +142,34 @@ def die_at(pipe, out, n):
     sys.addaudithook(hook)
     run.save(7, tensors(70), tensors(70, part='optim'), {'val_loss': 0})
     run.prune(keep=1)
-    pipe.send('survived')
+
+
+def die_everywhere(pipe, folder):
+    """Dies at each call in turn, as a fork of this process, in folder/1, folder/2 and so on, until one survives."""
+    torch.set_num_threads(1)
+    for n in range(1, 99):
+        out = folder / str(n)
+        out.mkdir()
+        for step in 6, 7:
+            save(RunFolder(out), step)
+        if (pid := os.fork()) == 0:
+            die_at(out, n)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    pipe.send(n)
 
 
 @posix
 def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
     """At every one, a valid checkpoint 7 is there, old or new; and the next owner cleans up."""
-    for n in range(1, 99):
+    _, pipe = spawn(die_everywhere, tmp_path)
+    survived = pipe.recv()
+    assert survived > 15                                # the hook does see the calls
+    for n in range(1, survived):
         out = tmp_path / str(n)
-        out.mkdir()
-        for step in 6, 7:
-            save(RunFolder(out), step)
-        child, _ = spawn(die_at, out, n)
-        child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -signal.SIGKILL
         for cleaned in False, True:
             if cleaned:
                 RunFolder(out).lock()
@@ -164,12 +178,11 @@ def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
             content = 7 if state['val_loss'] else 70
             assert state['step'] == 7
             assert same(model, tensors(content)) and same(optim, tensors(content, part='optim'))
-    assert n > 15                                       # the hook does see the calls
 
 
 def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
-    go, write = threading.Event(), core.run.folder.write
-    monkeypatch.setattr(core.run.folder, 'write', lambda *args: go.wait(60) and write(*args))
+    go, write = threading.Event(), core.run.checkpoint.write_tensors
+    monkeypatch.setattr(core.run.checkpoint, 'write_tensors', lambda *args: go.wait(60) and write(*args))
     model, optim = tensors(1), tensors(1, part='optim')
     run.save_behind(1, model, optim, {'val_loss': 0.5})
     for t in (*model.values(), *optim.values()):
@@ -188,7 +201,7 @@ def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
 def test_what_goes_wrong_behind_is_told_once(run, monkeypatch, told_by):
     save(run, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(core.run.folder, 'save_file', full_disk)
+        patch.setattr(core.run.checkpoint, 'save_file', full_disk)
         run.save_behind(2, tensors(2), {}, {})
         arguments = (3, tensors(3), {}, {}) if told_by == 'save_behind' else ()
         assert 'No space left on device' in stops(DISK_FULL, getattr(run, told_by), *arguments)
@@ -246,9 +259,9 @@ def test_lock_where_nobody_can_write(tmp_path, monkeypatch):
 
 
 def test_lock_without_locks(tmp_path, monkeypatch, capsys):
-    def no_locks(fd):
+    def no_locks(fd, blocking):
         raise OSError(errno.ENOLCK, 'No locks available')
-    monkeypatch.setattr(core.run.folder, 'hold', no_locks)
+    monkeypatch.setattr(core.run.folder, 'lock_descriptor', no_locks)
     RunFolder(tmp_path).lock()
     assert 'No locks available' in capsys.readouterr().err
 
@@ -375,7 +388,7 @@ def test_every_byte_of_state_counts(run, capsys):
 def sealed(folder, **change):
     """Writes a state.json whose checksums are right, with some keys changed."""
     files = {f: {'bytes': (folder / f).stat().st_size, 'sha256': sha256(folder / f)} for f in (MODEL, OPTIM)}
-    (folder / STATE).write_bytes(seal({'step': 1, 'files': files, **change}))
+    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': files, **change}))
 
 
 class Payload:
@@ -415,7 +428,7 @@ def test_names_in_state_lead_nowhere(run, tmp_path, monkeypatch):
     save_file({'secret': torch.zeros(3)}, secret)
     entry = {'bytes': secret.stat().st_size, 'sha256': sha256(secret)}
     opened = []
-    monkeypatch.setattr(core.run.folder, 'sha256', lambda path: opened.append(path) or sha256(path))
+    monkeypatch.setattr(core.run.checkpoint, 'sha256', lambda path: opened.append(path) or sha256(path))
     sealed(folder, files={**honest, '../../x': entry, str(secret): entry}, config='__import__("os").abort()')
     check(run.load(), 1)
     assert opened == [folder / MODEL, folder / OPTIM] and secret.exists()
@@ -436,7 +449,7 @@ def test_a_pipe_is_not_waited_for(run):
     folder = save(run, 1)
     (folder / MODEL).unlink()
     os.mkfifo(folder / MODEL)
-    (folder / STATE).write_bytes(seal({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
+    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
     stops(NO_CHECKPOINT, run.load)
     (folder / STATE).unlink()
     os.mkfifo(folder / STATE)
@@ -469,9 +482,9 @@ def test_full_before_saving(run, monkeypatch):
     need = 6 * 5000 * 20 * 4
     usage = shutil.disk_usage(run.out_dir)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=need))
-    monkeypatch.setattr(core.run.folder, 'write', lambda *args: pytest.fail('tried all the same'))
+    monkeypatch.setattr(core.run.checkpoint, 'write_tensors', lambda *args: pytest.fail('tried all the same'))
     line = stops(DISK_FULL, save, run, 2, rows=5000)
-    assert str(run.ckpt) in line and f'{need:,} free' in line and f'{need + core.run.folder.MARGIN:,} bytes needed' in line
+    assert str(run.ckpt) in line and f'{need:,} free' in line and f'{need + MARGIN:,} bytes needed' in line
     assert names(run.ckpt) == ['step_00000001']
 
 
@@ -601,7 +614,7 @@ def test_prune_goes_on_when_a_delete_fails(run, monkeypatch, capsys):
     assert 'step_00000000: Device or resource busy' in capsys.readouterr().err
 
 
-def test_fresh(run, monkeypatch):
+def test_a_new_run_archives_the_previous_one(run, monkeypatch):
     def train(loss, saves=True):
         run.write_json('config.json', {'loss': loss})
         run.log_open()
@@ -610,19 +623,19 @@ def test_fresh(run, monkeypatch):
             save(run, loss)
 
     previous = RunFolder(run.out_dir / 'previous')
-    assert run.fresh() is False
+    assert run.archive_previous() is False
     train(1)
     run.write_json('result.json', {'loss': 1})
-    assert run.fresh() is True
+    assert run.archive_previous() is True
     assert names(run.out_dir) == ['.lock', 'previous']
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl', 'result.json']
     check(previous.load(), 1)
     train(2)
-    assert run.fresh() is True                          # all of the last run, and nothing of the one before
+    assert run.archive_previous() is True                          # all of the last run, and nothing of the one before
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
     check(previous.load(), 2)
     train(3, saves=False)
-    assert run.fresh() is False                         # a false start does not push out a run with checkpoints
+    assert run.archive_previous() is False                         # a false start does not push out a run with checkpoints
     assert names(run.out_dir) == ['.lock', 'previous']
     check(previous.load(), 2)
 
@@ -640,10 +653,10 @@ def test_fresh(run, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, 'replace', interrupted)
             patch.setattr(Path, 'rename', lambda self, target: interrupted(self, target, rename))
-            run.fresh()
+            run.archive_previous()
         if n < 4:
             check(run.load(), 3 + n)                    # the checkpoints go last: until then, who resumes finds them
-        assert run.fresh() is True
+        assert run.archive_previous() is True
         assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
         check(previous.load(), 3 + n)
 

@@ -24,7 +24,7 @@ from core.nn.attention import Bias, Window, attend, choose_backend, distance_bia
 from core.nn.gpt2_weights import load_gpt2
 from core.nn.sampling import sample_token
 from core.rng import generator
-from core.run.weights import load_weights, weights
+from core.run.checkpoint import load_model_tensors, model_tensors
 from lab import checks
 from lab.checks import small
 from model import GPT, SLOTS, GPTConfig, Step, build, load_classes
@@ -429,9 +429,9 @@ class Block(model.Block):
 
 def test_weights_that_do_not_fit_are_refused():
     model = small(dtype=torch.float32)
-    tensors = weights(model)
+    tensors = model_tensors(model)
     assert set(tensors) == {name for name, _ in model.named_parameters()} # the tied head once
-    load_weights(model, tensors)
+    load_model_tensors(model, tensors)
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
                   tensors | {name: tensors[name][1:]}):

@@ -8,7 +8,7 @@ from helpers import ROOT, TINY, call, shakespeare, shell
 
 import sample
 import train
-from core.data.dataset import prepare_chars
+from core.data.prepare import prepare_chars
 from core.errors import BAD_INPUT, NO_CHECKPOINT
 from core.rng import key
 from core.run.folder import RunFolder
@@ -140,6 +140,7 @@ def test_no_checkpoint(tmp_path):
     assert not (tmp_path / 'nowhere').exists()
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_ends_in_one_line(tmp_path):
     line = shell(ROOT / 'sample.py', out_dir=tmp_path).line(NO_CHECKPOINT)
     assert line.startswith(f'out_dir={tmp_path}: holds no checkpoint')

@@ -1,0 +1,94 @@
+"""Text to token ids and back, characters or GPT-2's BPE; and the meta.json that says which of the two a set has."""
+import json
+import pickle
+
+from core.data import short_path
+from core.errors import Stop
+
+META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
+GPT2_TOKENS = 50257             # the ids from there to 50,303 only pad the matrices to a round size
+
+
+class Tokenizer:
+    """Text to token ids and back; `meta` says it all and goes into checkpoints."""
+
+    def __init__(self, kind, vocab_size, chars=''):
+        self.kind, self.vocab_size, self.chars = kind, vocab_size, chars
+        self.meta = dict(kind=kind, vocab_size=vocab_size, **(dict(chars=chars) if kind == 'char' else {}))
+
+    @classmethod
+    def from_meta(cls, meta):
+        """Returns the tokenizer of a meta, in which every field is checked: others may have made the file."""
+        if not isinstance(meta, dict) or meta.get('kind') not in ('char', 'gpt2'):
+            raise Stop('the tokenizer\'s kind must be "char" or "gpt2"')
+        kind, size, chars = meta['kind'], meta.get('vocab_size'), meta.get('chars', '')
+        if type(size) is not int or not 1 <= size <= 1 << 16:
+            raise Stop('the tokenizer\'s vocab_size must be a whole number from 1 to 65,536')
+        if kind == 'char' and not (isinstance(chars, str) and len(chars) == len(set(chars)) == size):
+            raise Stop(f'the tokenizer\'s chars must be {size:,} different characters, as its vocab_size says')
+        return cls(kind, size, chars if kind == 'char' else '')
+
+    def encode(self, text):
+        """Returns the list of token ids; Stop for a character that the set does not have."""
+        if self.kind == 'gpt2':
+            return gpt2_bpe().encode(text, allowed_special={'<|endoftext|>'})
+        ids = {c: i for i, c in enumerate(self.chars)}
+        if unknown := sorted(set(text) - set(ids)):
+            some = ''.join(filter(str.isprintable, self.chars))[:24]
+            raise Stop(f'not among the {self.vocab_size} characters of this set: {", ".join(map(repr, unknown[:8]))}'
+                       f'{" ..." if len(unknown) > 8 else ""}; it knows, for example, {some!r}')
+        return [ids[c] for c in text]
+
+    def decode(self, ids):
+        """Returns the text of a list of token ids."""
+        if self.kind == 'gpt2':
+            return gpt2_bpe().decode([i for i in ids if i < GPT2_TOKENS])
+        return ''.join(self.chars[i] for i in ids)
+
+
+def gpt2_bpe():
+    """Returns tiktoken's GPT-2 encoding, which it downloads once."""
+    try:
+        import tiktoken
+        return tiktoken.get_encoding('gpt2')
+    except ImportError:
+        raise Stop('GPT-2 tokens need tiktoken: pip install tiktoken') from None
+    except (OSError, ValueError) as error:
+        # requests' errors are OSErrors; a damaged download is a ValueError
+        raise Stop(f'tiktoken could not download the GPT-2 vocabulary ({type(error).__name__}): '
+                   'run this once with a network, it keeps a copy') from None
+
+
+def read_meta(folder):
+    """Returns meta.json, or the meta.pkl of a set that nanoGPT prepared, or {}: then the tokens are GPT-2's."""
+    path = next((p for p in (folder / 'meta.json', folder / 'meta.pkl') if p.is_file()), None)
+    if path is None:
+        return {}
+    if (size := path.stat().st_size) > META_LIMIT:
+        raise Stop(f'{short_path(path)} has {size:,} bytes, more than the {META_LIMIT:,} that any vocabulary needs')
+    try:
+        with open(path, 'rb') as f:
+            meta = json.load(f) if path.suffix == '.json' else read_pickle(f)
+        Tokenizer.from_meta(meta)
+    except Stop as refusal:
+        raise Stop(f'{short_path(path)} is refused: {refusal}') from None
+    except Exception as error: # crafted or torn files can raise anything while they are parsed
+        raise Stop(f'{short_path(path)} does not hold a vocabulary ({type(error).__name__})') from None
+    return meta
+
+
+def read_pickle(file):
+    """Returns the meta of nanoGPT's meta.pkl, {vocab_size, itos: {id: character}, stoi}."""
+    meta = PlainUnpickler(file).load()
+    chars = ''.join(meta['itos'][i] for i in range(len(meta['itos'])))
+    return dict(kind='char', vocab_size=meta['vocab_size'], chars=chars)
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Reads numbers, strings and containers alone, so that no pickle runs code.
+
+    Python's own class: the one in C reserves as much memory as a crafted file asks for.
+    """
+
+    def find_class(self, module, name):
+        raise Stop(f'it wants to run code ({module}.{name})')

@@ -1,0 +1,279 @@
+"""Checkpoints. Killed anywhere, a run folder holds a valid one; damaged anywhere, it says so; nothing in it is executed.
+
+    ckpt/step_00000250/         model.safetensors, optim.safetensors, state.json: sizes, SHA-256 and the caller's state
+    ckpt/step_00000250.old/     the one that a save is replacing
+    ckpt/.tmp-<pid>/            one that is being written, .tmp-step_... one that is being deleted: read by nobody
+
+A checkpoint appears under its name by one rename, after everything in it is on the disk: there are no half ones.
+"""
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from core.errors import NO_CHECKPOINT, Stop
+from core.run.files import disk_errors, from_json, fsync, sha256, to_json, warn, write_atomic
+
+MODEL_FILE, OPTIM_FILE = TENSOR_FILES = 'model.safetensors', 'optim.safetensors'
+STATE_FILE = 'state.json'
+STATE_LIMIT = 16 << 20  # bytes of state.json; a larger one is damaged or hostile
+MARGIN = 1 << 20        # bytes a checkpoint needs beside its tensors: headers, state.json, the log
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used, and why. Never leaves this file."""
+
+
+class Checkpoints:
+    """The checkpoints of a run folder, in out_dir/ckpt."""
+
+    def __init__(self, out_dir):
+        self.out_dir = Path(out_dir)
+        self.ckpt = self.out_dir / 'ckpt'
+        self.log_path = self.out_dir / 'log.jsonl'
+        self._saver, self._saving = ThreadPoolExecutor(1), None
+
+    # -- saving
+
+    def save(self, step, model, optim, state):
+        """Writes ckpt/step_<step>/ from two dicts of tensors and a JSON-able dict. Returns the folder."""
+        tmp, final = self.ckpt / f'.tmp-{os.getpid()}', self.ckpt / f'step_{step:08d}'
+        tensors = {MODEL_FILE: to_cpu(model), OPTIM_FILE: to_cpu(optim)}
+        need = sum(t.nbytes for part in tensors.values() for t in part.values()) + MARGIN
+        try:
+            with disk_errors(self.ckpt, need):
+                # 1) room for all of it, before the first byte
+                self.ckpt.mkdir(exist_ok=True)
+                if shutil.disk_usage(self.ckpt).free < need:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                # 2) the log goes to the disk first: a run that goes on from this checkpoint relies on the log up to it
+                if self.log_path.exists():
+                    fsync(self.log_path)
+                # 3) tensors into a folder that no reader looks at; threads, as writing and hashing release the GIL
+                shutil.rmtree(tmp, ignore_errors=True)
+                tmp.mkdir()
+                with ThreadPoolExecutor() as pool:
+                    entries = pool.map(lambda name: write_tensors(tmp / name, tensors[name], pool), TENSOR_FILES)
+                    files = dict(zip(TENSOR_FILES, entries, strict=True))
+                # 4) state.json last, with their sizes and checksums; write_atomic() syncs the folder too
+                write_atomic(tmp / STATE_FILE, with_checksum({**state, 'step': step, 'files': files}))
+                # 5) what it replaces stays, under a name that checkpoints() lists too: one is there at every moment
+                if final.exists():
+                    final.rename(final.with_suffix('.old'))
+                # 6) its own name, by one rename, and the folders' lists of names go to the disk
+                tmp.rename(final)
+                fsync(self.ckpt)
+                fsync(self.out_dir)
+        except BaseException:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise
+        finally:
+            self.finish_replace()
+        return final
+
+    def save_behind(self, step, model, optim, state):
+        """Does save() and prune() in a thread, with the tensors' values of now.
+
+        What goes wrong there is raised by the next save_behind() or wait().
+        """
+        self.wait()
+        copies = [{name: t.detach().to('cpu', copy=True) for name, t in part.items()} for part in (model, optim)]
+        self._saving = self._saver.submit(lambda: (self.save(step, *copies, state), self.prune()))
+
+    def wait(self):
+        """Returns when what save_behind() began is on the disk."""
+        saving, self._saving = self._saving, None
+        try:
+            if saving:
+                saving.result()
+        finally:
+            # an exception's traceback holds this frame, the frame would hold the future, and that the exception and us:
+            # a cycle that keeps the lock
+            del saving
+
+    def finish_replace(self):
+        """Deletes what a save replaced where the new one is in place; gives it its name back where it is not."""
+        for old in self.ckpt.glob('step_*.old'):
+            new = old.with_suffix('')
+            if new.exists():
+                delete(old)
+            else:
+                old.rename(new)
+
+    def remove_unfinished(self):
+        """Cleans up after processes that were killed. Only the process that holds the lock may call it."""
+        for stale in self.ckpt.glob('.tmp-*'):
+            shutil.rmtree(stale, ignore_errors=True)
+        self.finish_replace()
+
+    def prune(self, keep=2):
+        """Deletes checkpoints, except the `keep` newest and the one with the lowest val_loss."""
+        folders = self.checkpoints()
+        best = min(folders, key=val_loss_of, default=None)
+        for folder in folders[keep:]:
+            if folder != best:
+                delete(folder)
+
+    # -- loading
+
+    def checkpoints(self):
+        """Returns the step folders, newest first. Only reading them shows if they are intact."""
+        found = [f for f in self.ckpt.glob('step_*') if re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()]
+        # a replaced one comes after the one that replaces it
+        return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
+
+    def load(self, which='latest', optim=True):
+        """Returns (state, model tensors, optimizer tensors or None) of 'latest', 'best' or a step, all of it verified.
+
+        'latest' and 'best' fall back, with a warning, to the next best; a step asked for by number does not.
+        """
+        folders = self.checkpoints()
+        if which == 'best':
+            # the unreadable come first, so that the warning names them
+            folders.sort(key=lambda folder: val_loss_of(folder, unreadable=-math.inf))
+        elif which != 'latest':
+            if not re.fullmatch(r'(step_)?\d{1,18}', str(which)):
+                raise Stop(f"checkpoint {which!r}: allowed are 'latest', 'best' and a step")
+            folders = [f for f in folders if step_of(f) == int(str(which).removeprefix('step_'))]
+        for folder in folders:
+            try:
+                state = read_state(folder)
+                model = read_tensors(folder, MODEL_FILE, state)
+                return state, model, read_tensors(folder, OPTIM_FILE, state) if optim else None
+            except CheckpointError as error:
+                warn(f'skipped {error}')
+        present = ', '.join(f.name for f in self.checkpoints()) or 'none'
+        raise Stop(f'--out_dir={self.out_dir}: no usable checkpoint for {which!r} (found: {present})', NO_CHECKPOINT)
+
+
+# -----------------------------------------------------------------------------
+# a model
+
+def model_tensors(model):
+    """Returns what a checkpoint keeps of a model: parameters and persistent buffers by name, tied ones once."""
+    # named_parameters() has a tied parameter under its first name alone
+    first_names = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first_names
+    return {name: t for name, t in model.state_dict().items() if name not in tied}
+
+
+def load_model_tensors(model, tensors):
+    """Copies a checkpoint's tensors into the model; Stop where they do not fit."""
+    present = model_tensors(model)
+    misfits = sorted(set(present) ^ set(tensors))
+    misfits = misfits or [name for name, t in present.items() if t.shape != tensors[name].shape]
+    if misfits:
+        raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {misfits[0]}',
+                   NO_CHECKPOINT)
+    model.load_state_dict(tensors, strict=False)
+
+
+# -----------------------------------------------------------------------------
+# the files of a checkpoint
+
+def to_cpu(tensors):
+    """Returns the tensors as safetensors wants them: on the CPU, contiguous, no two in the same memory."""
+    out, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return out
+
+
+def write_tensors(path, tensors, pool):
+    """Writes a file of tensors, until it is on the disk itself. Returns its entry in state.json."""
+    save_file(tensors, path)
+    # save_file makes it private; let the umask decide, as elsewhere
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    # a thread of the pool hashes what is still in memory, while it goes to the disk
+    digest = pool.submit(sha256, path)
+    fsync(path)
+    return {'bytes': path.stat().st_size, 'sha256': digest.result()}
+
+
+def read_tensors(folder, name, state):
+    """Returns {name: tensor} of one of the two TENSOR_FILES, verified; no other name is ever opened."""
+    path = folder / name
+    try:
+        verify(path, state['files'][name])
+        # load_file's own tensors are windows into the file
+        return {k: t.clone() for k, t in load_file(path).items()}
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f'{path}: {type(error).__name__} {str(error)[:200]!r}') from None
+
+
+def verify(path, entry):
+    """Raises CheckpointError unless the file has the size and the SHA-256 of its entry in state.json."""
+    # a pipe is no file: reading one would wait for somebody to write
+    if not path.is_file():
+        raise CheckpointError(f'{path}: missing')
+    if path.stat().st_size != entry['bytes']:
+        raise CheckpointError(f'{path}: {path.stat().st_size:,} bytes, but state.json says {entry["bytes"]!r}')
+    if sha256(path) != entry['sha256']:
+        raise CheckpointError(f'{path}: does not match its SHA-256')
+
+
+def read_state(folder):
+    """Returns the content of state.json, verified: its bytes are exactly those with_checksum() makes of its content."""
+    path = folder / STATE_FILE
+    try:
+        if not path.is_file():
+            raise CheckpointError(f'{path}: missing')
+        if path.stat().st_size > STATE_LIMIT:
+            raise CheckpointError(f'{path}: larger than {STATE_LIMIT:,} bytes')
+        raw = path.read_bytes()
+        state = json.loads(raw)
+        state.pop('sha256')
+        if with_checksum(state) != raw:
+            raise CheckpointError(f'{path}: does not match its SHA-256')
+        if state['step'] != step_of(folder):
+            raise CheckpointError(f'{path}: says step {state["step"]!r}')
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f'{path}: unreadable ({type(error).__name__})') from None
+    return from_json(state)
+
+
+def with_checksum(state):
+    """Returns the bytes of a state as JSON, closed by the SHA-256 of the JSON without it."""
+    body = json.dumps(to_json(state), indent=1)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    raw = f'{body[:-2]},\n "sha256": "{digest}"\n}}\n'.encode()
+    if len(raw) > STATE_LIMIT:
+        raise ValueError(f'state.json would be {len(raw):,} bytes, more than the {STATE_LIMIT:,} that load() accepts')
+    return raw
+
+
+def val_loss_of(folder, unreadable=math.inf):
+    """Returns a checkpoint's validation loss, infinity where it has none."""
+    try:
+        value = read_state(folder).get('val_loss')
+    except CheckpointError:
+        return unreadable
+    is_number = isinstance(value, (int, float)) and value == value
+    return value if is_number else math.inf
+
+
+def step_of(folder):
+    """Returns the step in a checkpoint's name."""
+    return int(folder.name.removeprefix('step_').removesuffix('.old'))
+
+
+def delete(folder):
+    """Deletes a checkpoint; a warning where that fails."""
+    # out of sight by one rename first: no kill leaves half of it under its name
+    hidden = folder.with_name('.tmp-' + folder.name)
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(folder.rename(hidden))
+    except OSError as error:
+        warn(f'could not delete {folder}: {error.strerror}')
