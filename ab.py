@@ -1,13 +1,15 @@
 """Does an idea help, and what does it cost? Arms x seeds, trained in pairs; one verdict each, with its price.
 
     python ab.py config/ab_shakespeare_char.py --variants=soft_window,alibi --seeds=5
-    python ab.py config/ab_shakespeare_char.py --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
+    python ab.py config/ab_shakespeare_char.py \
+        --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
     python ab.py --report out-ab/NAME         the report once more, from what is there
     python ab.py --from_csv=results.csv       the statistics of anybody's losses: columns arm, seed, loss
     python ab.py --ledger                     every study ever run here, nulls and failures included
 
-The same batches and the same initial values for all arms of a seed. What is judged is fixed beforehand: the loss on the whole
-validation split after the last iteration. Stopped anywhere, the same command goes on.
+The same batches and the same initial values for all arms of a seed. The loss that is judged is fixed
+beforehand: on the whole validation split, after the last iteration. Stopped anywhere, the same command goes
+on.
 """
 import dataclasses
 import datetime
@@ -16,6 +18,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,33 +47,35 @@ from lab.study.study import Findings, Study, parse_numbers, write_json
 from lab.study.words import text_table, verdict_sentence
 
 OUT = Path('out-ab')
+Level = Annotated[float, '(0, 0.5)']
+Match = Literal['none', 'params', 'flops', 'time']
 
 
 @dataclass
 class Options:
-    variants: str = ''                  # arms beside the baseline, one for each of a,b,a+b
-    arms: str = ''                      # or arms by name, with any options: 'base; soft: variant=soft_window window_init=16'
-    seeds: Count = 5                    # runs of each arm; fewer than 5 give no verdict
-    first_seed: Whole = 1337            # seeds are this and the following numbers
-    name: str = ''                      # of the study: its folder is out-ab/NAME; '': from the config file and the arms
-    baseline: str = ''                  # the arm that others are compared with; '': the first
-    delta: Positive = 0.005             # differences smaller than this, in nats, count as equivalent
-    alpha: Annotated[float, '(0, 0.5)'] = 0.05 # how often a study of ideas that do nothing may say that one does something
-    looks: str = ''                     # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
-    null: bool = False                  # an arm that is the baseline with other seeds: the noise floor
-    match: Literal['none', 'params', 'flops', 'time'] = 'none' # also compare with a baseline as wide, or trained as long, as an arm
-    lr_sweep: str = ''                  # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
-    jobs: Whole = 0                     # processes at once on each device; 0: one on a GPU, one a core on CPUs
-    at_once: Whole = 0                  # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
-    devices: str = ''                   # GPUs to spread over: 0,1; '': the config's device
-    check: bool = True                  # look for leaks before training
-    price: bool = True                  # time the arms before training
-    retry: bool = False                 # train again what failed
-    redo: bool = False                  # train again what was run with other code or options
-    keep_checkpoints: bool = False      # leave the last weights of every run, for sample.py
-    report: str = ''                    # only write the report of the study in this folder
-    from_csv: str = ''                  # only the statistics of a file with columns arm, seed, loss
-    ledger: bool = False                # only list all studies
+    variants: str = ''              # arms beside the baseline, one for each of a,b,a+b
+    arms: str = '' # or arms by name, with any options: 'base; soft: variant=soft_window window_init=16'
+    seeds: Count = 5                # runs of each arm; fewer than 5 give no verdict
+    first_seed: Whole = 1337        # seeds are this and the following numbers
+    name: str = '' # of the study: its folder is out-ab/NAME; '': from the config file and the arms
+    baseline: str = ''              # the arm that others are compared with; '': the first
+    delta: Positive = 0.005         # differences smaller than this, in nats, count as equivalent
+    alpha: Level = 0.05 # how often a study of ideas that do nothing may say that one does something
+    looks: str = '' # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
+    null: bool = False              # an arm that is the baseline with other seeds: the noise floor
+    match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
+    lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
+    jobs: Whole = 0                 # processes at once on each device; 0: one on a GPU, one a core on CPUs
+    at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
+    devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
+    check: bool = True              # look for leaks before training
+    price: bool = True              # time the arms before training
+    retry: bool = False             # train again what failed
+    redo: bool = False              # train again what was run with other code or options
+    keep_checkpoints: bool = False  # leave the last weights of every run, for sample.py
+    report: str = ''                # only write the report of the study in this folder
+    from_csv: str = ''              # only the statistics of a file with columns arm, seed, loss
+    ledger: bool = False            # only list all studies
 
 
 # -----------------------------------------------------------------------------
@@ -93,10 +98,11 @@ def run_study(o, given):
     holder.lock()
     if o.null:
         arms.append(null_arm(arms[0]))
-    print(f'study {study.folder}: {len(arms)} arms x {len(seeds)} seeds, {arms[0].options.max_iters} iterations each'
-          + (f', looks at {o.looks}' if o.looks else ''))
+    iterations, looks = arms[0].options.max_iters, f', looks at {o.looks}' if o.looks else ''
+    print(f'study {study.folder}: {len(arms)} arms x {len(seeds)} seeds, {iterations} iterations each{looks}')
     for arm in arms:
-        print(f'arm {arm.name}: ' + (' '.join(f'{name}={value}' for name, value in arm.given.items()) or 'the baseline'))
+        options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
+        print(f'arm {arm.name}: {options or "the baseline"}')
 
     # leak checks, learning rates, prices; then the training
     runner = Runner(study, slots)
@@ -112,20 +118,23 @@ def run_study(o, given):
     publish(report, study.folder)
     add_to_ledger(report, OUT)
     if not report.comparisons:
-        raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {study.folder}/report.html')
+        page = study.folder / 'report.html'
+        raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {page}')
 
 
 def parse_plan(o):
     """Returns all seeds, and the factors on the learning rate to try."""
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
-        raise Stop(f'looks={o.looks}: takes growing numbers of seeds, from 2' if o.looks else f'seeds={o.seeds}: takes 2 or more')
+        if o.looks:
+            raise Stop(f'looks={o.looks}: takes growing numbers of seeds, from 2')
+        raise Stop(f'seeds={o.seeds}: takes 2 or more')
     factors = parse_numbers(o.lr_sweep, 'lr_sweep', float) if o.lr_sweep else []
     return list(range(o.first_seed, o.first_seed + looks[-1])), factors
 
 
 def train_to_each_look(study, runner):
-    """Trains up to each look; an arm that is better or worse there, and the baseline made for it, train no further."""
+    """Trains up to each look; an arm that is better or worse there is decided, and trains no further."""
     print_time_left(study, len(runner.slots))
     active, looks = list(study.arms), study.looks or [len(study.seeds)]
     for look in looks:
@@ -159,8 +168,9 @@ def print_time_left(study, workers):
 
 def default_name(config, arms, o):
     """Returns the name of a study's folder, of bearable length: ab_shakespeare_char-soft_window-alibi."""
-    words = [Path(config.split(', ')[-1]).stem] * bool(config) + [arm.folder for arm in arms[1:]] + ['null'] * o.null
-    return file_name('-'.join(words))[:80].strip('_.-') or 'study'
+    last_config = Path(config.split(', ')[-1]).stem
+    words = [last_config, *(arm.folder for arm in arms[1:]), 'null' * o.null]
+    return file_name('-'.join(filter(None, words)))[:80].strip('_.-') or 'study'
 
 
 def file_name(text):
@@ -199,7 +209,9 @@ def report_again(folder):
         study = Study.from_dict(folder, saved, Options)
         return publish(build_report(study, load_runs(study)), folder)
     if (saved := read_json(folder / 'losses.json')) is not None:
-        losses = {arm: {int(seed): loss for seed, loss in runs.items()} for arm, runs in saved['losses'].items()}
+        # JSON's keys are text, and so is infinity
+        losses = {arm: {int(seed): float(loss) for seed, loss in runs.items()}
+                  for arm, runs in saved['losses'].items()}
         return report_losses(losses, Options(**saved['options']), folder, saved['command'])
     raise Stop(f'--report={folder}: holds no study; it has to have been run to its end once')
 
@@ -208,16 +220,20 @@ def report_losses(losses, o, folder, command):
     """Writes the report of losses that somebody brings, {arm: {seed: loss}}, and returns it."""
     from lab.stats import compare_arms
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else None
-    v = compare_arms(losses, o.baseline or None, o.delta, o.alpha, looks)
-    runs = {arm: [RunSummary(seed, 'done' if loss < float('inf') else 'diverged', loss) for seed, loss in losses[arm].items()]
-            for arm in v.arms}
-    report = Report(
-        name=folder.name, command=command, config=None, created=timestamp(), environment=dict(versions=versions()),
-        plan=Plan(v.seeds, o.delta, o.alpha, o.looks or None, 'loss, as given'),
-        arms=[ArmResult(arm, variant=None, baseline=arm == v.baseline, options={}, runs=runs[arm]) for arm in v.arms],
-        comparisons=[ReportedComparison(**vars(c), arm=arm, baseline=v.baseline, words=verdict_sentence(c, v), level=v.level)
-                     for arm, c in v.comparisons.items()],
-        tables=[text_table(v)])
+    verdicts = compare_arms(losses, o.baseline or None, o.delta, o.alpha, looks)
+    arms, comparisons = [], []
+    for arm in verdicts.arms:
+        runs = [RunSummary(seed, 'done' if isfinite(loss) else 'diverged', loss)
+                for seed, loss in losses[arm].items()]
+        arms.append(ArmResult(arm, variant=None, baseline=arm == verdicts.baseline, options={}, runs=runs))
+    for arm, c in verdicts.comparisons.items():
+        words = verdict_sentence(c, verdicts)
+        comparisons.append(ReportedComparison(
+            **vars(c), arm=arm, baseline=verdicts.baseline, words=words, level=verdicts.level))
+    plan = Plan(verdicts.seeds, o.delta, o.alpha, o.looks or None, 'loss, as given')
+    environment, tables = dict(versions=versions()), [text_table(verdicts)]
+    report = Report(folder.name, command, None, timestamp(), plan, environment, arms, comparisons, tables)
+
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'losses.json', dict(losses=losses, options=dataclasses.asdict(o), command=command))
     publish(report, folder)

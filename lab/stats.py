@@ -1,16 +1,19 @@
-"""From final losses, one a seed and arm, to a verdict: arms x seeds -> better, worse, equivalent, can't tell, screen.
+"""From final losses to a verdict: arms x seeds -> better, worse, equivalent, can't tell, screen.
 
-Lower is better; losses are in nats; +inf is a run that diverged. Arms are compared with the baseline seed by seed.
+Lower is better; losses are in nats; +inf is a run that diverged. Arms are compared with the baseline seed by
+seed.
 
-better, worse   Holm's p over all comparisons is below alpha, by the paired t test, and the exact sign-flip test, which
-                does without the normal distribution, agrees: p <= alpha. With 5 seeds its smallest p is .0625, so
-                there it must be at that floor: all five seeds on one side.
-equivalent      not better or worse, and the difference lies within +-delta: both one-sided t tests (TOST), after Holm.
+better, worse   Holm's p over all comparisons is below alpha, by the paired t test, and the exact sign-flip
+                test, which does without the normal distribution, agrees: p <= alpha. With 5 seeds its smallest
+                p is .0625, so there it must be at that floor: all five seeds on one side.
+equivalent      not better or worse, and the difference lies within +-delta: both one-sided t tests (TOST),
+                after Holm.
 screen          fewer than MIN_SEEDS seeds: numbers, no verdict.
 can't tell      all else, with the seeds that would settle it.
 
-Diverged runs rank last and leave no mean, so there the exact rank-sum test of the two arms takes the place of the t and
-sign-flip tests; such an arm is never equivalent, and not better if it diverged more often than the baseline.
+Diverged runs rank last and leave no mean, so there the exact rank-sum test of the two arms takes the place of
+the t and sign-flip tests; such an arm is never equivalent, and not better if it diverged more often than the
+baseline.
 """
 import csv
 import io
@@ -21,16 +24,12 @@ from math import ceil, inf, isfinite, sqrt
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import (
-    binomtest,
-    chi2,
-    false_discovery_control,
-    nct,
-    norm,
-    rankdata,
-    t as student,
-    ttest_ind_from_stats,
-)
+
+try:
+    # scipy.stats itself is imported at its first use: --help and workers do without
+    import scipy
+except ImportError: # ab.py says what to install
+    scipy = None
 
 from core.errors import Stop
 
@@ -44,12 +43,12 @@ ABSENT = object()       # the value of a field that report.json leaves out
 
 @dataclass
 class Comparison:
-    """A variant against the baseline; differences are variant - baseline. None: undefined, as where a run diverged."""
+    """A variant against the baseline. Differences are variant - baseline; None: undefined, a run diverged."""
     n: int                              # seeds
     diverged: dict                      # runs: base, var, and both, pairs in which both did
     wins: int                           # seeds at which the variant is lower
     wins_interval: list                 # exact (Clopper-Pearson), for the chance of a win at the same seed
-    p_improve: float                    # chance that some variant run beats some baseline run: all n^2 pairs, ties half
+    p_improve: float                    # chance that a variant's run beats a baseline's: n^2 pairs, ties half
     test: str = 'paired t'              # where p comes from; 'rank sum' if a run diverged
     p: float | None = None              # two-sided
     mean: float | None = None           # of the differences
@@ -57,7 +56,7 @@ class Comparison:
     sd_base: float | None = None        # of the baseline's losses
     sd_var: float | None = None         # of the variant's
     rho: float | None = None            # correlation of the arms over seeds
-    pairing_gain: float | None = None   # (sd_base^2 + sd_var^2) / sd^2: how many times fewer seeds than unpaired
+    pairing_gain: float | None = None   # (sd_base^2 + sd_var^2) / sd^2: unpaired seeds that a pair is worth
     interval: list | None = None        # of the mean, t, level 1 - alpha
     t: float | None = None              # mean / its standard error
     welch_p: float | None = None        # as if unpaired: to read beside p where rho <= 0
@@ -75,8 +74,8 @@ class Comparison:
     bh_p: float | None = None           # p after Benjamini and Hochberg's, for ranking
     tost_holm_p: float | None = None    # tost_p after Holm's correction
     verdict: str = ''                   # better, worse, equivalent, can't tell or screen
-    seeds_difference: int | None = ABSENT   # can't tell: seeds that would show this difference; None: over MAX_SEEDS
-    seeds_equivalence: int | None = ABSENT  # can't tell: seeds that would show equivalence, at this difference
+    seeds_difference: int | None = ABSENT # can't tell: to show this difference; None: more than MAX_SEEDS
+    seeds_equivalence: int | None = ABSENT # can't tell: to show equivalence, at this difference
 
 
 @dataclass
@@ -117,7 +116,8 @@ def compare(base, var, delta=0.005, alpha=0.05):
     base_diverged, var_diverged = np.isinf(base), np.isinf(var)
     diverged = dict(base=int(base_diverged.sum()), var=int(var_diverged.sum()),
                     both=int((base_diverged & var_diverged).sum()))
-    pairs = (var < base[:, None]).sum() + (var == base[:, None]).sum() / 2 # of (n, n), every run against every other
+    # (n, n): all runs against all others
+    pairs = (var < base[:, None]).sum() + (var == base[:, None]).sum() / 2
     c = Comparison(n, diverged, wins, wins_interval(wins, ties, n, alpha), float(pairs / n ** 2))
     if np.any((base_diverged, var_diverged)):
         c.test, c.p = 'rank sum', rank_sum_test(base, var)
@@ -129,15 +129,15 @@ def compare(base, var, delta=0.005, alpha=0.05):
     se = sd / sqrt(n)
     t = standardize(mean, se)
     c.mean, c.sd, c.sd_base, c.sd_var = mean, sd, float(base.std(ddof=1)), float(var.std(ddof=1))
-    c.t, c.p = t if isfinite(t) else None, float(2 * student.sf(abs(t), n - 1))
-    c.interval = symmetric_interval(mean, student.ppf(1 - alpha / 2, n - 1) * se)
+    c.t, c.p = t if isfinite(t) else None, float(2 * scipy.stats.t.sf(abs(t), n - 1))
+    c.interval = symmetric_interval(mean, scipy.stats.t.ppf(1 - alpha / 2, n - 1) * se)
 
     # does pairing pay?
     if n > 2 and c.sd_base and c.sd_var:
         c.rho = float(np.corrcoef(base, var)[0, 1])
     if c.sd_base or c.sd_var:
-        welch = ttest_ind_from_stats(base.mean(), c.sd_base, n, var.mean(), c.sd_var, n, equal_var=False)
-        c.welch_p = float(welch.pvalue)
+        arms = base.mean(), c.sd_base, n, var.mean(), c.sd_var, n
+        c.welch_p = float(scipy.stats.ttest_ind_from_stats(*arms, equal_var=False).pvalue)
     if sd:
         c.pairing_gain = (c.sd_base ** 2 + c.sd_var ** 2) / sd ** 2
 
@@ -146,13 +146,14 @@ def compare(base, var, delta=0.005, alpha=0.05):
     c.flip_floor = 2.0 ** (1 - n)
 
     # what this study could find, and how many seeds find delta
-    c.mde = float(student.ppf(1 - alpha / 2, n - 1) + student.ppf(POWER, n - 1)) * se
+    c.mde = float(scipy.stats.t.ppf(1 - alpha / 2, n - 1) + scipy.stats.t.ppf(POWER, n - 1)) * se
     c.seeds = seeds_needed(lambda n: paired_power(n, delta, sd, alpha))
     c.seeds_unpaired = seeds_needed(lambda n: unpaired_power(n, delta, c.sd_base, c.sd_var, alpha))
 
-    # equivalence: two one-sided tests
-    c.tost_p = float(student.sf(min(standardize(delta + mean, se), standardize(delta - mean, se)), n - 1))
-    c.tost_interval = symmetric_interval(mean, student.ppf(1 - alpha, n - 1) * se)
+    # equivalence: two one-sided tests, of which the weaker counts
+    nearer = min(standardize(delta + mean, se), standardize(delta - mean, se))
+    c.tost_p = float(scipy.stats.t.sf(nearer, n - 1))
+    c.tost_interval = symmetric_interval(mean, scipy.stats.t.ppf(1 - alpha, n - 1) * se)
     c.equivalent = -delta < c.tost_interval[0] and c.tost_interval[1] < delta
     return c
 
@@ -167,19 +168,22 @@ def standardize(x, spread):
 
 
 def wins_interval(wins, ties, n, alpha):
-    """Returns the exact interval of a chance. A tie counts as a loss for the lower end and as a win for the upper one."""
-    low, high = (binomtest(k, n).proportion_ci(1 - alpha, method='exact') for k in (wins, wins + ties))
+    """Returns the exact (Clopper-Pearson) interval of the chance of a win, of n trials."""
+    # a tie counts as a loss for the lower end, and as a win for the upper one
+    low, high = (scipy.stats.binomtest(k, n).proportion_ci(1 - alpha, 'exact') for k in (wins, wins + ties))
     return [float(low.low), float(high.high)]
 
 
 def sign_flip_test(d):
-    """Returns the two-sided p of the mean of d (n,) if the signs were coin flips, and how many assignments were drawn.
+    """Returns the two-sided p of the mean of d (n,) if the signs were coin flips, and how many flips were
+    drawn.
 
-    0 draws: all 2^n were counted, by halves that meet in the middle; scipy's permutation_test would list them, 1e12
-    for 40 seeds.
+    0 draws: all 2^n were counted, as pairs of halves, sqrt(2^n) each; scipy's permutation_test would list all
+    of them, 1e12 for 40 seeds.
     """
     d = np.asarray(d, float)
-    bar = abs(d.sum()) - 1e-12 * abs(d).sum() # sums that are equal on paper differ by rounding
+    # sums that are equal on paper differ by rounding
+    bar = abs(d.sum()) - 1e-12 * abs(d).sum()
     if bar <= 0:
         return 1.0, 0
     if len(d) > EXACT_FLIPS:
@@ -188,7 +192,8 @@ def sign_flip_test(d):
         return float(((abs(signs @ d) >= bar).sum() + 1) / (FLIP_DRAWS + 1)), FLIP_DRAWS
     half = len(d) // 2
     left, right = signed_sums(d[:half]), np.sort(signed_sums(d[half:]))
-    reached = left.size * right.size - int(np.searchsorted(right, bar - left).sum()) # pairs with left + right >= bar
+    # pairs with left + right >= bar
+    reached = left.size * right.size - int(np.searchsorted(right, bar - left).sum())
     return 2 * reached / 2 ** len(d), 0
 
 
@@ -203,12 +208,14 @@ def signed_sums(d):
 def rank_sum_test(base, var):
     """Returns the exact two-sided p of the Wilcoxon rank-sum test, with midranks for ties.
 
-    By counting the choices of n ranks of 2n for each sum: scipy's mannwhitneyu has no exact p with ties, and its
-    permutation_test would list the choices, 1e23 for 40 seeds.
+    It counts the choices of n ranks of 2n that have each sum: scipy's mannwhitneyu has no exact p with ties,
+    and its permutation_test would list the choices, 1e23 for 40 seeds.
     """
     n = len(var)
-    ranks = (2 * rankdata(np.concatenate((base, var)))).astype(int) # doubled: a midrank is a half
-    counts = np.zeros((n + 1, ranks.sum() + 1)) # counts[k, s]: choices of k ranks with sum s
+    # doubled, because a midrank may be a half
+    ranks = (2 * scipy.stats.rankdata(np.concatenate((base, var)))).astype(int)
+    # counts[k, s]: choices of k ranks with sum s
+    counts = np.zeros((n + 1, ranks.sum() + 1))
     counts[0, 0] = 1
     for r in ranks:
         counts[1:, r:] += counts[:-1, :-r]
@@ -229,8 +236,9 @@ def unpaired_power(n, difference, sd_base, sd_var, alpha):
 
 
 def t_power(df, shift, alpha):
-    bar, shift = student.ppf(1 - alpha / 2, df), min(abs(shift), 1e4) # beyond it scipy gives NaN
-    return float(nct.sf(bar, df, shift) + nct.cdf(-bar, df, shift))
+    bar = scipy.stats.t.ppf(1 - alpha / 2, df)
+    shift = min(abs(shift), 1e4) # beyond it scipy gives NaN
+    return float(scipy.stats.nct.sf(bar, df, shift) + scipy.stats.nct.cdf(-bar, df, shift))
 
 
 def tost_power(n, difference, sd, delta, alpha, points=400):
@@ -240,9 +248,11 @@ def tost_power(n, difference, sd, delta, alpha, points=400):
     """
     if not sd:
         return float(abs(difference) < delta)
-    s = np.sqrt(chi2.ppf((np.arange(points) + 0.5) / points, n - 1) / (n - 1))
-    bar, scale = student.ppf(1 - alpha, n - 1) * s, sqrt(n) / sd
-    inside = norm.cdf(scale * (delta - difference) - bar) - norm.cdf(bar - scale * (delta + difference))
+    # (points,): quantiles of the sample's standard deviation over the true one
+    s = np.sqrt(scipy.stats.chi2.ppf((np.arange(points) + 0.5) / points, n - 1) / (n - 1))
+    bar, scale = scipy.stats.t.ppf(1 - alpha, n - 1) * s, sqrt(n) / sd
+    upper, lower = scale * (delta - difference) - bar, bar - scale * (delta + difference)
+    inside = scipy.stats.norm.cdf(upper) - scipy.stats.norm.cdf(lower)
     return float(inside.clip(0).mean())
 
 
@@ -262,9 +272,10 @@ NOMINAL_LEVELS = {
 
 @cache
 def nominal_level(looks, alpha=0.05, studies=400_000):
-    """Returns the level of each of several looks, a tuple of n, at which a study of no effect errs in alpha of cases."""
+    """Returns the level of each of several looks, a tuple of n, so that a study errs in alpha of cases."""
     if list(looks) != sorted(set(looks)) or not looks or looks[0] < 2:
-        raise Stop(f'looks={",".join(map(str, looks))}: must be numbers of seeds that grow, the first at least 2')
+        text = ','.join(map(str, looks))
+        raise Stop(f'looks={text}: must be numbers of seeds that grow, the first at least 2')
     if len(looks) == 1:
         return alpha
     if alpha == 0.05 and looks in NOMINAL_LEVELS:
@@ -274,7 +285,7 @@ def nominal_level(looks, alpha=0.05, studies=400_000):
     smallest = np.ones(studies)
     for n in looks:
         t = d[:n].mean(0) * sqrt(n) / d[:n].std(0, ddof=1)
-        smallest = np.minimum(smallest, 2 * student.sf(abs(t), n - 1))
+        smallest = np.minimum(smallest, 2 * scipy.stats.t.sf(abs(t), n - 1))
     return float(np.quantile(smallest, alpha))
 
 
@@ -282,7 +293,7 @@ def nominal_level(looks, alpha=0.05, studies=400_000):
 # many comparisons, and the verdict
 
 def holm(ps):
-    """Returns adjusted p values: rejecting those below alpha errs anywhere in the family in at most alpha of studies."""
+    """Returns adjusted p values: rejecting those below alpha errs anywhere in at most alpha of studies."""
     ps = np.asarray(ps, float)
     order = ps.argsort()
     adjusted = np.empty_like(ps)
@@ -308,8 +319,9 @@ def verdict(c, alpha=0.05, p=None, tost_p=None):
 def compare_arms(losses, baseline=None, delta=0.005, alpha=0.05, looks=None):
     """Returns the Verdicts on {arm: {seed: loss}}.
 
-    baseline: None: the first arm. looks: the numbers of seeds at which the study is looked at, fixed before it began;
-    each look then tests at nominal_level(looks). Intervals have the level of the tests, 1 - alpha for a single look.
+    baseline: None: the first arm. looks: the numbers of seeds at which the study is looked at, fixed before
+    it began; each look then tests at nominal_level(looks). Intervals have the level of the tests, 1 - alpha
+    for a single look.
     """
     baseline = next(iter(losses), None) if baseline is None else baseline
     rows = validate_losses(losses, baseline) # {arm: (n,)}
@@ -321,21 +333,24 @@ def compare_arms(losses, baseline=None, delta=0.005, alpha=0.05, looks=None):
     if looks and len(seeds) not in looks:
         raise Stop(f'looks={",".join(map(str, looks))}: {len(seeds)} seeds are none of the planned looks')
     level = nominal_level(tuple(looks), alpha) if looks else alpha
-    comparisons = {arm: compare(rows[baseline], row, delta, level) for arm, row in rows.items() if arm != baseline}
+    others = {arm: row for arm, row in rows.items() if arm != baseline}
+    comparisons = {arm: compare(rows[baseline], row, delta, level) for arm, row in others.items()}
     decide(comparisons.values(), delta, level)
     arms = {arm: summarize(row, seeds) for arm, row in rows.items()}
     return Verdicts(baseline, seeds, delta, alpha, list(looks or ()), level, arms, comparisons)
 
 
 def decide(comparisons, delta, level):
-    """Sets the corrected p values and verdicts of comparisons that are judged together, and what would settle them."""
+    """Sets corrected p values, verdicts, and what would settle them, of comparisons judged together."""
     family = list(comparisons)
     ps, tost_ps = [c.p for c in family], [1.0 if c.tost_p is None else c.tost_p for c in family]
-    for c, holm_p, bh_p, tost_holm_p in zip(family, holm(ps), false_discovery_control(ps).tolist(), holm(tost_ps)):
+    bh_ps = scipy.stats.false_discovery_control(ps).tolist() # Benjamini-Hochberg
+    for c, holm_p, bh_p, tost_holm_p in zip(family, holm(ps), bh_ps, holm(tost_ps)):
         c.holm_p, c.bh_p, c.tost_holm_p = holm_p, bh_p, tost_holm_p
         c.verdict = verdict(c, level, holm_p, tost_holm_p)
         if c.verdict == "can't tell" and c.mean is not None:
-            at = dict(difference=c.mean, sd=c.sd, alpha=level / len(family)) # the level that Holm asks of the smallest p
+            # at the level that Holm asks of the smallest p
+            at = dict(difference=c.mean, sd=c.sd, alpha=level / len(family))
             c.seeds_difference = seeds_needed(lambda n, at=at: paired_power(n, **at))
             c.seeds_equivalence = seeds_needed(lambda n, at=at: tost_power(n, delta=delta, **at))
 
@@ -346,7 +361,8 @@ def summarize(row, seeds):
     losses = {seed: float(loss) if loss < inf else None for seed, loss in zip(seeds, row)}
     if diverged:
         return ArmLosses(None, None, None, None, diverged, losses)
-    return ArmLosses(float(row.mean()), float(row.std(ddof=1)), float(row.min()), float(row.max()), diverged, losses)
+    moments = map(float, (row.mean(), row.std(ddof=1), row.min(), row.max()))
+    return ArmLosses(*moments, diverged, losses)
 
 
 # -----------------------------------------------------------------------------
@@ -367,7 +383,8 @@ def validate_losses(losses, baseline, where=''):
                 raise Stop(f'{where}{one}: no run with seed {missing[0]}, which {other} has')
         for seed, loss in runs.items():
             if not isinstance(loss, (int, float, np.number)) or not loss > -inf: # NaN too
-                raise Stop(f'{where}{arm}, seed {seed}: loss={loss}: must be a number, inf for a diverged run')
+                must = 'must be a number, inf for a diverged run'
+                raise Stop(f'{where}{arm}, seed {seed}: loss={loss}: {must}')
     return {arm: np.array([float(runs[seed]) for seed in seeds]) for arm, runs in losses.items()}
 
 
@@ -378,7 +395,8 @@ def read_csv(path):
         rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8-sig')), strict=True)
         rows.fieldnames = columns = [name.strip() for name in rows.fieldnames or ()]
         if any(columns.count(name) != 1 for name in ('arm', 'seed', 'loss')):
-            raise Stop(f'{path}:1: columns {", ".join(columns) or "(none)"}: must have arm, seed and loss, once each')
+            found = ', '.join(columns) or '(none)'
+            raise Stop(f'{path}:1: columns {found}: must have arm, seed and loss, once each')
         for row in rows:
             where = f'{path}:{rows.line_num}: '
             arm, seed, loss = ((row[name] or '').strip() for name in ('arm', 'seed', 'loss'))
@@ -417,12 +435,13 @@ def parse_number(text, kind, message):
 def text_interval(diff_per_window, block=None, resamples=10_000, seed=0, alpha=0.05):
     """Returns how far the difference could move on other text: mean, low, high, se and how they came about.
 
-    An interval for the mean of the seed-averaged loss differences of contiguous validation windows (W,), by a circular
-    block bootstrap. None below 10 windows.
+    An interval for the mean of the seed-averaged loss differences of contiguous validation windows (W,), by a
+    circular block bootstrap. None below 10 windows. It says nothing of other seeds: the windows of one split
+    are not independent runs.
 
-    Neighbouring windows are alike, so blocks of them are drawn. Block length: W^(1/3), times
-    (6 r^2 / (1 - r^2)^2)^(1/3) where that is longer, the best for an AR(1) of the windows' lag-1 correlation r
-    (Carlstein 1986); at most W / 3. It says nothing of other seeds: the windows of one split are not independent runs.
+    Neighbouring windows are alike, so blocks of them are drawn. Block length: W^(1/3), times (6 r^2 / (1 -
+    r^2)^2)^(1/3) where that is longer, the best for an AR(1) of the windows' lag-1 correlation r (Carlstein
+    1986); at most W / 3.
     """
     x = np.asarray(diff_per_window, float)
     W = len(x)
@@ -434,20 +453,21 @@ def text_interval(diff_per_window, block=None, resamples=10_000, seed=0, alpha=0
         block = ceil(W ** (1 / 3) * max(1.0, (6 * r * r / (1 - r * r) ** 2) ** (1 / 3)))
     block = min(block, W // 3)
     ends = np.concatenate((x, x[:block])).cumsum()
-    block_means = (ends[block:] - ends[:-block]) / block # (W,): of the block after each window
+    # (W,): of the block that begins at each window, round the end
+    block_means = (ends[block:] - ends[:-block]) / block
     picked = np.random.default_rng(seed).integers(W, size=(resamples, W // block))
     means = block_means[picked].mean(1) # (resamples,)
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
-    return dict(mean=float(x.mean()), low=float(low), high=float(high), se=float(means.std()), block=block, windows=W,
-                resamples=resamples)
+    return dict(mean=float(x.mean()), low=float(low), high=float(high), se=float(means.std()), block=block,
+                windows=W, resamples=resamples)
 
 
 def step_equivalents(d, iters, base_curve, last=5):
     """Returns the baseline's iterations that a difference d is worth, positive where d saves them.
 
-    d over the slope of the baseline's last evaluations, by least squares. None where that curve does not fall: more
-    steps would buy nothing. With a decaying learning rate the curve flattens towards its end, so this is the price at
-    the end, not a forecast.
+    d over the slope of the baseline's last evaluations, by least squares. None where that curve does not
+    fall: more steps would buy nothing. With a decaying learning rate the curve flattens towards its end, so
+    this is the price at the end, not a forecast.
     """
     x, y = np.asarray(iters, float)[-last:], np.asarray(base_curve, float)[-last:]
     if len(x) < 2 or not np.isfinite(y).all():

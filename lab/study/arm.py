@@ -17,8 +17,9 @@ from model import GPTConfig, build, load_classes
 
 SET_BY_AB = 'seed', 'out_dir', 'init_from'      # no arm may set them
 # Options that change where and how a run runs, not what it computes.
-NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'eval_only',
-                'log_interval', 'checkpoint_minutes', 'save_best', 'always_save_checkpoint', 'backend')
+NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device',
+                'backend', 'eval_only', 'log_interval', 'checkpoint_minutes', 'save_best',
+                'always_save_checkpoint')
 
 
 @dataclass
@@ -51,13 +52,15 @@ class Arm:
             return classes.GPT(classes.GPTConfig(**self.model_args), classes)
 
     def identity(self, data_hash):
-        """Returns all that a run of this arm depends on, seed apart: two runs with one identity are one run."""
-        files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py', *sorted(ROOT.glob('core/**/*.py'))]
+        """Returns all that a run of this arm depends on, seed apart: runs with one identity are one run."""
+        files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py']
+        files += sorted(ROOT.glob('core/**/*.py'))
         files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
         files += sorted(ROOT.glob('variants/_[!_]*.py')) # what variants share
-        options = {name: v for name, v in dataclasses.asdict(self.options).items() if name not in NOT_COMPUTED}
-        return dict(options=options, model_args=self.model_args, seed_shift=self.seed_shift, data=data_hash,
-                    code={str(path.relative_to(ROOT)): sha256(path) for path in files})
+        code = {str(path.relative_to(ROOT)): sha256(path) for path in files}
+        options = {n: value for n, value in dataclasses.asdict(self.options).items() if n not in NOT_COMPUTED}
+        return dict(options=options, model_args=self.model_args, seed_shift=self.seed_shift,
+                    data=data_hash, code=code)
 
     def as_dict(self):
         """Returns what study.json keeps of the arm."""
@@ -75,7 +78,8 @@ class Arm:
 def parse_arms(o, given):
     """Returns the arms that ab.py's options o name, the baseline first.
 
-    given: all else that the user set, options of train.py and of the variants: each goes to the arms that have it.
+    given: all else that the user set, options of train.py and of the variants: each goes to the arms that
+    have it.
     """
     common = next((g.value for g in reversed(given) if g.name == 'variant'), 'base')
     given = [g for g in given if g.name != 'variant']
@@ -99,14 +103,15 @@ def parse_arms(o, given):
             advice = did_you_mean(g.name, set().union(*known, options_of(type(o))))
             raise Stop(f'{g.name}={g.value}: no such option of any arm{advice}')
     if len(names) < 2 and not o.null:
-        raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, or --null=True for the noise floor')
+        raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, '
+                   'or --null=True for the noise floor')
     variant = Given('variant', common, COMMAND_LINE)
     return [make_arm(name, own, [variant] + [g for g in given if g.name in options])
             for (name, own), options in zip(specs, known)]
 
 
 def parse_specs(o, common):
-    """Returns [(name, {option: text})] of --arms, or of --variants on top of the variant that is common to all arms."""
+    """Returns [(name, {option: text})] of --arms, or of --variants on top of the common variant."""
     if o.arms and o.variants:
         raise Stop('arms and variants: give one of the two')
     if o.arms:
@@ -116,7 +121,10 @@ def parse_specs(o, common):
 
 
 def parse_spec(text):
-    """'soft: variant=soft_window window_init=128' -> (name, {option: text}); a name alone is a variant's, or base."""
+    """Returns (name, {option: text}) of 'soft: variant=soft_window window_init=128'.
+
+    A name alone is that of a variant, or base.
+    """
     name, colon, rest = text.partition(':')
     name = name.strip()
     if not name or not name.isprintable():
@@ -147,8 +155,8 @@ def make_arm(name, own, given):
         raise Stop(f'arm {name}: {stop}') from None
     o = config.options
     vocab_size = Dataset(o.dataset, 1).vocab_size
-    model_args = dataclasses.asdict(construct(config.GPTConfig, dict(vocab_size=vocab_size) | config.model_args))
-    return Arm(name, o, model_args, own, config.origin)
+    model_config = construct(config.GPTConfig, dict(vocab_size=vocab_size) | config.model_args)
+    return Arm(name, o, dataclasses.asdict(model_config), own, config.origin)
 
 
 # -----------------------------------------------------------------------------
@@ -156,13 +164,15 @@ def make_arm(name, own, given):
 
 def null_arm(baseline):
     """Returns the baseline with other seeds: all that it differs by is noise."""
-    return dataclasses.replace(baseline, name='null', given=baseline.given | dict(seeds='others'), seed_shift=100_000)
+    given = baseline.given | dict(seeds='others')
+    return dataclasses.replace(baseline, name='null', given=given, seed_shift=100_000)
 
 
 def matched_baseline(baseline, arm, match, prices):
     """Returns a baseline that equals an arm in its number of parameters, its FLOPs or its training time.
 
-    match: params widens the MLPs; flops and time train longer, by the ratio of prices, {arm: what a step costs}.
+    match: params widens the MLPs; flops and time train longer, by the ratio of prices, {arm: what a step
+    costs}.
     """
     name, o = f'{baseline.name} ({match} of {arm.name})', baseline.options
     if match == 'params':

@@ -1,4 +1,5 @@
-"""Every comparison ever made here, nulls and failures included: many studies find something by luck, and this says how many."""
+"""Every comparison ever made here, nulls and failures included: many studies find something by luck, and this
+says how many."""
 import json
 
 from core.run.folder import plain
@@ -7,14 +8,15 @@ COMPARISON_FIELDS = 'arm', 'baseline', 'n', 'mean', 'interval', 'holm_p', 'verdi
 
 
 def add_to_ledger(report, out):
-    """Puts a study's comparisons into out/ledger.jsonl, which outlives the study's folder, and writes out/LEDGER.md.
+    """Puts a study's comparisons into out/ledger.jsonl, which outlives the study's folder, and writes
+    out/LEDGER.md.
 
     report: a schema.Report.
     """
     failed = {arm.name: sum(run.status != 'done' for run in arm.runs) for arm in report.arms}
     comparisons = [{name: getattr(c, name) for name in COMPARISON_FIELDS} for c in report.comparisons]
-    entry = dict(name=report.name, created=report.created, command=report.command, seeds=len(report.plan.seeds),
-                 failed=failed, comparisons=comparisons)
+    entry = dict(name=report.name, created=report.created, command=report.command,
+                 seeds=len(report.plan.seeds), failed=failed, comparisons=comparisons)
     entry = json.loads(json.dumps(plain(entry)))
     # the same study may be reported once more
     known = [(e['name'], e['comparisons']) for e in ledger_entries(out)]
@@ -26,14 +28,16 @@ def add_to_ledger(report, out):
 
 def ledger_entries(out):
     path = out / 'ledger.jsonl'
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def ledger_text(out):
     """Returns the ledger as Markdown, a row a comparison."""
     entries = ledger_entries(out)
-    rows = [('study', 'when', 'arm', 'against', 'seeds', 'difference', '95 % interval', 'p (Holm)', 'verdict', 'failed runs'),
-            ['---'] * 10]
+    titles = ('study', 'when', 'arm', 'against', 'seeds', 'difference', '95 % interval', 'p (Holm)',
+              'verdict', 'failed runs')
+    rows = [titles, ['---'] * len(titles)]
     for e in entries:
         when = e['created'][:16].replace('T', ' ')
         for c in e['comparisons']:
@@ -43,9 +47,11 @@ def ledger_text(out):
             rows.append((e['name'], when, c['arm'], c['baseline'], c['n'], mean, interval, p, c['verdict'],
                          e['failed'].get(c['arm'], '')))
         if not e['comparisons']:
-            rows.append((e['name'], when, ', '.join(e['failed']), *[''] * 5, 'none: too few runs', sum(e['failed'].values())))
+            arms, failed = ', '.join(e['failed']), sum(e['failed'].values())
+            rows.append((e['name'], when, arms, '', '', '', '', '', 'none: too few runs', failed))
     total = f"{sum(len(e['comparisons']) for e in entries)} comparisons in {len(entries)} studies"
-    return '\n'.join(['# Ledger', '', total, '', *('| ' + ' | '.join(map(markdown_cell, row)) + ' |' for row in rows)])
+    lines = ['| ' + ' | '.join(map(markdown_cell, row)) + ' |' for row in rows]
+    return '\n'.join(['# Ledger', '', total, '', *lines])
 
 
 def markdown_cell(x):

@@ -1,7 +1,8 @@
 """Processes that do tasks one after another. They end with the process that started them, however that ends.
 
-Why not concurrent.futures: its ProcessPoolExecutor has no way to tell a busy worker to save and leave, or to retire one
-worker that a task has spoiled; a worker's death loses its exit code; and when the parent is killed its workers stay.
+Why not concurrent.futures: its ProcessPoolExecutor has no way to tell a busy worker to save and leave, or to
+retire one worker that a task has spoiled; a worker's death loses its exit code; and when the parent is killed
+its workers stay.
 """
 import multiprocessing
 import os
@@ -32,11 +33,13 @@ class Worker:
     """A process in a slot, as its parent sees it."""
 
     def __init__(self, run_task, slot):
-        self.slot, self.task, self.affinity = slot, None, None # the current task, and the affinity of the last
+        self.slot = slot
+        self.task = self.affinity = None    # the current task; the affinity of the last one
         self.conn, worker_conn = SPAWN.Pipe()
         # nothing is ever sent through the second pipe: it closes when this process ends
         self.lifeline, worker_lifeline = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=worker_main, args=(worker_conn, worker_lifeline, run_task, slot), daemon=True)
+        args = worker_conn, worker_lifeline, run_task, slot
+        self.process = SPAWN.Process(target=worker_main, args=args, daemon=True)
         self.process.start()
         worker_conn.close()
         worker_lifeline.close()
@@ -58,8 +61,8 @@ class Worker:
 class Pool:
     """One worker a slot, started when there is work for it.
 
-    run_task(task, slot, worker_state) -> result, in the worker; worker_state is a dict that the process keeps from task
-    to task. A task that sets worker_state['retire'] is the worker's last.
+    run_task(task, slot, worker_state) -> result, in the worker; worker_state is a dict that the process keeps
+    from task to task. A task that sets worker_state['retire'] is the worker's last.
     """
 
     def __init__(self, run_task, slots):
@@ -83,7 +86,7 @@ class Pool:
                     waiting.append(task)
                     self.drop(worker)
 
-            # take what results there are
+            # take the results that are there
             busy = self.busy()
             ready = wait([worker.conn for worker in busy], timeout=0.5)
             for worker in busy:

@@ -1,4 +1,4 @@
-"""What happens before training, as asked for: leak checks, learning rates, prices, baselines made for an arm."""
+"""Preparations before training: leak checks, learning rates, prices, baselines made for an arm."""
 import dataclasses
 
 from core.errors import Stop
@@ -12,7 +12,7 @@ from lab.study.worker import CheckTask, PriceTask
 
 
 def prepare(study, runner, factors):
-    """Does what the study's options ask for; the results go into study.findings, study.arms and study.matches."""
+    """Does what the study's options ask for; fills in study.findings, study.arms and study.matches."""
     o, findings = study.options, study.findings
     if o.check:
         findings.checks = check_arms(study, runner)
@@ -31,7 +31,10 @@ def prepare(study, runner, factors):
 
 
 def check_arms(study, runner):
-    """Returns {arm: dict(status, lines, why)} of the leak suite's fast part; Stop if an arm leaks and does not say so."""
+    """Returns {arm: dict(status, lines, why)} of the leak suite's fast part.
+
+    Stop if an arm leaks and its variant does not say so.
+    """
     found = {}
     for task, result in runner.run([CheckTask(arm) for arm in study.arms]):
         arm = task.arm
@@ -61,7 +64,10 @@ def failure(result):
 
 
 def price_arms(study, runner, file):
-    """Returns {arm: numbers of bench.py}, from the file if it is about these arms: iterations matched to it must not move."""
+    """Returns {arm: numbers of bench.py}.
+
+    They come from the file if it is about these arms: iterations that were matched to them must not move.
+    """
     path, identity = study.folder / file, {arm.name: study.identity(arm) for arm in study.arms}
     saved = read_json(path)
     if saved is None or saved['identity'] != identity:
@@ -73,9 +79,10 @@ def price_arms(study, runner, file):
     prices = saved['results']
     baseline = prices[study.baseline.name]
     for name, p in prices.items():
+        ratio = p['step_ms'] / baseline['step_ms']
         memory = f", {p['peak_bytes'] / 2**20:,.0f} MiB" if p['peak_bytes'] else ''
-        print(f"price, {name}: {p['params'] / 1e6:.2f}M parameters, {p['flops_per_token'] / 1e6:.1f} MFLOPs a token, "
-              f"{p['step_ms']:.2f} ms a step ({p['step_ms'] / baseline['step_ms']:.2f}x){memory}")
+        print(f"price, {name}: {p['params'] / 1e6:.2f}M parameters, {p['flops_per_token'] / 1e6:.1f} MFLOPs "
+              f"a token, {p['step_ms']:.2f} ms a step ({ratio:.2f}x){memory}")
     return prices
 
 

@@ -1,4 +1,5 @@
-"""What came out of a study: load_runs() reads its run folders once, the rest are pure functions up to the report."""
+"""Results of a study: load_runs() reads its run folders once, the rest are pure functions up to the
+report."""
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class RunResult:
     windows: list = field(default_factory=list)     # loss of each validation window, in order
     positions: list = field(default_factory=list)   # loss at each position of the context
     sample: str | None = None
-    evaluations: list = field(default_factory=list) # records of the log: iter, val_loss, train_loss, stats.NAME
+    evaluations: list = field(default_factory=list) # of its log: [{iter, val_loss, train_loss, stats.NAME}]
 
 
 def load_runs(study, seeds=None):
@@ -53,9 +54,11 @@ def load_run(study, arm, seed):
     if record := read_json(folder / DONE):
         result = record['result']
         evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
-        return RunResult(arm.name, seed, 'done', None, result['val_loss'], result['train_loss'], result['seconds'],
-                         record['init'], record['batches'], record['windows'], record['positions'], record['sample'],
-                         evaluations)
+        return RunResult(
+            arm.name, seed, 'done', val_loss=result['val_loss'], train_loss=result['train_loss'],
+            seconds=result['seconds'], init_hash=record['init'], batch_hash=record['batches'],
+            windows=record['windows'], positions=record['positions'], sample=record['sample'],
+            evaluations=evaluations)
     if failure := read_json(folder / FAILED):
         return RunResult(arm.name, seed, failure['status'], failure['reason'])
     return RunResult(arm.name, seed, 'missing')
@@ -74,13 +77,13 @@ def mean_columns(rows):
 # the verdicts
 
 def final_losses(runs, arm):
-    """Returns {seed: final loss} of an arm, inf where it diverged; runs that failed otherwise are left out."""
+    """Returns {seed: final loss} of an arm, inf where it diverged; failed runs are left out."""
     return {run.seed: run.val_loss if run.status == 'done' else math.inf
             for run in runs if run.arm == arm and run.status in ('done', 'diverged')}
 
 
 def compare_on_common_seeds(study, runs, arms):
-    """Returns lab.stats' Verdicts on arms, the baseline first, by the seeds of which all have a run; None below two."""
+    """Returns the Verdicts on arms, the baseline first, by the seeds that all have; None below two."""
     losses = {arm: final_losses(runs, arm) for arm in arms}
     seeds = [run.seed for run in runs if run.arm == arms[0]]
     common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]
@@ -91,24 +94,26 @@ def compare_on_common_seeds(study, runs, arms):
     return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
 
 
-def all_verdicts(study, runs):
-    """Returns the Verdicts of a study: on the arms with its baseline, then on each arm with the one made for it.
+def verdicts_of(study, runs):
+    """Returns the Verdicts of a study: on the arms with its baseline, then on each arm with the one made for
+    it.
 
-    Arms that have other seeds, because runs failed or an early look decided, have Verdicts of their own; Holm's
-    correction is over all of them the same.
+    Arms that have other seeds, because runs failed or an early look decided, have Verdicts of their own;
+    Holm's correction is over all of them the same.
     """
     by_seeds = {}
     for arm in study.arms_without_matches()[1:]:
         by_seeds.setdefault(tuple(final_losses(runs, arm.name)), []).append(arm.name)
-    groups = [[study.baseline.name, *arms] for arms in by_seeds.values()]
-    matched = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
-    families = [[compare_on_common_seeds(study, runs, arms) for arms in family] for family in (groups, matched)]
-    families = [[verdicts for verdicts in family if verdicts] for family in families]
-    for family in families:
-        if len(family) > 1:
-            comparisons = [c for verdicts in family for c in verdicts.comparisons.values()]
-            stats.decide(comparisons, study.options.delta, min(verdicts.level for verdicts in family))
-    return [verdicts for family in families for verdicts in family]
+    with_baseline = [[study.baseline.name, *arms] for arms in by_seeds.values()]
+    with_match = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
+    found = []
+    for family in with_baseline, with_match:
+        all_verdicts = [v for arms in family if (v := compare_on_common_seeds(study, runs, arms))]
+        if len(all_verdicts) > 1:
+            comparisons = [c for v in all_verdicts for c in v.comparisons.values()]
+            stats.decide(comparisons, study.options.delta, min(v.level for v in all_verdicts))
+        found += all_verdicts
+    return found
 
 
 # -----------------------------------------------------------------------------
@@ -116,18 +121,18 @@ def all_verdicts(study, runs):
 
 def summarize_run(run):
     best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
-    return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'), run.train_loss,
-                      run.seconds, run.init_hash, run.batch_hash)
+    return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
+                      run.train_loss, run.seconds, run.init_hash, run.batch_hash)
 
 
 def curve_of(done):
-    rows = {split: [[e[f'{split}_loss'] for e in run.evaluations] for run in done] for split in ('val', 'train')}
     iters = [e['iter'] for e in done[-1].evaluations] if done else []
-    return Curve(iters, rows['val'], rows['train'], [run.seed for run in done])
+    val, train = ([[e[name] for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
+    return Curve(iters, val, train, [run.seed for run in done])
 
 
 def stats_of(done, iters):
-    """Returns {name: iters, layers [evaluation][layer]} of a variant's own statistics, means over the runs."""
+    """Returns {name: iters, layers [evaluation][layer]} of a variant's statistics, means over runs."""
     names = sorted({name for run in done for e in run.evaluations for name in e if name.startswith('stats.')})
     found = {}
     for name in names:
@@ -140,8 +145,8 @@ def stats_of(done, iters):
 def loss_at_cost(curve, ratio):
     """Returns an arm's mean loss where it has cost what the baseline costs in all, read off its curve.
 
-    ratio: its cost of a step over the baseline's; None where it is the cheaper. Its schedule was not made to end there:
-    the loss is too high.
+    ratio: its cost of a step over the baseline's; None where it is the cheaper. Its schedule was not made to
+    end there: the loss is too high.
     """
     if not curve.val or ratio <= 1:
         return None
@@ -161,15 +166,17 @@ def arm_result(study, arm, runs):
     result = ArmResult(
         name=arm.name, variant=arm.options.variant, baseline=arm is study.baseline, options=arm.given,
         runs=[summarize_run(run) for run in runs if run.arm == arm.name],
-        params=None, price=None, checks=Checks('skipped', [], None), curve=curve, stats=stats_of(done, curve.iters),
+        curve=curve, stats=stats_of(done, curve.iters),
         position_loss=mean_columns([run.positions for run in done]) if done else None,
+        checks=Checks('skipped', [], None), params=None, price=None,
         loss_at_equal_time=None, loss_at_equal_flops=None,
         sample=next((run.sample for run in done if run.sample), None))
     if found := (study.findings.checks or {}).get(arm.name):
         result.checks = Checks(**found)
     prices = study.findings.prices or {}
     if price := prices.get(arm.name):
-        time_ratio, flops_ratio = (price[what] / prices[study.baseline.name][what] for what in ('step_ms', 'flops_per_token'))
+        baseline = prices[study.baseline.name]
+        time_ratio, flops_ratio = (price[cost] / baseline[cost] for cost in ('step_ms', 'flops_per_token'))
         result.params = price['params']
         result.price = Price(price['step_ms'], time_ratio, flops_ratio, price['forward_flops_per_token'],
                              price['flops_per_token'], price['peak_bytes'], price['decode_tokens_per_s'],
@@ -184,7 +191,7 @@ def arm_result(study, arm, runs):
 
 def build_report(study, runs):
     o, findings, baseline = study.options, study.findings, study.baseline
-    verdicts = all_verdicts(study, runs)
+    verdicts = verdicts_of(study, runs)
     prices = findings.prices or {}
     return Report(
         name=study.folder.name, command=findings.command, config=findings.config, created=findings.created,
@@ -205,35 +212,39 @@ def report_comparison(study, runs, verdicts, arm):
     if common:
         baseline_windows, arm_windows = (mean_columns([run.windows for run in both if run.seed in common])
                                          for both in (baseline_runs, arm_runs))
-        text = stats.text_interval([a - b for a, b in zip(arm_windows, baseline_windows)], alpha=study.options.alpha)
+        differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
+        text = stats.text_interval(differences, alpha=study.options.alpha)
     if c.mean is not None:
         curve = curve_of(baseline_runs)
         steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))
-    return ReportedComparison(**vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
-                              level=verdicts.level, text_interval=text and [text['low'], text['high']], step_equivalents=steps)
+    return ReportedComparison(
+        **vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
+        level=verdicts.level, text_interval=text and [text['low'], text['high']], step_equivalents=steps)
 
 
 def price_columns(verdicts, prices):
-    """Returns what the arms cost, times the baseline's: {title: {arm: text}} for the table in the terminal."""
+    """Returns what arms cost, times the baseline's: {title: {arm: text}} for the text table."""
     baseline = prices.get(verdicts.baseline)
     if not baseline:
         return {}
-    return {title: {arm: f'{prices[arm][what] / baseline[what]:.2f}' for arm in verdicts.arms if arm in prices}
-            for title, what in {'ms x': 'step_ms', 'FLOP x': 'flops_per_token'}.items()}
+    arms = [arm for arm in verdicts.arms if arm in prices]
+    return {title: {arm: f'{prices[arm][cost] / baseline[cost]:.2f}' for arm in arms}
+            for title, cost in {'ms x': 'step_ms', 'FLOP x': 'flops_per_token'}.items()}
 
 
 def check_pairing(study, runs):
-    """Returns the Pairing of the arms' runs and prints it, a line a seed: did they have the same batches and initial values?"""
-    others_seeds = {arm.name for arm in study.arms if arm.seed_shift}
+    """Returns the Pairing of the arms' runs, and prints it, a line a seed."""
+    # the null arm's seeds are others on purpose
+    paired = {arm.name for arm in study.arms if not arm.seed_shift}
     shared = len(study.shared_parameters())
     batches_equal = init_equal = True
     for seed in study.seeds:
-        done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm not in others_seeds]
+        done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm in paired]
         batches, inits = {run.batch_hash for run in done}, {run.init_hash for run in done}
         batches_equal, init_equal = batches_equal and len(batches) <= 1, init_equal and len(inits) <= 1
         if done:
-            same_batches, same_inits = ('equal' if len(hashes) == 1 else 'NOT EQUAL' for hashes in (batches, inits))
-            print(f'seed {seed}: batches {same_batches} in {len(done)} arms ({min(batches)}), initial values of {shared} shared '
-                  f'parameters {same_inits} ({min(inits)})')
+            words = ['equal' if len(hashes) == 1 else 'NOT EQUAL' for hashes in (batches, inits)]
+            print(f'seed {seed}: batches {words[0]} in {len(done)} arms ({min(batches)}), '
+                  f'initial values of {shared} shared parameters {words[1]} ({min(inits)})')
     note = f'{shared} parameters that all arms share start equal' if init_equal else 'initial values differ'
     return Pairing(batches_equal, init_equal, note)

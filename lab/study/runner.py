@@ -1,4 +1,4 @@
-"""Runs a study's tasks in worker processes: an orderly end, and on a terminal a line that says how far it is."""
+"""Runs a study's tasks in worker processes, and shows on a terminal how far they are."""
 import contextlib
 import os
 import signal
@@ -22,7 +22,8 @@ class Runner:
         signal.signal(signal.SIGTERM, self.interrupt)
 
     def interrupt(self, number, frame):
-        signal.signal(number, signal.SIG_IGN) # who sends one often sends two, to a process and to its group
+        # a second one often follows, to a process and to its group
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     def run(self, tasks, tick=lambda running: None):
@@ -35,6 +36,7 @@ class Runner:
                 self.pool.stop()
             raise Stop(f'stopped; the same command goes on with {self.study.folder}', 130) from None
         finally:
+            # any other end, an error or a caller that goes no further: nothing is saved
             if sys.exc_info()[0] is not None:
                 self.pool.stop(0)
 
@@ -43,27 +45,31 @@ class Runner:
 
         Runs with sample_seed keep some text of their model.
         """
-        states = Counter()
-        todo = []
+        # what is there already, and what is left to do
+        total, todo, states = len(arm_seeds), [], Counter()
         for arm, seed in arm_seeds:
             state = self.state(arm, seed)
             if state in ('new', 'partial'):
                 todo.append((arm, seed))
             else:
                 states[state] += 1
-        if len(todo) < len(arm_seeds):
-            failed = f', {states["failed"]} failed; --retry=True trains them again' if states['failed'] else ''
-            print(f'{states["done"]} of {len(arm_seeds)} runs are done already{failed}')
+        if len(todo) < total:
+            failed = f', {states["failed"]} failed; --retry=True trains them again' * (states['failed'] > 0)
+            print(f'{states["done"]} of {total} runs are done already{failed}')
 
         shared = self.study.shared_parameters()
         tasks = [self.train_task(arm, seed, shared, seed == sample_seed) for arm, seed in todo]
-        with contextlib.closing(ProgressLine(tasks, len(arm_seeds), states)) as progress:
+        with contextlib.closing(ProgressLine(tasks, total, states)) as progress:
             for task, result in self.train_tasks(tasks, progress.update):
                 run = f'{task.arm.name}, seed {task.seed}'
+                # a signal to one worker alone ends the study
                 if result.status == 'stopped':
                     raise Stop(f'{run}: {result.reason}', 130)
                 progress.ended(task, result.status)
-                print_above(f'{run}: {result.value:.4f}' if result.status == 'done' else f'{run}: {result.status}: {result.reason}')
+                if result.status == 'done':
+                    print_above(f'{run}: {result.value:.4f}')
+                else:
+                    print_above(f'{run}: {result.status}: {result.reason}')
 
     def state(self, arm, seed):
         """Returns study.state(), after --retry and --redo have made a run new again."""
@@ -86,15 +92,16 @@ class Runner:
 
     def train_tasks(self, tasks, tick):
         """Yields (task, TaskResult). A worker is given runs of an arm in groups of group_size()."""
-        groups, group_sizes = {}, {}
-        seen = Counter()
+        arms = {task.arm.name: task.arm for task in tasks}
+        sizes = {name: group_size(arm, self.study.options.at_once) for name, arm in arms.items()}
+        # groups in the order of their first tasks: (arm, number of its group) -> tasks
+        groups, count = {}, Counter()
         for task in tasks:
             name = task.arm.name
-            if name not in group_sizes:
-                group_sizes[name] = group_size(task.arm, self.study.options.at_once)
-            groups.setdefault((name, seen[name] // group_sizes[name]), []).append(task)
-            seen[name] += 1
+            groups.setdefault((name, count[name] // sizes[name]), []).append(task)
+            count[name] += 1
         for group, results in self.run([TaskGroup(tasks) for tasks in groups.values()], tick):
+            # the process took all its runs with it
             if isinstance(results, WorkerDied):
                 died = TaskResult('failed', f'its process ended with {results.exitcode}')
                 results = [died] * len(group.tasks)
@@ -116,9 +123,9 @@ class ProgressLine:
         self.total_runs, self.states = total_runs, states # {done, failed: number of runs}
         self.first = {task.folder: last_iteration(task.folder) for task in tasks}
         self.goal = {task.folder: task.arm.options.max_iters for task in tasks}
-        # smoothing 0: by the mean speed, for runs of different arms come and go
-        self.bar = tqdm(total=sum(self.goal.values()) - sum(self.first.values()), bar_format='{desc}; {remaining} left',
-                        smoothing=0, leave=False, file=sys.stdout, disable=not sys.stdout.isatty())
+        # smoothing 0: the time left goes by the mean speed, because runs of quick and slow arms come and go
+        self.bar = tqdm(bar_format='{desc}; {remaining} left', smoothing=0, leave=False, file=sys.stdout,
+                        disable=not sys.stdout.isatty())
 
     def ended(self, task, status):
         self.states['done' if status == 'done' else 'failed'] += 1
@@ -130,12 +137,12 @@ class ProgressLine:
             return
         now = {folder: last_iteration(folder) for folder in self.first}
         trained = sum(max(0, now[folder] - self.first[folder]) for folder in now)
-        self.bar.total = trained + sum(max(0, self.goal[folder] - now[folder]) for folder in now)
-        failed = f', {self.states["failed"]} failed' if self.states['failed'] else ''
-        where = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for group in running for task in group.tasks)
-        self.bar.set_description_str(f'{self.states["done"]} of {self.total_runs} runs done{failed}; {where}', refresh=False)
-        self.bar.update(trained - self.bar.n)
-        self.bar.refresh()
+        left = sum(max(0, self.goal[folder] - now[folder]) for folder in now)
+        done, failed = f'{self.states["done"]} of {self.total_runs} runs done', self.states['failed']
+        tasks = [task for group in running for task in group.tasks]
+        current = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for task in tasks)
+        self.bar.total, self.bar.n = trained + left, trained
+        self.bar.set_description_str(f'{done}{f", {failed} failed" if failed else ""}; {current}')
 
     def close(self):
         self.bar.close()
@@ -145,12 +152,16 @@ class ProgressLine:
 # how much at once
 
 def worker_slots(o, options):
-    """Returns the Slots of a study's workers: o.jobs on each device. o: ab.py's options; options: an arm's."""
+    """Returns the Slots of a study's workers, o.jobs on each device.
+
+    o: ab.py's options; options: those of an arm.
+    """
     count = torch.cuda.device_count()
     if o.devices:
         names = [d if d.startswith('cuda:') else f'cuda:{d}' for d in o.devices.split(',')]
         if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
-            raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, which has {count} CUDA devices')
+            has = f'which has {count} CUDA devices'
+            raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, {has}')
         return [Slot(name, 0) for _ in range(o.jobs or 1) for name in names]
     if on_gpu(options):
         return [Slot('', 0) for _ in range(o.jobs or 1)]
@@ -160,10 +171,11 @@ def worker_slots(o, options):
 
 
 def group_size(arm, at_once=0):
-    """Returns how many seeds of an arm one process trains at once; at_once: what was asked for, 0 for the best.
+    """Returns how many seeds of an arm one process trains at once; at_once: what was asked for, 0 for the
+    best.
 
-    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.4 times
-    (LOG.md); with larger ones nothing is gained, and memory lost.
+    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.4
+    times (LOG.md); with larger ones nothing is gained, and memory lost.
     """
     if at_once or not on_gpu(arm.options):
         return at_once or 1

@@ -1,7 +1,7 @@
 """The format of report.json: an object has the fields of its dataclass here, each explained beside it.
 
-Losses are in nats a token. What is not finite comes as "NaN", "Infinity" or "-Infinity". A report of losses from a file
-(--from_csv) knows less than one of a study, and leaves out the fields that are ABSENT by default.
+Losses are in nats a token. What is not finite comes as "NaN", "Infinity" or "-Infinity". A report of losses
+from a file (--from_csv) knows less than one of a study, and leaves out the fields that are ABSENT by default.
 """
 from dataclasses import dataclass, fields, is_dataclass
 
@@ -16,8 +16,8 @@ class Plan:
     alpha: float                # how often a study of ideas that do nothing may say that one does something
     looks: str | None           # '5,10': verdicts at these numbers of seeds; None: at the end alone
     metric: str                 # the loss that is judged, in words
-    match: str = ABSENT         # none, or what a baseline made for each arm has in common with it: params, flops, time
-    lr_sweep: dict | None = ABSENT # seed, and losses {arm: {factor on the learning rate: loss, None if it failed}}
+    match: str = ABSENT         # params, flops, time: a baseline made for each arm equals it in that; or none
+    lr_sweep: dict | None = ABSENT # seed, losses {arm: {factor on the learning rate: loss, None: failed}}
 
 
 @dataclass
@@ -48,7 +48,7 @@ class RunSummary:
     status: str                 # done, diverged, failed or missing
     val_loss: float | None      # after the last iteration: this is judged
     reason: str | None = ABSENT         # why it diverged or failed
-    best_val_loss: float | None = ABSENT # the lowest of its evaluations, for comparison with other people's numbers
+    best_val_loss: float | None = ABSENT # the lowest of its evaluations; nothing is judged by it
     best_iter: int | None = ABSENT      # where that was
     train_loss: float | None = ABSENT   # after the last iteration
     seconds: float | None = ABSENT      # of training and evaluation
@@ -84,10 +84,10 @@ class ArmResult:
     checks: Checks = ABSENT
     price: Price | None = ABSENT
     curve: Curve = ABSENT
-    stats: dict = ABSENT        # of the variant itself: {name: {iters, layers: [evaluation][layer], a mean over seeds}}
+    stats: dict = ABSENT        # the variant's: {name: {iters, layers: [evaluation][layer]}}, means over seeds
     position_loss: list[float] | None = ABSENT # at each position of the context, mean over seeds
-    loss_at_equal_time: LossAtCost | None = ABSENT # where it had cost the baseline's time; None: it is the cheaper
-    loss_at_equal_flops: LossAtCost | None = ABSENT # the same for training FLOPs
+    loss_at_equal_time: LossAtCost | None = ABSENT # at the cost of the baseline in all; None: it is cheaper
+    loss_at_equal_flops: LossAtCost | None = ABSENT # the same in training FLOPs
     sample: str | None = ABSENT # text of one of its models
 
 
@@ -117,7 +117,7 @@ class Report:
     config: str | None          # config files, with commas between them
     created: str                # UTC: 2026-01-31T12:00:00Z
     plan: Plan
-    environment: dict           # versions, git (commit, + if files differ), data (hash), device, dtype, compile
+    environment: dict           # versions, git (commit, + if files differ), data (hash), device, dtype, ...
     arms: list[ArmResult]       # the baseline first, those made for one arm last
     comparisons: list[ReportedComparison] # with the baseline, then with those made for one arm
     tables: list[str]           # for a terminal: arms that were compared on the same seeds share one

@@ -1,10 +1,11 @@
-"""A study: arms x seeds, one run folder each, out-ab/NAME/ARM/seed_N/ with the files of a run of train.py and these:
+"""A study: arms x seeds. A run's folder, out-ab/NAME/ARM/seed_N/, has the files of train.py and these:
 
-    task.json       the run has begun: its identity, all that it depends on
-    ab.json         it is done: its identity, and what results.py reads
+    task.json       the run has begun; its identity, all that it depends on
+    ab.json         it is done; what results.py reads
     failed.json     it is not, and why
 
-The study's own are study.json, from which a report is made anew, price.json, price_matched.json, report.* and plots.
+The study's folder has study.json, from which a report is made anew, price.json, price_matched.json, the
+report and its plots.
 """
 import contextlib
 import dataclasses
@@ -41,7 +42,7 @@ class Study:
     options: object             # ab.py's Options
     seeds: list[int]
     findings: Findings
-    matches: dict = field(default_factory=dict) # {arm's name: the baseline made for it, which is one of the arms}
+    matches: dict = field(default_factory=dict) # {arm's name: the baseline made for it, one of the arms}
 
     def __post_init__(self):
         first = self.baseline
@@ -63,9 +64,10 @@ class Study:
         return [arm for arm in self.arms if arm.name not in matches]
 
     def shared_parameters(self):
-        """Returns names of the parameters that all arms have, in one shape: they start equal, by (seed, name)."""
+        """Returns the parameters that all arms have, in one shape: they start equal, by (seed, name)."""
         first, *others = ({n: p.shape for n, p in arm.meta_model().named_parameters()} for arm in self.arms)
-        return tuple(sorted(n for n, shape in first.items() if all(other.get(n) == shape for other in others)))
+        shared = [n for n, shape in first.items() if all(other.get(n) == shape for other in others)]
+        return tuple(sorted(shared))
 
     # -- runs
 
@@ -82,7 +84,8 @@ class Study:
         for name, state in (DONE, 'done'), (FAILED, 'failed'), (STARTED, 'partial'):
             if (record := read_json(folder / name)) is not None:
                 if what := first_difference(record['identity'], self.identity(arm)):
-                    raise Stop(f'{folder} was run with another {what}; --redo=True trains it again, --name=NAME starts a new study')
+                    raise Stop(f'{folder} was run with another {what}; --redo=True trains it again, '
+                               '--name=NAME starts a new study')
                 return state
         return 'new'
 
@@ -97,22 +100,24 @@ class Study:
     # -- study.json
 
     def save(self):
+        options, findings = dataclasses.asdict(self.options), dataclasses.asdict(self.findings)
+        arms = [arm.as_dict() for arm in self.arms]
         matches = {name: match.as_dict() for name, match in self.matches.items()}
-        write_json(self.folder / 'study.json', dict(
-            options=dataclasses.asdict(self.options), extra=dataclasses.asdict(self.findings), seeds=self.seeds,
-            arms=[arm.as_dict() for arm in self.arms], pairs=matches))
+        write_json(self.folder / 'study.json',
+                   dict(options=options, extra=findings, seeds=self.seeds, arms=arms, pairs=matches))
 
     @classmethod
     def from_dict(cls, folder, d, Options):
         """Returns the study that its study.json describes; Options: ab.py's."""
         try:
             arms, options = [Arm.from_dict(arm) for arm in d['arms']], Options(**d['options'])
-            matches = {name: next(arm for arm in arms if arm.name == match['name']) for name, match in d['pairs'].items()}
+            by_name = {arm.name: arm for arm in arms}
+            matches = {name: by_name[match['name']] for name, match in d['pairs'].items()}
             return cls(folder, arms, options, d['seeds'], Findings(**d['extra']), matches)
         # edited, or of a version with other options
         except (IndexError, KeyError, TypeError):
-            raise Stop(f'{folder}/study.json: is not what this ab.py writes; the command that made the study writes it '
-                       'anew') from None
+            raise Stop(f'{folder}/study.json: is not what this ab.py writes; '
+                       'the command that made the study writes it anew') from None
 
 
 def first_difference(old, new, path=''):

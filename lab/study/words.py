@@ -11,8 +11,8 @@ def text_table(verdicts, extra=None):
     """
     extra = extra or {}
     interval_title = f'd vs {verdicts.baseline} [{100 * (1 - verdicts.level):.3g}% t]'
-    rows = [['variant', 'n', 'loss', interval_title, 'sd_d', 'rho', 'p', 'Holm', 'flip p', 'wins', 'P(imp)', 'MDE80',
-             *extra, 'verdict']]
+    rows = [['variant', 'n', 'loss', interval_title, 'sd_d', 'rho', 'p', 'Holm', 'flip p', 'wins', 'P(imp)',
+             'MDE80', *extra, 'verdict']]
     for name, arm in verdicts.arms.items():
         c = verdicts.comparisons.get(name) # None: the baseline
         if arm.diverged:
@@ -62,7 +62,8 @@ def verdict_sentence(c, verdicts):
 
 
 def what_is_missing(c, level, delta):
-    """Yields why a Comparison of two arms that all ended says "can't tell", and the seeds that would settle it."""
+    """Yields why a Comparison of two arms that all ended says "can't tell", and the seeds that would settle
+    it."""
     if c.holm_p < level:
         yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
     elif c.p < level:
@@ -85,13 +86,13 @@ def what_is_missing(c, level, delta):
 
 def legend_lines(verdicts):
     """Yields what the columns and those of the verdicts that occur mean, and when the next look is."""
-    level, delta = f'{verdicts.level:.3g}', verdicts.delta
+    level, within = f'{verdicts.level:.3g}', f'within ±{verdicts.delta:g}'
     after_holm = ' after Holm' if len(verdicts.comparisons) > 1 else ''
     one_side = ': all seeds on one side' if verdicts.n == 5 else ''
     meanings = {
         'better, worse': f'p below {level}{after_holm}, and the sign-flip test agrees{one_side}',
-        'equivalent': f'shown to be within ±{delta:g}, by one-sided tests at {level}{after_holm}',
-        "can't tell": f'neither a difference nor equivalence within ±{delta:g} is shown; this is not "no effect"',
+        'equivalent': f'shown to be {within}, by one-sided tests at {level}{after_holm}',
+        "can't tell": f'neither a difference nor equivalence {within} is shown; this is not "no effect"',
         'screen': 'too few seeds; not even the sign is to be trusted',
     }
     yield ("d: variant - baseline, in nats; P(imp): a variant's run beats a baseline's; "

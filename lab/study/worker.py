@@ -86,7 +86,10 @@ class TaskResult:
 
 
 def run_task(task, slot, worker_state):
-    """Returns the result of a task, for pool.Pool. worker_state: what this process remembers between its tasks."""
+    """Returns the result of a task, for pool.Pool.
+
+    worker_state: what this process remembers between its tasks.
+    """
     if slot.threads:
         torch.set_num_threads(slot.threads)
     if isinstance(task, TaskGroup):
@@ -96,7 +99,8 @@ def run_task(task, slot, worker_state):
             except Exception as error:
                 return [failed_run(one, error, worker_state) for one in task.tasks]
     try:
-        return TaskResult('done', value=check_arm(task) if isinstance(task, CheckTask) else time_arms(task, slot, worker_state))
+        value = check_arm(task) if isinstance(task, CheckTask) else time_arms(task, slot, worker_state)
+        return TaskResult('done', value=value)
     except Exception as error:
         return result_of_error(error, worker_state)
 
@@ -114,7 +118,8 @@ def result_of_error(error, worker_state):
     if isinstance(error, Stop):
         status = 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed'
         return TaskResult(status, str(error))
-    # whatever a variant's code raises is one arm's failure, not the study's; but who knows what it leaves behind
+    # whatever a variant's code raises is one arm's failure, not the study's; it may leave this process in any
+    # state
     worker_state['retire'] = True
     traceback.print_exception(error)
     first_line = (str(error).strip().splitlines() or [''])[0]
@@ -122,7 +127,8 @@ def result_of_error(error, worker_state):
 
 
 def record_failure(task, result):
-    write_json(f'{task.folder}/{FAILED}', dict(identity=task.identity, status=result.status, reason=result.reason))
+    failure = dict(identity=task.identity, status=result.status, reason=result.reason)
+    write_json(f'{task.folder}/{FAILED}', failure)
 
 
 def open_output(folder):
@@ -152,10 +158,10 @@ def output_to(folder):
 # training
 
 def train_group(group, slot, worker_state):
-    """Trains runs of one arm in turn, an iteration each; on a GPU in a stream each, where their kernels overlap.
+    """Trains runs of one arm in turn, an iteration each, and returns a TaskResult for each.
 
-    Every run is what it would be alone. What does not fit into memory beside the others is trained after them, one by
-    one. Returns a TaskResult a run.
+    On a GPU each has a stream, and their kernels overlap. A run is what it would be alone. What does not fit
+    into memory beside the others is trained after them, one by one.
     """
     arm, signals = group.arm, Signals()
     device = slot.device or arm.options.device
@@ -167,22 +173,25 @@ def train_group(group, slot, worker_state):
 
     waiting, width, results = group.tasks, len(group.tasks), {}
     while waiting:
-        gc.collect() # what runs before these held on the device
+        # frees what the runs before these held on the device
+        gc.collect()
         current, waiting = waiting[:width], waiting[width:]
         runs = {n: train_run(task, device, signals) for n, task in enumerate(current)}
         streams = [torch.cuda.Stream() if on_gpu and len(current) > 1 else None for _ in current]
         with ExitStack() as files:
             outputs = [files.enter_context(open_output(task.folder)) for task in current]
+            # an iteration of each, until all have ended
             while runs:
                 for n in list(runs):
-                    task = current[n]
+                    task, output = current[n], outputs[n]
                     try:
-                        with redirect_stdout(outputs[n]), redirect_stderr(outputs[n]), torch.cuda.stream(streams[n]):
+                        with redirect_stdout(output), redirect_stderr(output), torch.cuda.stream(streams[n]):
                             next(runs[n])
                         continue
                     except StopIteration as end:
                         results[task.seed] = TaskResult('done', value=end.value)
                     except Exception as error:
+                        # it may fit alone
                         if len(current) > 1 and out_of_memory(error):
                             waiting, width = [*waiting, task], 1
                         else:
@@ -197,13 +206,14 @@ def train_run(task, device, signals):
     A generator that yields after each iteration.
     """
     arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
+    # a run that was killed goes on from its newest checkpoint
     resume = (folder / STARTED).exists() and (folder / 'config.json').exists()
     write_json(folder / STARTED, dict(identity=task.identity))
     o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), device=device,
                             init_from='resume' if resume else 'scratch')
     # every model option counts as given: a resumed run compares those with what it was
-    origin = {n: 'ab.py' if arm.origin.get(n, 'default') == 'default' else arm.origin[n] for n in arm.model_args}
-    origin = arm.origin | origin | dict(out_dir='command line', seed='ab.py')
+    origin = arm.origin | dict(out_dir='command line', seed='ab.py')
+    origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     for attempt in range(100):
         try:
@@ -214,6 +224,7 @@ def train_run(task, device, signals):
                 raise
             time.sleep(0.1)
 
+    # what the report needs of the model, before its weights are deleted
     windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
     paired = not arm.seed_shift
@@ -229,7 +240,7 @@ def train_run(task, device, signals):
 
 @torch.no_grad()
 def token_losses(m, data, model, o):
-    """Returns mean losses in nats: of each validation window, in order, and at each position of the context."""
+    """Returns mean losses in nats of each validation window, in order, and at each position."""
     model.eval()
     it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
     for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
@@ -275,26 +286,31 @@ def sample_text(m, data, model, o):
 # checking and timing
 
 def check_arm(task):
+    """Returns [(check, what it found, why it failed or '')] of the leak suite without its slow part."""
     outcomes = checks.outcomes(task.arm.options.variant, fast=True, **task.arm.variant_args)
     return [(c.name, c.said, c.why or '') for c in outcomes]
 
 
 def time_arms(task, slot, worker_state):
+    """Returns what each arm costs, by bench.py: all are built, then timed in turn, because machines drift."""
     worker_state.clear()
-    torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
+    # each arm compiles the same functions anew
+    torch._dynamo.config.recompile_limit = 8 * len(task.arms)
     timed, pool = {}, None
     for arm in task.arms:
         o = arm.options
         m = machine(slot.device or o.device, o.dtype, o.compile)
         pool = pool or (GraphPool() if m.type == 'cuda' else None)
-        size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
+        decode_tokens = min(64, arm.model_args['block_size'] - 1)
+        size = bench.Options(batch_size=o.batch_size, decode_tokens=decode_tokens, seed=o.seed,
                              optimizer=o.optimizer)
         try:
             timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, pool)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            raise Stop(f'arm {arm.name} does not fit into the memory of {m.name}: lower --batch_size') from None
+            where = f'the memory of {m.name}'
+            raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
     bench.interleave(list(timed.values()), 5, 0.05)
     results = {name: one.result(None) for name, one in timed.items()}
     for result in results.values():
