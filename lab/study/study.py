@@ -18,7 +18,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-import bench
 import train
 from configurator import options_of
 from core.data.dataset import Dataset
@@ -30,6 +29,7 @@ from core.run.environment import ROOT
 from core.run.folder import RunFolder, plain, put, read_json, sha256
 from core.run.weights import weights
 from lab import checks
+from lab.timing import TimedModel, interleave
 from model import GPTConfig, Step, build, load_classes
 
 # Options that change where and how a run runs, not what it computes.
@@ -332,15 +332,14 @@ def price(task, place, kept):
         m = machine(place.device or o.device, o.dtype, o.compile)
         pool = pool or (GraphPool() if m.type == 'cuda' else None)
         torch._dynamo.config.recompile_limit = 8 * len(task.arms) # every arm compiles the same function anew
-        size = bench.Options(batch_size=o.batch_size, decode_tokens=min(64, arm.model_args['block_size'] - 1), seed=o.seed,
-                             optimizer=o.optimizer)
+        decode_tokens = min(64, arm.model_args['block_size'] - 1)
         try:
-            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, pool)
+            timed[arm.name] = TimedModel(o.variant, m, arm.model_args, o.batch_size, decode_tokens, o.optimizer, o.seed, pool=pool)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             raise Stop(f'arm {arm.name} does not fit into the memory of {m.name}: lower --batch_size') from None
-    bench.interleave(list(timed.values()), 5, 0.05)
+    interleave(list(timed.values()), 5, 0.05)
     results = {name: one.result(None) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']
@@ -349,8 +348,8 @@ def price(task, place, kept):
 
 def check(task, place, kept):
     """The fast part of the leak suite: [(check, what it said, why it failed or '')]."""
-    found = checks.outcomes(task.arm.options.variant, fast=True, **task.arm.own_args)
-    return dict(status='done', outcomes=[(c.name, c.said, c.why or '') for c in found])
+    found = checks.run_suite(task.arm.options.variant, fast=True, **task.arm.own_args)
+    return dict(status='done', outcomes=[(c.name, c.status, c.why or '') for c in found])
 
 
 # -- what came out

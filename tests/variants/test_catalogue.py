@@ -45,13 +45,13 @@ GOOD = '''
 
 
 def test_the_page_is_current():
-    assert (catalogue.FOLDER / 'README.md').read_text(encoding='utf-8') == catalogue.page(), 'run python -m variants.__main__'
+    assert (catalogue.FOLDER / 'README.md').read_text(encoding='utf-8') == catalogue.readme(), 'run python -m variants'
 
 
 @mine
 def test_every_file_says_what_the_table_needs(name):
-    said = catalogue.described(name)
-    assert re.search(r'arxiv|github\.com/', said['Source'], re.IGNORECASE), said['Source']
+    doc = catalogue.parse_docstring(name)
+    assert re.search(r'arxiv|github\.com/', doc['Source'], re.IGNORECASE), doc['Source']
     assert isinstance(load_classes(name).files[0].NEUTRAL, dict)
 
 
