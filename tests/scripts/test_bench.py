@@ -8,7 +8,7 @@ from helpers import call
 import bench
 from core.device.flops import flops_per_token
 from core.errors import BAD_INPUT
-from lab import checks
+from lab.checks import suite
 from model import build, load_classes
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
@@ -100,14 +100,12 @@ LEAKY = '''
 @pytest.fixture
 def quick(monkeypatch):
     """Without what takes longest."""
-    def one_graph(model):
-        pass
-    monkeypatch.setattr(checks, 'one_graph', one_graph)
-    monkeypatch.setattr(checks, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
+    monkeypatch.setattr(suite, 'one_graph', lambda model: None)
+    monkeypatch.setattr(suite, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
 
 
 def check(*args, **options):
-    """{check: what was said of it}, and how it ended."""
+    """Returns {check: its status} and how the script ended."""
     done = call(bench.main, '--check', *args, **options)
     lines = [line for line in done.out.splitlines() if not line.endswith('(command line)')]
     assert all(re.fullmatch(r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s', line) for line in lines), done.out
@@ -116,28 +114,28 @@ def check(*args, **options):
 
 def test_check_as_declared(drop, quick):
     drop('leaky', LEAKY)
-    said, done = check(variants='leaky')
+    status, done = check(variants='leaky')
     assert (done.code, done.err) == (0, '')
     declared = {'leak in training, peek=0.5', 'uniform tokens, half a minute, peek=0.5'}
-    assert {name for name, how in said.items() if how == 'declared leak seen'} == declared
-    assert {how for name, how in said.items() if name not in declared} == {'ok'}
+    assert {name for name, how in status.items() if how == 'declared leak seen'} == declared
+    assert {how for name, how in status.items() if name not in declared} == {'ok'}
     assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5', 'one graph',
-            'causal in evaluation, trained weights, peek=0.5'} <= set(said)
-    assert 'causal in training, trained weights, peek=0.5' not in said
+            'causal in evaluation, trained weights, peek=0.5'} <= set(status)
+    assert 'causal in training, trained weights, peek=0.5' not in status
 
 
 def test_check_finds_a_leak(drop, quick):
     drop('leaky', LEAKY.replace('LEAKS', 'SILENT').replace('peek: float = 0.0', 'peek: float = 0.5'))
-    said, done = check(variants='leaky')
+    status, done = check(variants='leaky')
     assert done.line(BAD_INPUT).startswith('leaky: causal in training, initial weights: suffix swap: logits before [')
-    assert said['causal in training, trained weights'] == 'LEAK found' and said['decoding'] == 'ok'
-    assert said['causal in evaluation, trained weights'] == 'ok'
-    said, done = check(variants='leaky', peek=0.0)
-    assert (done.code, set(said.values())) == (0, {'ok'})
+    assert status['causal in training, trained weights'] == 'LEAK found' and status['decoding'] == 'ok'
+    assert status['causal in evaluation, trained weights'] == 'ok'
+    status, done = check(variants='leaky', peek=0.0)
+    assert (done.code, set(status.values())) == (0, {'ok'})
 
 
 def test_check_finds_a_leak_that_is_none(drop, quick):
     drop('leaky', LEAKY.replace('if self.training', 'if False'))
-    said, done = check(variants='leaky')
-    assert said['leak in training, peek=0.5'] == 'FAILED'
+    status, done = check(variants='leaky')
+    assert status['leak in training, peek=0.5'] == 'FAILED'
     assert done.line(BAD_INPUT) == 'leaky: leak in training, peek=0.5: declared leak: no check sees it: is it one?'
