@@ -2,12 +2,12 @@
 
     python bench.py --variants=surprise,soft_window
     python bench.py --variants=soft_window --block_size=1024 --n_embd=768 --n_head=12 --n_layer=12 --batch_size=16
-    python bench.py --variants=soft_window,hard_window --module --block_size=4096 --n_embd=768 --n_head=12 --batch_size=4
+    python bench.py --variants=hard_window --module --block_size=4096 --n_embd=768 --n_head=12 --batch_size=4
     python bench.py --variants=surprise --check
 
-All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds. With
---check nothing is timed: small models on the CPU show whether a variant sees the future or other rows, in half a
-minute or so. With --module the attention module of one layer is timed alone.
+All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds.
+With --check nothing is timed: small models on the CPU show whether a variant sees the future or other rows,
+in half a minute or so. With --module the attention module of one layer is timed alone.
 """
 import json
 import sys
@@ -34,7 +34,7 @@ class Options(DeviceOptions):
     rounds: Count = 10                  # timings of each arm, in turn
     seconds: Positive = 0.1             # about how long one timing takes
     decode_tokens: Count = 200          # tokens to decode, one row, with the cache
-    peak_tflops: Positive | None = None # dense peak in this dtype, for MFU; None: from the table in core/device/machine.py
+    peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: core/device/machine.py's
     optimizer: Literal['adamw', 'muon'] = 'adamw' # of the steps
     seeds: Count = 1                    # also time the steps of this many seeds at once, as ab.py trains them
     seed: Whole = 1337                  # of the weights and the tokens
@@ -74,8 +74,8 @@ def model_table(results):
     def with_ratio(r, name):
         return f'{r[name]:.2f}' + (f' ({r[name] / base[name]:.2f}x)' if r is not base else '')
 
-    head = ['variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB', 'MFU',
-            'decode tok/s']
+    head = ['variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB',
+            'MFU', 'decode tok/s']
     if base['seeds_step_ms']:
         head.append(f"{base['seeds']} seeds ms (of one)")
     rows = [head]
@@ -97,7 +97,7 @@ def model_table(results):
 
 
 def attention_table(results):
-    """Returns TimedAttention's results as aligned text, time and memory with their ratio to the baseline's."""
+    """Returns TimedAttention's results as aligned text, time and memory with the ratio to the baseline's."""
     base = results[0]
 
     def with_ratio(r, name, text):
@@ -125,7 +125,7 @@ def aligned(rows):
 # -----------------------------------------------------------------------------
 
 def check(variants, model_args):
-    """Runs lab/checks on each variant, with those of its own options that are given; Stop with what failed first."""
+    """Runs lab/checks on each variant, with its own options as given; Stop with what failed first."""
     first_failure = None
     for variant in variants:
         own = {f.name for f in fields(load_classes(variant).GPTConfig)} - {f.name for f in fields(GPTConfig)}
@@ -141,10 +141,11 @@ def check(variants, model_args):
 def main():
     # which variants there are decides which options there are
     argv = expand_flags(sys.argv[1:], Options)
-    given = configure(Options, say=lambda text: None, argv=[a for a in argv if a.startswith('--variants=')]).options
-    variants = ['base', *(v for v in given.variants.split(',') if v)]
+    naming_variants = [arg for arg in argv if arg.startswith('--variants=')]
+    names = configure(Options, say=lambda text: None, argv=naming_variants).options.variants
+    variants = ['base', *(v for v in names.split(',') if v)]
     if len(set(variants)) < len(variants):
-        raise Stop(f'variants={given.variants}: base is always there, and each variant is named once')
+        raise Stop(f'variants={names}: base is always there, and each variant is named once')
     config = configure(Options, union_config(variants), argv)
     o = config.options
     if o.check:
@@ -153,15 +154,16 @@ def main():
     # one of each, ready to be timed
     m = machine(o.device, o.dtype, o.compile)
     if m.compile:
-        torch._dynamo.config.recompile_limit = 8 * len(variants) # every variant compiles the same function anew
-    size = {name: getattr(GPTConfig, name) for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')}
-    model_args = size | config.model_args
+        # every variant compiles the same function anew
+        torch._dynamo.config.recompile_limit = 8 * len(variants)
+    sizes = 'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'
+    model_args = {name: getattr(GPTConfig, name) for name in sizes} | config.model_args
     pool = GraphPool() if m.type == 'cuda' else None
     if o.module:
         timed = [TimedAttention(v, m, model_args, o.batch_size, o.seed, pool) for v in variants]
     else:
-        sizes = o.batch_size, o.decode_tokens, o.optimizer, o.seed, o.seeds
-        timed = [TimedModel(v, m, model_args, *sizes, pool) for v in variants]
+        timed = [TimedModel(v, m, model_args, o.batch_size, o.decode_tokens, o.optimizer, o.seed, o.seeds, pool)
+                 for v in variants]
     interleave(timed, o.rounds, o.seconds)
 
     # a table for people, and a line of JSON for programs

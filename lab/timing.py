@@ -13,11 +13,11 @@ from model import Step, build, load_classes
 
 
 class TimedModel:
-    """A variant, ready to be timed by interleave(): each key of `samples` is a method, and fills with milliseconds.
+    """A variant, ready for interleave(): each key of `samples` is a method, and fills with milliseconds.
 
-    machine: a core.device.machine.Machine. batch_size: rows a step. decode_tokens: how many decode() takes, one
-    row, with the cache. optimizer: adamw or muon. seeds: with more than 1, together() is timed too, a step of that
-    many models. pool: on CUDA the GraphPool, the same for all that are timed.
+    machine: a core.device.machine.Machine. batch_size: rows a step. decode_tokens: how many decode() takes,
+    one row, with the cache. optimizer: adamw or muon. seeds: with more than 1, together() is timed too, a
+    step of that many models. pool: on CUDA the GraphPool, the same for all that are timed.
     """
 
     def __init__(self, variant, machine, model_args, batch_size, decode_tokens, optimizer='adamw', seed=1337,
@@ -88,7 +88,7 @@ class TimedModel:
         self.model.train()
 
     def result(self, peak_flops):
-        """Returns the medians and what follows from them, as JSON takes it. peak_flops: FLOP/s, None: no MFU."""
+        """Returns the medians and what follows from them as a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
         median = {call: statistics.median(ms) for call, ms in self.samples.items()}
         tokens = self.batch_size * self.config.block_size
         step_seconds = median['step'] / 1000
@@ -123,7 +123,8 @@ class TimedAttention:
         self.config = model.config
         self.module = model.transformer.h[0].attn
         shape = 2, batch_size, self.config.block_size, self.config.n_embd
-        self.x, self.dy = torch.randn(shape, generator=generator(seed, 'bench')).to(machine.device) # (B, T, C) each
+        # input and cotangent, (B, T, C) each
+        self.x, self.dy = torch.randn(shape, generator=generator(seed, 'bench')).to(machine.device)
         self.x.requires_grad_()
         self.forward = self.run_forward
         if machine.compile:
@@ -158,7 +159,7 @@ class TimedAttention:
         torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
 
     def result(self, peak_flops):
-        """Returns the median and the ways that attention took, as JSON takes it; there is no MFU."""
+        """Returns the median and the ways that attention took as a dict for JSON; there is no MFU."""
         median = statistics.median(self.samples['backward'])
         return dict(variant=self.variant, ms=median, peak_bytes=self.peak_bytes, attention=self.backends,
                     samples_ms=self.samples)
@@ -184,10 +185,11 @@ def milliseconds(call, n, machine):
 def interleave(models, rounds, seconds):
     """Times every TimedModel or TimedAttention in turn, so that a machine that drifts drifts for all.
 
-    A sample is a mean over calls that take about `seconds` in all; each model gets `rounds` of them a kind of call.
+    A sample is a mean over calls that take about `seconds` in all; each model gets `rounds` of them a kind of
+    call.
     """
-    # one kind of call after the other, not all kinds a round: after decoding, which hardly warms a GPU, the model
-    # that came next would be timed at a higher clock than those after it
+    # one kind of call after the other, not all kinds a round: after decoding, which hardly warms a GPU, the
+    # model that came next would be timed at a higher clock than those after it
     for call in models[0].samples:
         once = milliseconds(getattr(models[0], call), 2, models[0].machine)
         n = max(1, round(1000 * seconds / once))

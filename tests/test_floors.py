@@ -5,7 +5,14 @@ import pytest
 from helpers import ROOT
 
 # from the ground up; beside each other only the files of one package may know each other
-FLOORS = [{'core'}, {'configurator', 'data'}, {'model'}, {'variants', 'train', 'sample'}, {'lab'}, {'ab', 'bench'}]
+FLOORS = [
+    {'core'},
+    {'configurator', 'data'},
+    {'model'},
+    {'variants', 'train', 'sample'},
+    {'lab'},
+    {'ab', 'bench'},
+]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 FILES = {str(path.relative_to(ROOT)): path for package in FLOOR
          for path in [*ROOT.glob(f'{package}.py'), *sorted(ROOT.glob(f'{package}/**/*.py'))]}

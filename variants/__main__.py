@@ -20,22 +20,24 @@ MODEL_ARGS = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384
 LABELS = 'Source', 'Claim', 'Expect', 'Control' # and Logged, where there is something
 INTRO = """# Variants
 
-One file, one idea, or the control of one. This page is made from the files, by `python -m variants`; each says the rest in
-its docstring: the formula, how its source differs, and which option gives the source's form.
+One file, one idea, or the control of one. This page is made from the files, by `python -m variants`; each
+says the rest in its docstring: the formula, how its source differs, and which option gives the source's form.
 
-**claim** is what the source says of itself. It is not a finding of this repository, and mostly not one about models of this
-size; what we expect here stands below, with the options. **control** is what to train beside it, to know whether the gain is
-the idea's: a simpler known method, or the same mechanism with its point taken out. **parameters** are those it adds to the
-model of config/train_shakespeare_char.py, {base:,} without position embeddings. **changes** are the classes of model.py that
-it subclasses; two variants go together (`--variant=a+b`) where they change different methods.
+**claim** is what the source says of itself. It is not a finding of this repository, and mostly not one about
+models of this size; what we expect here stands below, with the options. **control** is what to train beside
+it, to know whether the gain is the idea's: a simpler known method, or the same mechanism with its point taken
+out. **parameters** are those it adds to the model of config/train_shakespeare_char.py, {base:,} without
+position embeddings. **changes** are the classes of model.py that it subclasses; two variants go together
+(`--variant=a+b`) where they change different methods.
 """
 
 
 def parse_docstring(name):
-    """Returns {'idea': ..., 'Source': ..., ...} from the docstring of variants/<name>.py; Stop where something is missing."""
+    """Returns {'idea': ..., 'Source': ..., ...} from a variant's docstring; Stop where something is missing."""
     paragraphs = inspect.cleandoc(load_classes(name).files[0].__doc__ or '').split('\n\n')
     if not paragraphs[0] or '\n' in paragraphs[0]:
-        raise Stop(f'variants/{name}.py: its docstring must begin with the idea, one line and then an empty one')
+        raise Stop(f'variants/{name}.py: '
+                   'its docstring must begin with the idea, one line and then an empty one')
     found = dict(idea=paragraphs[0])
     for paragraph in paragraphs[1:]:
         # a label reaches as far as the next one, or the end of its paragraph
@@ -53,7 +55,7 @@ def parse_docstring(name):
 
 
 def num_params(name):
-    """Returns the number of parameters of a variant's model, without position embeddings; no weight is made."""
+    """Returns a variant's number of parameters, without position embeddings; no weight is allocated."""
     classes = load_classes(name)
     with torch.device('meta'):
         return classes.GPT(construct_checked(classes.GPTConfig, MODEL_ARGS), classes).num_params()
@@ -72,8 +74,8 @@ def table_row(name, base_params):
     changes = [slot.__name__ for slot in SLOTS[1:] if slot.__name__ in vars(file)]
     lines = len((FOLDER / f'{name}.py').read_text(encoding='utf-8').splitlines())
     more = num_params(name) - base_params
-    return [f'[`{name}`]({name}.py)', doc['idea'], ', '.join(changes) or 'options only', doc['Source'], doc['Claim'],
-            doc['Control'], lines, f'{more:+,}' if more else 0]
+    return [f'[`{name}`]({name}.py)', doc['idea'], ', '.join(changes) or 'options only', doc['Source'],
+            doc['Claim'], doc['Control'], lines, f'{more:+,}' if more else 0]
 
 
 def section(name):

@@ -8,8 +8,9 @@
     learning    does every parameter learn, and nothing that cannot be known?
     suite       all of it, as bench.py --check and ab.py run it
 
-They take a model, or a variant's name and options, and know no variant. They need torch and the model's code alone,
-so that other programs can use them. All models are small, on the CPU, without dropout, in float64 where it matters.
+They take a model, or a variant's name and options, and know no variant. They need torch and the model's code
+alone, so that other programs can use them. All models are small, on the CPU, without dropout, in float64
+where it matters.
 """
 from lab.checks.causality import causal, declared_leak, has_leak, jacobian, row_swap, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless

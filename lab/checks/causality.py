@@ -10,8 +10,8 @@ from lab.checks.models import ITERATIONS, capture_embeddings, different_tokens, 
 def suffix_swap(model, times=None, seed=0, it=0):
     """Checks that logits before t are the same bits whatever the tokens from t on, for each t in `times`.
 
-    Sees choices, such as a top-k over the row, to which gradients are blind. Each row has a t of its own: row_swap
-    has to have shown before that rows do not see each other.
+    Sees choices, such as a top-k over the row, to which gradients are blind. Each row has a t of its own:
+    row_swap has to have shown before that rows do not see each other.
     """
     T, vocab_size = model.config.block_size, model.config.vocab_size
     if times is None:
@@ -44,7 +44,7 @@ def row_swap(model, seed=0, it=0):
 
 
 def jacobian(model, seed=0, it=0):
-    """Checks that the gradient of logits at t is exactly 0 for later inputs and other rows, and not for its own.
+    """Checks that logits at t have a gradient of exactly 0 for later inputs and other rows, but not for their own.
 
     Returns how many earlier inputs have a gradient, which a shut gate may bring to 0.
     """
@@ -68,7 +68,7 @@ def jacobian(model, seed=0, it=0):
 
 
 def causal(model, its=ITERATIONS):
-    """Makes all three checks of the model as it is, in its present mode, on other tokens at each iteration."""
+    """Makes all three checks of the model, in its present mode, on other tokens at each iteration."""
     for it in its:
         row_swap(model, it, it)
         suffix_swap(model, None, it, it)
@@ -76,7 +76,7 @@ def causal(model, its=ITERATIONS):
 
 
 def has_leak(make, seeds=range(5)):
-    """Returns True if one of several models make(seed=...), in training, is seen to look where it must not."""
+    """Returns True if one of the models make(seed=...) is seen to look, in training, where it must not."""
     for seed in seeds:
         model = make(seed=seed).train()
         for it in ITERATIONS:

@@ -28,8 +28,8 @@ def stateless(model):
 def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
     """Checks that passes with the cache give the logits of one full pass.
 
-    cuts: a list of numbers of tokens, one each pass, for each iteration. By default token by token, in chunks, and a few
-    tokens after a long context.
+    cuts: a list of numbers of tokens, one each pass, for each iteration. By default token by token, in
+    chunks, and a few tokens after a long context.
     """
     model.eval()
     idx = tokens(model, 2)

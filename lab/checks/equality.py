@@ -1,4 +1,4 @@
-"""Are the numbers the same: on the fast path, compiled, with NEUTRAL as in the baseline, after a checkpoint?"""
+"""Are the numbers the same: on the fast path, compiled, in the baseline with NEUTRAL, after a checkpoint?"""
 import math
 
 import torch
@@ -29,7 +29,7 @@ def rms(x):
 
 
 def assert_close(name, got, want, tol, floor=0.0):
-    """Checks that the RMS of got - want is at most tol times that of want, or tol times floor if that is more."""
+    """Checks that the RMS of got - want is at most tol times that of want, or times floor if that is more."""
     off, scale = rms(got - want), rms(want)
     is_close = math.isfinite(off) and off <= tol * max(scale, floor)
     require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}')
@@ -79,7 +79,7 @@ def fast_path(model, impl, T, tol):
 
 
 def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
-    """Checks that torch.compile makes one graph of the pass, at changing iterations, with eager's loss and gradients.
+    """Checks that torch.compile makes one graph of the pass, at all iterations, with eager's loss and gradients.
 
     Backend 'eager' runs what Dynamo traced as it is: it takes half the time, and is blind to AOTAutograd.
     """
@@ -123,10 +123,11 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
 # the baseline, and other seeds
 
 def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **core_options):
-    """Checks that with its NEUTRAL as options the variant has logits, loss and gradients of `than`, at any weights.
+    """Checks that with its NEUTRAL as options a variant has logits, loss and gradients of `than`, at any weights.
 
-    An empty NEUTRAL says that the variant's own weights do it as they start. For a variant a+b and the NEUTRAL of b,
-    than is a; one that draws noise in training would draw other noise there, with b's modules among its own.
+    An empty NEUTRAL says that the variant's own weights do it as they start. For a variant a+b and the
+    NEUTRAL of b, than is a; one that draws noise in training would draw other noise there, with b's modules
+    among its own.
     """
     base, model = small(than, shake=0.3, **core_options), small(variant, **options, **core_options)
     base_names = dict(base.named_parameters()).keys()
@@ -149,7 +150,7 @@ def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **c
 
 
 def shared_start(variant):
-    """Checks that what the variant shares with the baseline, under NEUTRAL all of it, starts with the same bits."""
+    """Checks that what the variant shares with the baseline, with NEUTRAL all of it, starts with the same bits."""
     base = dict(small('base', seed=7).named_parameters())
     for options in {}, neutral_options(variant) if variant != 'base' else {}:
         params = dict(small(variant, seed=7, **options).named_parameters())

@@ -9,9 +9,12 @@ from lab.checks.failures import Leak, require
 from lab.checks.models import iteration, shake_weights, small, tokens
 from model import Step, build
 
+# (T, seed) of training on uniform tokens
+RUNS = (8, 1), (8, 2), (8, 3), (8, 4), (32, 5)
+
 
 def trains(variant, **options):
-    """Checks that 20 AdamW steps lower the loss on their batch, and that every parameter is optimized and learns."""
+    """Checks that 20 AdamW steps lower the loss on their batch, and that every parameter learns."""
     model = small(variant, dtype=torch.float32, **options)
     idx = tokens(model, 4)
     x, y = idx[:, :-1], idx[:, 1:]
@@ -47,7 +50,7 @@ def trains(variant, **options):
 
 @torch.no_grad()
 def plain_loss(model):
-    """Checks that in evaluation the loss is the mean cross entropy, without targets of -1 and auxiliary losses."""
+    """Checks that in evaluation the loss is the cross entropy, without targets of -1 and auxiliary losses."""
     model.eval()
     idx = tokens(model)
     targets = torch.where(tokens(model, seed=1) < 20, -1, tokens(model, seed=2))
@@ -90,18 +93,19 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
     return standard_errors(losses[True]), standard_errors(losses[False])
 
 
-def uniform_tokens(variant, runs=((8, 1), (8, 2), (8, 3), (8, 4), (32, 5)), errors=4, declared=None, **options):
-    """Checks that no loss is below chance by 4 standard errors in any run of (T, seed).
+def uniform_tokens(variant, runs=RUNS, errors=4, declared=None, **options):
+    """Checks that no loss is below chance by 4 standard errors in any of the runs.
 
-    Sees leaks of any kind, through choices, targets or state too, where they are learned: a top-k over the row is in
-    every second run, in short rows sooner than in long ones. With a declared leak only evaluation has to be at
-    chance. Returns True if training was below.
+    Sees leaks of any kind, through choices, targets or state too, where they are learned: a top-k over the
+    row is in every second run, in short rows sooner than in long ones. With a declared leak only evaluation
+    has to be at chance. Returns True if training was below.
     """
     seen = False
     for T, seed in runs:
         train, evaluation = below_chance(variant, T, seed=seed, **options)
-        is_below = f'loss of uniform tokens, T={T}, seed {seed}, is below ln V by'
-        require(evaluation < errors, f'uniform tokens: evaluation {is_below} {evaluation:.1f} standard errors', Leak)
-        require(declared or train < errors, f'uniform tokens: training {is_below} {train:.1f} standard errors', Leak)
+        for mode, below in dict(evaluation=evaluation, training=train).items():
+            text = f'loss of uniform tokens, T={T}, seed {seed}, is below ln V by {below:.1f} standard errors'
+            may_be_below = declared and mode == 'training'
+            require(may_be_below or below < errors, f'uniform tokens: {mode} {text}', Leak)
         seen = seen or train >= errors
     return seen

@@ -15,7 +15,7 @@ ITERATIONS = 0, 3, 1000
 # models
 
 def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
-    """Returns a small model of the variant, its weights shaken by noise of that scale; options as for build()."""
+    """Returns a small model, its weights shaken by noise of that scale; variant and options as for build()."""
     model = build(variant, seed, **SMALL | options).to(dtype)
     shake_weights(model, shake)
     return model
@@ -25,7 +25,8 @@ def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
 def shake_weights(model, scale, seed=0, only=None):
     """Adds Gaussian noise of this scale to all parameters, or to those named in `only`.
 
-    Initial weights hide much, zeros most. Noise = f(seed, parameter name), so what two models share stays shared.
+    Initial weights hide much, zeros most. Noise = f(seed, parameter name), so what two models share stays
+    shared.
     """
     if not scale:
         return
@@ -76,7 +77,7 @@ def iteration(it):
 
 @contextlib.contextmanager
 def frozen_rng_and_buffers(model):
-    """Draws noise from a fixed seed, and puts buffers back afterwards, which a pass in training may update."""
+    """Draws noise from a fixed seed, and restores the buffers afterwards, which a pass in training may update."""
     before = [(b, b.clone()) for b in model.buffers()]
     seed_cpu(0)
     try:
@@ -95,7 +96,7 @@ def logits_of(model, idx, it=0):
 
 
 def capture_embeddings(model):
-    """Makes leaves of what comes out of wte, so that it gets a gradient, until hook.remove(). Returns (leaves, hook)."""
+    """Makes leaves of all that comes out of wte, until hook.remove(). Returns (leaves, hook)."""
     leaves = []
 
     def as_leaf(module, args, out):

@@ -25,7 +25,7 @@ def neutral_options(variant):
 
 
 def leak_rules(variant):
-    """Returns [(options, why)]: with these the variant says that it sees the future, or other rows, in training."""
+    """Returns [(options, why)]: with these the variant declares to see the future, or other rows, in training."""
     return [rule for file in load_classes(variant).files for rule in getattr(file, 'LEAKS', [])]
 
 
@@ -87,8 +87,8 @@ def candidate_values(option):
 def covering_options(variant):
     """Yields a few settings of the variant's options in which each pair of choices meets.
 
-    One option may hide what another does. First come settings without the rules that are declared to see the future,
-    then, for the pairs that are left, with them.
+    One option may hide what another does. First come settings without the rules that are declared to see the
+    future, then, for the pairs that are left, with them.
     """
     values, rules = choices(variant), leak_rules(variant)
     config_class = load_classes(variant).GPTConfig

@@ -93,12 +93,14 @@ def attend(self, q, k, v, x, pos_k, step): # from position 13 on, a token alone 
     other_fast_path=broken('CausalSelfAttention', '''
 def score_mod(self, x, pos_k, step):
     slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope * 1.01, c=pos_k[:, None])
+    form = dict(a=slope * 1.01, c=pos_k[:, None])
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), form
 '''),
     no_gradient=broken('CausalSelfAttention', '''
 def score_mod(self, x, pos_k, step):
     slope, pos_q = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2), step.pos
-    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), dict(a=slope.detach(), c=pos_k[:, None])
+    form = dict(a=slope.detach(), c=pos_k[:, None])
+    return lambda s, b, h, i, j: s - slope[b, h, i] * (pos_q[b, i] - pos_k[b, j]), form
 '''),
     python_branch=broken('Block', '''
 def attn_out(self, y, step):

@@ -54,12 +54,14 @@ def test_the_last_line_is_json_with_the_numbers(done):
 def test_the_attention_module_alone(attn, ways):
     """A row for each variant, the same numbers in both, and the way that attention went."""
     variants = 'base', 'soft_window', 'head_scaling', 'canon'
-    done = call(bench.main, '--module', variants=','.join(variants[1:]), attn=attn, **SMALL | dict(block_size=64), **QUICK)
+    options = SMALL | QUICK | dict(block_size=64, attn=attn)
+    done = call(bench.main, '--module', variants=','.join(variants[1:]), **options)
     said = json.loads(done.out.splitlines()[-1])['results']
     assert [(arm['variant'], arm['attention']) for arm in said] == [(v, [way]) for v, way in zip(variants, ways)]
     rows = [line.split() for line in done.out.splitlines() if line.split()[:1] and line.split()[0] in variants]
     for row, arm in zip(rows, said, strict=True):
-        assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"] and len(arm['samples_ms']['backward']) == 2
+        assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"]
+        assert len(arm['samples_ms']['backward']) == 2
 
 
 def test_no_peak_no_mfu():
@@ -73,7 +75,8 @@ def test_no_peak_no_mfu():
     (dict(variants='nope'), 'variant=nope: no file variants/nope.py'),
     (dict(variants='surprise,surprise'), 'variants=surprise,surprise: base is always there, and each variant is named'),
     (dict(variants='base'), 'variants=base: base is always there'),
-    (dict(variants='surprise', gate_range=3), '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
+    (dict(variants='surprise', gate_range=3),
+     '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
     (dict(variants='surprise', n_head=5), 'n_head=5: must divide n_embd=16'),
     (dict(peak_tflops=0), '--peak_tflops=0: ')])
 def test_bad_options(options, says):
@@ -108,7 +111,8 @@ def check(*args, **options):
     """Returns {check: its status} and how the script ended."""
     done = call(bench.main, '--check', *args, **options)
     lines = [line for line in done.out.splitlines() if not line.endswith('(command line)')]
-    assert all(re.fullmatch(r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s', line) for line in lines), done.out
+    form = r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s'
+    assert all(re.fullmatch(form, line) for line in lines), done.out
     return {line[21:81].strip(): line[82:].split('  ')[0] for line in lines}, done
 
 
@@ -119,8 +123,8 @@ def test_check_as_declared(drop, quick):
     declared = {'leak in training, peek=0.5', 'uniform tokens, half a minute, peek=0.5'}
     assert {name for name, how in status.items() if how == 'declared leak seen'} == declared
     assert {how for name, how in status.items() if name not in declared} == {'ok'}
-    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5', 'one graph',
-            'causal in evaluation, trained weights, peek=0.5'} <= set(status)
+    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5',
+            'one graph', 'causal in evaluation, trained weights, peek=0.5'} <= set(status)
     assert 'causal in training, trained weights, peek=0.5' not in status
 
 

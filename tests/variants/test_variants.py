@@ -1,8 +1,8 @@
-"""The battery, for every file in variants/ as soon as it is there: `pytest tests/variants/test_variants.py -k mine`.
+"""The battery, for every file in variants/ as soon as it is there: pytest tests/variants/test_variants.py -k mine
 
-What each check sees is said in lab/checks; tests/lab/test_checks.py breaks variants on purpose, and a check must see each.
-Marked slow, and run before a release: weights that hide what shaken ones show, each variant compiled as bench.py --check
-does, every setting at every iteration, and pairs beyond those in which all hooks meet.
+What each check sees is said in lab/checks; tests/lab/test_checks.py breaks variants on purpose, and a check must
+see each. Marked slow, and run before a release: weights that hide what shaken ones show, each variant compiled as
+bench.py --check does it, each setting at every iteration, and pairs in which nothing new meets.
 """
 import contextlib
 import gc
@@ -30,14 +30,14 @@ slow = pytest.mark.slow
 
 @pytest.fixture(autouse=True, scope='module')
 def frozen_heap():
-    """Keeps Python from looking for garbage in what is imported, which takes a fifth of a compilation's time."""
+    """Keeps Python from looking for garbage in what is imported, a fifth of a compilation's time."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def collect(f, names=VARIANTS):
-    """Returns [(variant, one of f(variant))]. A file that cannot be read fails in its tests, not here for all."""
+    """Returns [(variant, one of f(variant))]. A file that cannot be read fails in its tests, not here."""
     found = []
     for name in names:
         with contextlib.suppress(Exception):
@@ -68,7 +68,7 @@ def each(cases):
 @variants_only
 def test_docstring_names_its_source(name):
     text = load_classes(name).files[0].__doc__ or ''
-    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'variants/{name}.py: names neither arXiv nor github'
+    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'{name}.py: names neither arXiv nor github'
 
 
 @variants_only
@@ -121,12 +121,14 @@ def test_neutral_is_the_baseline_with_biases(name):
 
 
 # -----------------------------------------------------------------------------
-# causality, decoding, the baseline when neutral: the suite of bench.py --check, one test a line
+# causality, decoding, the baseline when neutral: the suite of bench.py --check, a test for each of its lines
 
-# shaken and trained weights see what initial and wild ones do; test_one_graph is the cheaper half of one graph
+# shaken and trained weights show what initial and wild ones do; one graph has tests of its own below
 SLOW_CHECKS = checks.SLOW, 'one graph', 'initial weights', 'wild weights'
-SUITE_CASES = [pytest.param(check, id=f'{name}-{line}', marks=[slow] * any(part in line for part in SLOW_CHECKS))
-               for name, (line, check) in SUITE]
+SUITE_CASES = []
+for name, (line, check) in SUITE:
+    is_slow = any(part in line for part in SLOW_CHECKS)
+    SUITE_CASES.append(pytest.param(check, id=f'{name}-{line}', marks=[slow] if is_slow else []))
 
 
 @pytest.mark.parametrize('check', SUITE_CASES)
@@ -134,7 +136,7 @@ def test_suite(check):
     check()
 
 
-# a setting at one iteration in each mode, the next one at the next: options hide each other, schedules do not hide options
+# each setting at one iteration, the next setting at the next one
 AT_ONE_ITERATION = [(name, (setting, ITERATIONS[i % 3])) for i, (name, setting) in enumerate(SETTINGS)]
 
 
@@ -211,8 +213,12 @@ def operators_of(model):
 
 
 # between them these have every operator that moves, sums, sorts or draws, and every operator of our own
-COMPILED = [('stt', dict(router='topk', n_layer=2)), ('forgetting', {}), ('hard_window', {}), ('strided_heads', {}),
-            ('surprise+rope+noise_embedding', {}), ('gqa+dropconnect+noise_mixup', dict(mix='batch'))]
+COMPILED = [('stt', dict(router='topk', n_layer=2)),
+            ('forgetting', {}),
+            ('hard_window', {}),
+            ('strided_heads', {}),
+            ('surprise+rope+noise_embedding', {}),
+            ('gqa+dropconnect+noise_mixup', dict(mix='batch'))]
 
 
 def compiled_model(name, options):
@@ -231,7 +237,8 @@ def test_compiled_as_one_graph(name, setting):
 
 @each(DECLARED)
 def test_one_graph(name, setting):
-    """Dynamo alone sees graph breaks, branches and recompilation; AOTAutograd meets what operators it has not met above."""
+    """Dynamo alone sees graph breaks, branches and recompilation."""
+    # AOTAutograd too, for a variant with operators that it has not met above
     model = small(name, 0.3, **setting)
     backend = 'eager' if operators_of(model) <= compiled_operators() else 'aot_eager'
     checks.one_graph(small(name, 0.3, **setting), backend=backend)
@@ -264,7 +271,7 @@ def goes_together(one, two):
 
 
 def hooks_of(name):
-    """Returns what of model.py a variant changes, {(slot, method)}; method '' where it only adds to the constructor."""
+    """Returns what of model.py a variant changes, {(slot, method)}; method '' where that is the constructor alone."""
     file = load_classes(name).files[0]
     subclasses = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
     return {(slot.__name__, hook) for slot, c in subclasses for hook in own_names(c) & set(dir(slot)) or {''}}
@@ -275,7 +282,7 @@ NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
 
 
 def meetings(one, two):
-    """Returns what meets in a pair: each hook and the other's classes, two hooks of one class, and the two names."""
+    """Returns what meets in a pair: each hook and the other's classes, hooks of one class, and the two names."""
     found = {one, two}
     for a, b in product(HOOKS[one], HOOKS[two]):
         found |= {(a, b[0]), (b, a[0])}
@@ -285,7 +292,7 @@ def meetings(one, two):
 
 
 def covering_pairs():
-    """Returns NAMED and as few other pairs as bring everything together that can meet, the best pair each time."""
+    """Returns NAMED and as few other pairs as let everything meet that can, the best pair each time."""
     to_meet = {pair: meetings(*pair) for pair in combinations(HOOKS, 2)}
     found, met = [], set()
     for pair in NAMED:
