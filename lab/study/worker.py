@@ -18,7 +18,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-import bench
 import train
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
@@ -31,6 +30,7 @@ from core.training.signals import Signals
 from lab import checks
 from lab.study.arm import Arm
 from lab.study.study import DONE, FAILED, STARTED, write_json
+from lab.timing import TimedModel, interleave
 from model import Step
 
 SAMPLE_TOKENS = 400
@@ -288,12 +288,12 @@ def sample_text(m, data, model, o):
 
 def check_arm(task):
     """Returns [(check, what it found, why it failed or '')] of the leak suite without its slow part."""
-    outcomes = checks.outcomes(task.arm.options.variant, fast=True, **task.arm.variant_args)
-    return [(c.name, c.said, c.why or '') for c in outcomes]
+    outcomes = checks.run_suite(task.arm.options.variant, fast=True, **task.arm.variant_args)
+    return [(c.name, c.status, c.why or '') for c in outcomes]
 
 
 def time_arms(task, slot, worker_state):
-    """Returns what each arm costs, by bench.py: all are built, then timed in turn, because machines drift."""
+    """Returns what each arm costs, by lab/timing.py: all are built, then timed in turn, because machines drift."""
     worker_state.clear()
     # each arm compiles the same functions anew
     torch._dynamo.config.recompile_limit = 8 * len(task.arms)
@@ -303,16 +303,15 @@ def time_arms(task, slot, worker_state):
         m = machine(slot.device or o.device, o.dtype, o.compile)
         pool = pool or (GraphPool() if m.type == 'cuda' else None)
         decode_tokens = min(64, arm.model_args['block_size'] - 1)
-        size = bench.Options(batch_size=o.batch_size, decode_tokens=decode_tokens, seed=o.seed,
-                             optimizer=o.optimizer)
         try:
-            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, pool)
+            timed[arm.name] = TimedModel(o.variant, m, arm.model_args, o.batch_size, decode_tokens, o.optimizer,
+                                         o.seed, pool=pool)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
-    bench.interleave(list(timed.values()), 5, 0.05)
+    interleave(list(timed.values()), 5, 0.05)
     results = {name: one.result(None) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']

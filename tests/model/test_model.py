@@ -220,7 +220,7 @@ def test_sdpa_is_math(T, dtype, tol, plain):
         pos = torch.stack([torch.randperm(4 * T, generator=generator(b))[:T].sort().values for b in range(2)])
     results = [attention(impl, qkv(T, dtype=dtype), slope, pos, pos, plain) for impl in ('math', 'sdpa')]
     for name, want, got in zip(('y', 'q', 'k', 'v', 'slope'), *results, strict=True):
-        checks.near(name, got, want, tol, floor=1e-2 * rms(results[0][0]))
+        checks.assert_close(name, got, want, tol, floor=1e-2 * rms(results[0][0]))
 
 
 @pytest.mark.parametrize('T', [17, 256, 600])
@@ -232,7 +232,7 @@ def test_sdpa_in_bfloat16(T, scale):
     want = attention('math', [x.double() for x in half], slope.double(), pos, pos, True)
     got = attention('sdpa', half, slope, pos, pos, True)
     for name, a, b in zip(('y', 'q', 'k', 'v', 'slope'), got, want, strict=True):
-        checks.near(name, a, b, 2e-2 if name == 'slope' else 1e-2)
+        checks.assert_close(name, a, b, 2e-2 if name == 'slope' else 1e-2)
 
 
 @pytest.mark.parametrize('T, grad, dtype', [(255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
@@ -247,7 +247,7 @@ def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
                 y = attend(*x, pos, pos, impl='sdpa', from_zero=True)
             assert y.dtype == torch.bfloat16 and seen.pop().dtype == dtype
-            checks.near('y', y, want, 1e-2)
+            checks.assert_close('y', y, want, 1e-2)
 
 
 @pytest.mark.parametrize('impl', ['math', 'sdpa'])
@@ -338,8 +338,8 @@ def test_what_is_said_is_what_training_does(dropout, way, monkeypatch):
 def test_the_kernel_leaves_decoding_to_others(variant):
     """It knows positions 0 to T-1 only, where the cache has others."""
     model = small(variant, 0.3, attn='kernel')
-    checks.decoding(model)
-    checks.generating(model)
+    checks.cached_decoding(model)
+    checks.greedy_generation(model)
 
 
 # -- sampling
@@ -435,7 +435,7 @@ def test_weights_that_do_not_fit_are_refused():
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
                   tensors | {name: tensors[name][1:]}):
-        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_weights, model, wrong)
+        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_model_tensors, model, wrong)
 
 
 def test_gpt2_weights():

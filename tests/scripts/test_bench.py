@@ -8,7 +8,7 @@ from helpers import call
 import bench
 from core.device.flops import flops_per_token
 from core.errors import BAD_INPUT
-from lab import checks
+from lab.checks import suite
 from model import build, load_classes
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=52)
@@ -54,12 +54,14 @@ def test_the_last_line_is_json_with_the_numbers(done):
 def test_the_attention_module_alone(attn, ways):
     """A row for each variant, the same numbers in both, and the way that attention went."""
     variants = 'base', 'soft_window', 'head_scaling', 'canon'
-    done = call(bench.main, '--module', variants=','.join(variants[1:]), attn=attn, **SMALL | dict(block_size=64), **QUICK)
+    options = SMALL | QUICK | dict(block_size=64, attn=attn)
+    done = call(bench.main, '--module', variants=','.join(variants[1:]), **options)
     said = json.loads(done.out.splitlines()[-1])['results']
     assert [(arm['variant'], arm['attention']) for arm in said] == [(v, [way]) for v, way in zip(variants, ways)]
     rows = [line.split() for line in done.out.splitlines() if line.split()[:1] and line.split()[0] in variants]
     for row, arm in zip(rows, said, strict=True):
-        assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"] and len(arm['samples_ms']['backward']) == 2
+        assert row[:3] == [arm['variant'], *arm['attention'], f"{arm['ms']:.3f}"]
+        assert len(arm['samples_ms']['backward']) == 2
 
 
 def test_no_peak_no_mfu():
@@ -73,7 +75,8 @@ def test_no_peak_no_mfu():
     (dict(variants='nope'), 'variant=nope: no file variants/nope.py'),
     (dict(variants='surprise,surprise'), 'variants=surprise,surprise: base is always there, and each variant is named'),
     (dict(variants='base'), 'variants=base: base is always there'),
-    (dict(variants='surprise', gate_range=3), '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
+    (dict(variants='surprise', gate_range=3),
+     '--gate_range=3: no such option; it belongs to --variant=gated_attention'),
     (dict(variants='surprise', n_head=5), 'n_head=5: must divide n_embd=16'),
     (dict(peak_tflops=0), '--peak_tflops=0: ')])
 def test_bad_options(options, says):
@@ -100,44 +103,43 @@ LEAKY = '''
 @pytest.fixture
 def quick(monkeypatch):
     """Without what takes longest."""
-    def one_graph(model):
-        pass
-    monkeypatch.setattr(checks, 'one_graph', one_graph)
-    monkeypatch.setattr(checks, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
+    monkeypatch.setattr(suite, 'one_graph', lambda model: None)
+    monkeypatch.setattr(suite, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
 
 
 def check(*args, **options):
-    """{check: what was said of it}, and how it ended."""
+    """Returns {check: its status} and how the script ended."""
     done = call(bench.main, '--check', *args, **options)
     lines = [line for line in done.out.splitlines() if not line.endswith('(command line)')]
-    assert all(re.fullmatch(r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s', line) for line in lines), done.out
+    form = r'\w+ +\S.*  (ok|declared leak seen|LEAK found|FAILED) +\d+\.\d s'
+    assert all(re.fullmatch(form, line) for line in lines), done.out
     return {line[21:81].strip(): line[82:].split('  ')[0] for line in lines}, done
 
 
 def test_check_as_declared(drop, quick):
     drop('leaky', LEAKY)
-    said, done = check(variants='leaky')
+    status, done = check(variants='leaky')
     assert (done.code, done.err) == (0, '')
     declared = {'leak in training, peek=0.5', 'uniform tokens, half a minute, peek=0.5'}
-    assert {name for name, how in said.items() if how == 'declared leak seen'} == declared
-    assert {how for name, how in said.items() if name not in declared} == {'ok'}
-    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5', 'one graph',
-            'causal in evaluation, trained weights, peek=0.5'} <= set(said)
-    assert 'causal in training, trained weights, peek=0.5' not in said
+    assert {name for name, how in status.items() if how == 'declared leak seen'} == declared
+    assert {how for name, how in status.items() if name not in declared} == {'ok'}
+    assert {'leaky when neutral is base', 'causal in training, trained weights', 'decoding', 'decoding, peek=0.5',
+            'one graph', 'causal in evaluation, trained weights, peek=0.5'} <= set(status)
+    assert 'causal in training, trained weights, peek=0.5' not in status
 
 
 def test_check_finds_a_leak(drop, quick):
     drop('leaky', LEAKY.replace('LEAKS', 'SILENT').replace('peek: float = 0.0', 'peek: float = 0.5'))
-    said, done = check(variants='leaky')
+    status, done = check(variants='leaky')
     assert done.line(BAD_INPUT).startswith('leaky: causal in training, initial weights: suffix swap: logits before [')
-    assert said['causal in training, trained weights'] == 'LEAK found' and said['decoding'] == 'ok'
-    assert said['causal in evaluation, trained weights'] == 'ok'
-    said, done = check(variants='leaky', peek=0.0)
-    assert (done.code, set(said.values())) == (0, {'ok'})
+    assert status['causal in training, trained weights'] == 'LEAK found' and status['decoding'] == 'ok'
+    assert status['causal in evaluation, trained weights'] == 'ok'
+    status, done = check(variants='leaky', peek=0.0)
+    assert (done.code, set(status.values())) == (0, {'ok'})
 
 
 def test_check_finds_a_leak_that_is_none(drop, quick):
     drop('leaky', LEAKY.replace('if self.training', 'if False'))
-    said, done = check(variants='leaky')
-    assert said['leak in training, peek=0.5'] == 'FAILED'
+    status, done = check(variants='leaky')
+    assert status['leak in training, peek=0.5'] == 'FAILED'
     assert done.line(BAD_INPUT) == 'leaky: leak in training, peek=0.5: declared leak: no check sees it: is it one?'

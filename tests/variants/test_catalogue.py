@@ -45,19 +45,20 @@ GOOD = '''
 
 
 def test_the_page_is_current():
-    assert (catalogue.FOLDER / 'README.md').read_text(encoding='utf-8') == catalogue.page(), 'run python -m variants.__main__'
+    text = (catalogue.FOLDER / 'README.md').read_text(encoding='utf-8')
+    assert text == catalogue.readme(), 'run python -m variants'
 
 
 @mine
 def test_every_file_says_what_the_table_needs(name):
-    said = catalogue.described(name)
-    assert re.search(r'arxiv|github\.com/', said['Source'], re.IGNORECASE), said['Source']
+    doc = catalogue.parse_docstring(name)
+    assert re.search(r'arxiv|github\.com/', doc['Source'], re.IGNORECASE), doc['Source']
     assert isinstance(load_classes(name).files[0].NEUTRAL, dict)
 
 
 def test_a_variant_is_a_page():
-    lines = [len((catalogue.FOLDER / f'{name}.py').read_text(encoding='utf-8').splitlines()) for name in VARIANTS]
-    assert statistics.median(lines) <= 60
+    texts = [(catalogue.FOLDER / f'{name}.py').read_text(encoding='utf-8') for name in VARIANTS]
+    assert statistics.median(len(text.splitlines()) for text in texts) <= 60
 
 
 def test_the_model_names_no_variant():
@@ -80,7 +81,8 @@ def test_a_row_and_a_section_for_each(drop, monkeypatch, tmp_path):
     assert row == (r'| [`mine`](mine.py) | Doubles \| what attention says. | Block '
                    '| github.com/somebody/something, the second file. '
                    '| none, an example. | `alibi` has less of it. | 28 | +6,000 |')
-    assert {'### mine', 'Expect: nothing.', 'Logged: `gate`, as it is.', 'Declared to leak in training, `twice=3.0`: it says so.',
+    assert {'### mine', 'Expect: nothing.', 'Logged: `gate`, as it is.',
+            'Declared to leak in training, `twice=3.0`: it says so.',
             r'| `twice` | 2.0 | float in (0, inf) \| None | how much, or \| none |'} <= set(lines)
 
 
@@ -89,5 +91,6 @@ def test_a_row_and_a_section_for_each(drop, monkeypatch, tmp_path):
     ('Control: `alibi` has', 'Control:\n\n    alibi has', 'its docstring has no line that begins with "Control: "'),
     ('says.\n', 'says.\n    And more.\n', 'its docstring must begin with the idea, one line')])
 def test_what_is_missing_is_said(drop, monkeypatch, tmp_path, old, new, says):
-    assert write(drop, monkeypatch, tmp_path, GOOD.replace(old, new)).line(BAD_INPUT).startswith(f'variants/mine.py: {says}')
+    ended = write(drop, monkeypatch, tmp_path, GOOD.replace(old, new))
+    assert ended.line(BAD_INPUT).startswith(f'variants/mine.py: {says}')
     assert not (tmp_path / 'README.md').exists()

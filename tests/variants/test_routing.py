@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lab.checks import at, tokens
+from lab.checks import iteration, tokens
 from model import Step, build
 from variants import _routing as routing
 from variants._moments import shuffle_stats
@@ -16,7 +16,7 @@ def trained(variant, iterations, **options):
     optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), 'cpu')
     for it in range(iterations):
         idx = tokens(model, 4, 64, seed=it)
-        loss = model(idx, (3 * idx + 1) % 65, Step(it=at(it)))[1]
+        loss = model(idx, (3 * idx + 1) % 65, Step(it=iteration(it)))[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -37,7 +37,7 @@ def test_decoding_skips_blocks_and_says_the_same(variant, router):
     iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30 # at first all scores drift, away from the threshold
     model = trained(variant, iterations, router=router)
     idx = tokens(model, 1, 8)
-    seen, it = executions(model), at(iterations) # schedules stand where training left them
+    seen, it = executions(model), iteration(iterations) # schedules stand where training left them
     got = model.generate(idx, 128, temperature=0, it=it)
     count = [sum(x == layer for x, _ in seen) for layer in range(4)]
     assert count[0] == count[2] == 128 # these run for every token, as all would in the baseline
@@ -59,18 +59,18 @@ def test_training_computes_the_capacity_only(variant):
 def test_threshold_follows_the_scores():
     threshold, generator = routing.Threshold(0.25).train(), torch.Generator().manual_seed(0)
     for it in range(300):
-        threshold(torch.randn(8, 64, generator=generator) + 5, at(it))
+        threshold(torch.randn(8, 64, generator=generator) + 5, iteration(it))
     least = threshold.least.clone()
     assert (least - 5 - 0.6745).abs() < 0.02 # the upper quartile
-    mask = threshold.eval()(torch.randn(100, 100, generator=generator) + 5, at(0))
+    mask = threshold.eval()(torch.randn(100, 100, generator=generator) + 5, iteration(0))
     assert (mask.float().mean() - 0.25).abs() < 0.02 and threshold.least == least
 
 
 def test_a_pass_is_compared_with_those_before_it():
     threshold = routing.Threshold(0.5).train()
     score = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    assert threshold(score, at(0)).all() # from 0
-    assert threshold(score + 10, at(1)).all() and not threshold(score, at(2)).any()
+    assert threshold(score, iteration(0)).all() # from 0
+    assert threshold(score + 10, iteration(1)).all() and not threshold(score, iteration(2)).any()
 
 
 def test_random_choice_is_by_position_and_layer():

@@ -12,7 +12,7 @@ import model as model_module
 from configurator import options_of
 from core.errors import Stop
 from core.nn.attention import attend, attention_weights, score_function
-from lab.checks import at, logits_of, small, tokens
+from lab.checks import iteration, logits_of, small, tokens
 from model import Step, build, load_classes
 from variants.forgetting import running_sum
 from variants.rope import angles
@@ -294,7 +294,7 @@ def test_presets_train(preset):
     idx, before = tokens(model, 4), None
     optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), 'cpu')
     for it in range(5):
-        _, loss = model(idx[:, :-1], idx[:, 1:], Step(it=at(it)))
+        _, loss = model(idx[:, :-1], idx[:, 1:], Step(it=iteration(it)))
         before = loss.item() if before is None else before
         loss.backward()
         optimizer.step()

@@ -1,481 +1,343 @@
-"""The battery, for every file in variants/ as soon as it is there. `pytest tests/test_variants.py -k mine` runs one.
+"""The battery, for every file in variants/ as soon as it is there: pytest tests/variants/test_variants.py -k mine
 
-What each check sees is said in lab/checks.py. The last part of this file breaks variants on purpose: a check must see each.
+What each check sees is said in lab/checks; tests/lab/test_checks.py breaks variants on purpose, and a check must
+see each. Marked slow, and run before a release: weights that hide what shaken ones show, each variant compiled as
+bench.py --check does it, each setting at every iteration, and pairs in which nothing new meets.
 """
 import contextlib
+import gc
 from itertools import combinations, product
-from textwrap import indent
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configurator import options_of
 from core.assemble import own_names, variant_names
 from core.errors import Stop
-from core.rng import key
 from lab import checks
-from lab.checks import Failed, small
+from lab.checks import ITERATIONS, small
 from model import SLOTS, load_classes
 
 VARIANTS = variant_names()
 ALL = ['base', *VARIANTS]
 torch.set_num_threads(1) # more only get in each other's way in models this small
-every = pytest.mark.parametrize('name', ALL)
-mine = pytest.mark.parametrize('name', VARIANTS)
+all_variants = pytest.mark.parametrize('name', ALL)
+variants_only = pytest.mark.parametrize('name', VARIANTS)
+slow = pytest.mark.slow
 
 
-def collected(of, names=VARIANTS):
-    """[(variant, one thing of what there is of it)]. A file that cannot even be read fails in its tests, not here for all."""
+@pytest.fixture
+def frozen_heap():
+    """Keeps Python from looking for garbage in what is there, a fifth of a compilation's time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def collect(f, names=VARIANTS):
+    """Returns [(variant, one of f(variant))]. A file that cannot be read fails in its tests, not here."""
     found = []
     for name in names:
         with contextlib.suppress(Exception):
-            found += [(name, one) for one in of(name)]
+            found += [(name, one) for one in f(name)]
     return found
 
 
-SUITE = collected(checks.suite, ALL)
-SETTINGS = collected(checks.settings)
+def declared_settings(name):
+    """Returns the options to look at: none, and those with which the variant declares a leak."""
+    return [{}, *(rule for rule, _ in checks.leak_rules(name))]
 
 
-def each(pairs):
-    names = [name for name, _ in pairs]
+SUITE = collect(checks.list_checks, ALL)
+SETTINGS = collect(checks.covering_options)
+DECLARED = collect(declared_settings, ALL)
+
+
+def each(cases):
+    """Parametrizes with (name, setting), the ids numbered: soft_window-0, soft_window-1."""
+    names = [name for name, _ in cases]
     ids = [f'{name}-{names[:i].count(name)}' for i, name in enumerate(names)]
-    return pytest.mark.parametrize('name, setting', pairs, ids=ids)
+    return pytest.mark.parametrize('name, setting', cases, ids=ids)
 
 
-# -- what the file says
+# -----------------------------------------------------------------------------
+# what the file says
 
-@mine
+@variants_only
 def test_docstring_names_its_source(name):
     text = load_classes(name).files[0].__doc__ or ''
-    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'variants/{name}.py: names neither arXiv nor github'
+    assert 'arxiv' in text.lower() or 'github' in text.lower(), f'{name}.py: names neither arXiv nor github'
 
 
-@mine
+@variants_only
 def test_options_have_meanings(name):
     own = options_of(load_classes(name).GPTConfig)
-    assert [o.name for n, o in own.items() if not o.meaning] == []
+    assert [o.name for o in own.values() if not o.meaning] == []
 
 
-@mine
+@variants_only
 def test_declarations(name):
     file = load_classes(name).files[0]
-    checks.neutral(name)
+    checks.neutral_options(name)
     own = options_of(load_classes(name).GPTConfig)
     for setting, why in getattr(file, 'LEAKS', []):
         assert set(setting) <= set(own) and why
     assert set(getattr(file, 'CLASHES', {})) <= set(VARIANTS)
 
 
-# -- learning
+# -----------------------------------------------------------------------------
+# learning
 
-@every
+@all_variants
 def test_trains(name):
     checks.trains(name)
 
 
-@every
+@all_variants
 def test_trains_with_biases(name):
     checks.trains(name, bias=True)
 
 
-@every
+@all_variants
 def test_plain_loss(name):
     checks.plain_loss(small(name, 0.3))
 
 
-@every
+@all_variants
 def test_round_trip(name):
     checks.round_trip(name)
 
 
-@every
+@all_variants
 def test_shared_parameters_start_equal(name):
     checks.shared_start(name)
 
 
-@mine
+@variants_only
 def test_neutral_is_the_baseline_with_biases(name):
-    checks.neutral_is_base(name, checks.neutral(name), bias=True)
+    checks.neutral_is_base(name, checks.neutral_options(name), bias=True)
 
 
-# -- causality, decoding, the baseline when neutral, one graph
+# -----------------------------------------------------------------------------
+# causality, decoding, the baseline when neutral: the suite of bench.py --check, a test for each of its lines
 
-@pytest.mark.parametrize('check', [pytest.param(check, id=f'{name}-{what}', marks=[pytest.mark.slow] * what.startswith(checks.SLOW))
-                                   for name, (what, check) in SUITE])
+# shaken and trained weights show what initial and wild ones do; one graph has tests of its own below
+SLOW_CHECKS = checks.SLOW, 'one graph', 'initial weights', 'wild weights'
+SUITE_CASES = []
+for name, (line, check) in SUITE:
+    is_slow = any(part in line for part in SLOW_CHECKS)
+    SUITE_CASES.append(pytest.param(check, id=f'{name}-{line}', marks=[slow] if is_slow else []))
+
+
+@pytest.mark.parametrize('check', SUITE_CASES)
 def test_suite(check):
     check()
 
 
-@each(SETTINGS)
+# each setting at one iteration, the next setting at the next one
+AT_ONE_ITERATION = [(name, (setting, ITERATIONS[i % 3])) for i, (name, setting) in enumerate(SETTINGS)]
+
+
+@each(AT_ONE_ITERATION)
 def test_causal_with_options(name, setting):
-    for training in False, True:
-        if not (training and checks.leak_reason(name, setting)): # training with a declared leak
-            checks.causal(small(name, 0.3, **setting).train(training))
+    options, it = setting
+    causal_with_options(name, options, [it])
+
+
+@slow
+@each(SETTINGS)
+def test_causal_with_options_at_every_iteration(name, setting):
+    causal_with_options(name, setting, ITERATIONS)
+
+
+def causal_with_options(name, options, its):
+    model = small(name, 0.3, **options)
+    # with a declared leak only evaluation has to be causal
+    for training in [False] if checks.leak_reason(name, options) else [False, True]:
+        checks.causal(model.train(training), its)
+
+
+def decodes_in_mixed_chunks(model):
+    # all that occurs: a context, single tokens, chunks, late ones
+    checks.cached_decoding(model, its=[1000], cuts=[[7, 1, 1, 3, 12, 1, 1, 5, 1]])
 
 
 @each(SETTINGS)
 def test_decoding_with_options(name, setting):
-    checks.decoding(small(name, 0.3, **setting))
+    decodes_in_mixed_chunks(small(name, 0.3, **setting))
 
 
-# -- speed changes nothing
+@slow
+@each(SETTINGS)
+def test_decoding_with_options_token_by_token(name, setting):
+    checks.cached_decoding(small(name, 0.3, **setting))
 
-@pytest.mark.parametrize('T', [1, 7, 31, checks.SMALL['block_size']])
+
+# -----------------------------------------------------------------------------
+# speed changes nothing
+
+@pytest.mark.parametrize('T', [pytest.param(1, marks=slow), 7, pytest.param(31, marks=slow), 32])
 @pytest.mark.parametrize('impl', ['auto', 'sdpa', 'kernel']) # kernel: on a CPU its reference
-@every
+@all_variants
 def test_fast_path(name, impl, T):
     for dtype, tol in (torch.float64, 1e-9), (torch.float32, 1e-5):
         model = small(name, 0.1, dtype=dtype)
         try:
             checks.fast_path(model, impl, T, tol)
-        except Stop as refused:
-            assert impl != 'auto' and f'attn={impl}' in str(refused) and '\n' not in str(refused)
+        except Stop as refusal:
+            assert impl != 'auto' and f'attn={impl}' in str(refusal) and '\n' not in str(refusal)
 
 
-class Bounds(TorchFunctionMode):
-    """Inside, torch.randint(low, high, size) or (high, size) leaves its bounds in `drawn`."""
+class OperatorRecorder(TorchDispatchMode):
+    """Notes the operators that run inside, without those that act on each element for itself."""
 
     def __init__(self):
         super().__init__()
-        self.drawn = []
+        self.found = set()
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.randint:
-            self.drawn.append([0, *(x for x in args if isinstance(x, int))][-2:])
-        return function(*args, **(kwargs or {}))
-
-
-@each([(name, {}) for name in ALL] + SETTINGS)
-def test_integers_are_drawn_in_32_bits(name, setting):
-    """Inductor of torch 2.11 computes these bounds in 32 bits on a GPU: beyond them every draw was the same, undefined number."""
-    for attn in 'auto', 'kernel':
-        with contextlib.suppress(Stop), Bounds() as bounds: # a Stop: this one has no such way
-            model = small(name, **dict(dropout=0.2, attn=attn) | setting).train()
-            bounds.drawn.clear()
-            model(checks.tokens(model))
-        assert all(high - low < 2 ** 31 for low, high in bounds.drawn), bounds.drawn
-        assert bounds.drawn or name != 'base' or attn != 'kernel'
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if torch.Tag.pointwise not in operator.tags:
+            self.found.add(operator.overloadpacket)
+        return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'noise_mixup')) for name in ALL])
+def operators_of(model):
+    """Returns the operators of a training pass, forward and backward."""
+    idx = checks.tokens(model, 2)
+    with OperatorRecorder() as recorder:
+        _, loss = model.train()(idx, idx)
+        loss.backward()
+    return recorder.found
+
+
+# between them these have every operator that moves, sums, sorts or draws, and every operator of our own
+COMPILED = [('stt', dict(router='topk', n_layer=2)),
+            ('forgetting', {}),
+            ('hard_window', {}),
+            ('strided_heads', {}),
+            ('surprise+rope+noise_embedding', {}),
+            ('gqa+dropconnect+noise_mixup', dict(mix='batch'))]
+
+
+def compiled_model(name, options):
+    return small(name, 0.3, **dict(n_layer=1) | options)
+
+
+@each(COMPILED)
+def test_compiled_as_one_graph(name, setting, frozen_heap):
+    checks.one_graph(compiled_model(name, setting))
+
+
+@slow
+@each(DECLARED)
+def test_operators_are_compiled_above(name, setting):
+    compiled = set().union(*(operators_of(compiled_model(*case)) for case in COMPILED))
+    assert operators_of(small(name, 0.3, **setting)) <= compiled
+
+
+@each(DECLARED)
+def test_one_graph(name, setting, frozen_heap):
+    """Dynamo alone sees graph breaks, branches and recompilation."""
+    checks.one_graph(small(name, 0.3, **setting), backend='eager')
+
+
+@slow
+@all_variants
 def test_compiled_nothing_is_added_up_in_any_order(name):
-    """Two runs of one seed would drift apart. noise_mixup, which reads rows by their number, in every suite."""
+    """Two runs of one seed would drift apart."""
     from torch._inductor import config, utils  # seconds to import
     model = small(name, 0.3, dtype=torch.float32).train()
     idx = checks.tokens(model)
     torch._dynamo.reset()
     loss = torch.compile(lambda: model(idx, idx)[1], fullgraph=True)
-    with config.patch({'cpp.threads': 2}): # of one, nothing would need atomics
+    with config.patch({'cpp.threads': 2}): # with one thread nothing would need atomics
         _, code = utils.run_and_get_code(lambda: loss().backward())
     assert len(code) == 2 and 'atomic_add' not in ''.join(code) # forward and backward
 
 
-# -- two ideas at once
+# -----------------------------------------------------------------------------
+# two ideas at once
 
-def loads(one, two):
+def goes_together(one, two):
     try:
         load_classes(f'{one}+{two}')
-    except Stop as refused:
-        assert f'{one}+{two}' in str(refused) and '\n' not in str(refused)
+    except Stop as refusal:
+        assert f'{one}+{two}' in str(refusal) and '\n' not in str(refusal)
         return False
     return True
 
 
-def hooks(name):
-    """What of model.py a variant changes: the methods of the slots that it defines, or the slots."""
+def hooks_of(name):
+    """Returns what of model.py a variant changes, {(slot, method)}; method '' where that is the constructor alone."""
     file = load_classes(name).files[0]
-    mine = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
-    return {(slot.__name__, hook) for slot, c in mine for hook in own_names(c) & set(dir(slot)) or {''}}
+    subclasses = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
+    return {(slot.__name__, hook) for slot, c in subclasses for hook in own_names(c) & set(dir(slot)) or {''}}
 
 
-def partners():
-    """Pairs enough that any two hooks which two variants use meet in one, and every variant has some."""
-    pairs = sorted(combinations(HOOKS, 2), key=lambda pair: (pair not in NAMED, key('pair', *pair)))
-    meet = {(a, b): {frozenset(two) for two in product(HOOKS[a], HOOKS[b])} | {a, b} for a, b in pairs}
+HOOKS = dict(collect(lambda name: [hooks_of(name)]))
+NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
+
+
+def meetings(one, two):
+    """Returns what meets in a pair: each hook and the other's classes, hooks of one class, and the two names."""
+    found = {one, two}
+    for a, b in product(HOOKS[one], HOOKS[two]):
+        found |= {(a, b[0]), (b, a[0])}
+        if a[0] == b[0]:
+            found.add(frozenset((a, b)))
+    return found
+
+
+def covering_pairs():
+    """Returns NAMED and as few other pairs as let everything meet that can, the best pair each time."""
+    to_meet = {pair: meetings(*pair) for pair in combinations(HOOKS, 2)}
     found, met = [], set()
-    for pair in pairs:
+    for pair in NAMED:
+        if pair in to_meet:
+            found.append(pair)
+            met |= to_meet.pop(pair)
+    while to_meet:
+        pair = max(to_meet, key=lambda pair: len(to_meet[pair] - met))
+        new = to_meet.pop(pair) - met
+        if not new:
+            break
         with contextlib.suppress(Exception): # test_pairs_load_or_say_why_not fails there
-            if (pair in NAMED or not meet[pair] <= met) and loads(*pair):
-                met |= meet[pair]
+            if goes_together(*pair):
+                met |= new
                 found.append(pair)
     return found
 
 
-HOOKS = dict(collected(lambda name: [hooks(name)]))
-NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
-PAIRS = partners()
+PAIRS = covering_pairs()
+OTHER_PAIRS = [pair for pair in combinations(HOOKS, 2) if pair not in PAIRS]
 
 
-@mine
+def name_pairs(pairs):
+    return pytest.mark.parametrize('one, two', pairs, ids=['+'.join(pair) for pair in pairs])
+
+
+@variants_only
 def test_pairs_load_or_say_why_not(name):
     for other in HOOKS:
         if other != name:
-            loads(name, other)
+            goes_together(name, other)
 
 
-@pytest.mark.parametrize('one, two', PAIRS, ids=['+'.join(pair) for pair in PAIRS])
+@name_pairs(PAIRS)
 def test_pair(one, two):
+    check_pair(one, two, its=[1000])
+
+
+@slow
+@name_pairs(OTHER_PAIRS)
+def test_other_pair(one, two):
+    if goes_together(one, two):
+        check_pair(one, two, its=ITERATIONS)
+
+
+def check_pair(one, two, its):
     both = f'{one}+{two}'
     for off, left in (one, two), (two, one):
-        checks.neutral_is_base(both, checks.neutral(off), than=left)
-    checks.decoding(small(both, 0.3)) # one cache for both
-
-
-# -- the checks see what they are for: broken on purpose
-
-def broken(cls, body):
-    """The file of a variant whose class cls has this body."""
-    head = '"""A fault. Source: github"""\nimport torch\nimport torch.nn as nn\nimport model\nNEUTRAL = {}\n'
-    head += 'from core.nn.attention import distance_bias\n'
-    return f'{head}class {cls}(model.{cls}):\n{indent(body, "    ")}'
-
-
-FAULTY = dict(
-    mean_of_row=broken('Block', '''
-def attn_out(self, y, step):
-    return y + 0.1 * y.mean(1, keepdim=True)
-'''),
-    top_k=broken('Block', '''
-def forward(self, x, step): # the half of the tokens that score highest pass through the block, all tokens compared
-    score = self.ln_1(x)[..., 0]
-    kept = score >= score.topk(x.size(1) // 2, dim=1).values[:, -1:]
-    return torch.where(kept[..., None], super().forward(x, step), x)
-'''),
-    mean_of_batch=broken('Block', '''
-def attn_out(self, y, step):
-    return y - 0.1 * y.mean(0)
-'''),
-    gate_by_batch=broken('Block', '''
-def forward(self, x, step):
-    score = self.ln_1(x)[..., 0]
-    return torch.where((score >= score.mean(0))[..., None], super().forward(x, step), x)
-'''),
-    only_in_training=broken('Block', '''
-def attn_out(self, y, step):
-    return y + 0.1 * y.mean(1, keepdim=True) if self.training else y
-'''),
-    after_warmup=broken('Block', '''
-def attn_out(self, y, step):
-    return y + 0.1 * y.mean(1, keepdim=True) * (step.it > 100)
-'''),
-    zero_at_first=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.strength = nn.Parameter(torch.zeros(()))
-def attn_out(self, y, step):
-    return y + self.strength * y.mean(1, keepdim=True)
-'''),
-    after_training=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.register_buffer('seen', torch.zeros(()))
-def attn_out(self, y, step):
-    self.seen.add_(1.0 * self.training)
-    return y + 0.1 * y.mean(1, keepdim=True) * (self.seen > 20)
-'''),
-    reads_targets=broken('GPT', '''
-def forward(self, idx, targets=None, step=None):
-    logits, loss = super().forward(idx, targets, step)
-    return logits + 0.1 * nn.functional.one_hot(targets, logits.size(-1)), loss
-'''),
-    less_the_mean=broken('Block', '''
-def attn_out(self, y, step):
-    return y - y.mean(1, keepdim=True)
-'''),
-    deaf=broken('GPT', '''
-def forward(self, idx, targets=None, step=None):
-    return super().forward(0 * idx, targets, step)
-'''),
-    no_attention=broken('Block', '''
-def attn_out(self, y, step):
-    return 0 * y
-'''),
-    remembers=broken('Block', '''
-seen = 0
-def attn_out(self, y, step):
-    self.seen = self.seen + 1
-    return y * self.seen
-'''),
-    counts_from_zero=broken('Block', '''
-def attn_out(self, y, step): # position within the pass, wrong once there is a cache
-    return y * (1 + torch.arange(y.size(1))[:, None])
-'''),
-    late_keys=broken('CausalSelfAttention', '''
-def attend(self, q, k, v, x, pos_k, step): # from position 13 on, a token alone does not see itself
-    return super().attend(q, k, v, x, pos_k + (step.pos[:, -1:] > 12) * (q.size(2) == 1), step)
-'''),
-    other_fast_path=broken('CausalSelfAttention', '''
-def score_mod(self, x, pos_k, step):
-    slope = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2)
-    return distance_bias(slope if self.config.attn == 'math' else slope * 1.01, pos_k)
-'''),
-    no_gradient=broken('CausalSelfAttention', '''
-def score_mod(self, x, pos_k, step):
-    slope = x[..., :1].exp().expand(-1, -1, self.n_head).transpose(1, 2)
-    return distance_bias(slope if self.config.attn == 'math' else slope.detach(), pos_k)
-'''),
-    python_branch=broken('Block', '''
-def attn_out(self, y, step):
-    return y if step.it > 1 else 2 * y
-'''),
-    python_counter=broken('Block', '''
-calls = 0
-def attn_out(self, y, step):
-    self.calls += 1
-    return y * self.calls
-'''),
-    not_neutral=broken('Block', '''
-def attn_out(self, y, step):
-    return y * 1.00001
-'''),
-    neutral_forward=broken('Block', '''
-def attn_out(self, y, step):
-    return y.detach() + 0.5 * (y - y.detach())
-'''),
-    unused=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.extra = classes.Linear(config, 4, 4)
-'''),
-    zero_gradient=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.extra = nn.Parameter(torch.ones(()))
-def attn_out(self, y, step):
-    return y + 0 * self.extra
-'''),
-    forgets_one=broken('GPT', '''
-def configure_optimizers(self, *args):
-    optimizer = super().configure_optimizers(*args)
-    optimizer.param_groups[0]['params'].pop()
-    return optimizer
-'''),
-    learns_nothing=broken('GPT', '''
-def forward(self, idx, targets=None, step=None):
-    logits, loss = super().forward(idx, targets, step)
-    return logits, None if loss is None else loss.detach() + 0 * loss
-'''),
-    own_loss=broken('GPT', '''
-def forward(self, idx, targets=None, step=None):
-    logits, loss = super().forward(idx, targets, step)
-    return logits, None if loss is None else 0.9 * loss
-'''),
-    other_start=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.attn.c_proj.weight.init = nn.init.zeros_
-'''),
-    unsaved=broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.own = torch.randn(config.n_embd)
-def attn_out(self, y, step):
-    return y + self.own
-'''),
-    last_alone=broken('GPT', '''
-def forward(self, idx, targets=None, step=None):
-    logits, loss = super().forward(idx, targets, step)
-    return logits if loss is not None else 2 * logits, loss
-'''),
-)
-
-
-def on(check, shake=0.3, training=False, attn='auto', **args):
-    return lambda name: check(small(name, shake, attn=attn).train(training), **args)
-
-
-NEUTRAL_CHECK = lambda name: checks.neutral_is_base(name, {})
-FAST_PATH = on(checks.fast_path, 0.1, True, impl='sdpa', T=7, tol=1e-9)
-UNIFORM = lambda name: checks.uniform_tokens(name, runs=[(32, 1)], steps=150)
-FAULTS = [ # variant, the check that sees it, how it says so; a check that does not: why there are several
-    ('mean_of_row', on(checks.suffix_swap), 'suffix swap: logits before', None),
-    ('mean_of_row', on(checks.jacobian), 'Jacobian: .* later inputs', on(checks.row_swap)),
-    ('top_k', on(checks.suffix_swap), 'suffix swap: logits before', on(checks.jacobian)),
-    ('mean_of_batch', on(checks.row_swap), 'row swap: the logits', None),
-    ('mean_of_batch', on(checks.jacobian), 'Jacobian: .* other rows', None),
-    ('gate_by_batch', on(checks.row_swap), 'row swap: the logits', on(checks.jacobian)),
-    ('only_in_training', on(checks.causal, training=True), 'suffix swap', on(checks.causal)),
-    ('after_warmup', on(checks.causal), 'suffix swap', on(checks.causal, its=[0])),
-    ('zero_at_first', on(checks.causal), 'suffix swap', on(checks.causal, shake=0)),
-    ('after_training', lambda name: checks.causal(checks.trained(name).eval()), 'suffix swap', on(checks.causal)),
-    ('reads_targets', UNIFORM, 'uniform tokens: evaluation loss', on(checks.causal)),
-    ('less_the_mean', UNIFORM, 'uniform tokens: evaluation loss', None),
-    ('deaf', on(checks.suffix_swap), 'suffix swap: .* own token', None),
-    ('deaf', on(checks.row_swap), 'row swap: .* own row', None),
-    ('no_attention', on(checks.causal), 'Jacobian: no position looks', on(checks.suffix_swap)),
-    ('remembers', on(checks.stateless), 'stateless', None),
-    ('counts_from_zero', on(checks.decoding), 'decoding: 1 tokens after 1 ', on(checks.causal)),
-    ('counts_from_zero', on(checks.generating), 'generating', None),
-    ('late_keys', on(checks.decoding, attn='math'), 'decoding: 1 tokens after 13 ', None),
-    ('last_alone', on(checks.decoding), 'decoding: without targets', None),
-    ('other_fast_path', FAST_PATH, 'fast path: logits', None),
-    ('no_gradient', FAST_PATH, 'fast path: .* gradient', None),
-    ('python_branch', on(checks.one_graph), 'one graph', None),
-    ('python_counter', on(checks.one_graph), 'one graph', None),
-    ('not_neutral', NEUTRAL_CHECK, 'neutral: logits', None),
-    ('neutral_forward', NEUTRAL_CHECK, 'neutral: the gradient', None),
-    ('unused', checks.trains, 'trains: .*extra.weight has no gradient', None),
-    ('zero_gradient', checks.trains, 'trains: the gradient is 0 for .*extra', None),
-    ('forgets_one', checks.trains, 'trains: .* is in 0 optimizer groups', None),
-    ('learns_nothing', checks.trains, 'trains: loss', None),
-    ('own_loss', on(checks.plain_loss), 'plain loss', None),
-    ('other_start', checks.shared_start, 'shared start: .*c_proj', None),
-    ('unsaved', checks.round_trip, 'round trip: other logits', None),
-]
-
-
-@pytest.mark.parametrize('name, check, says, blind', FAULTS, ids=[f'{f[0]}-{f[2].split(":")[0]}' for f in FAULTS])
-def test_checks_see(name, check, says, blind, drop):
-    drop(name, FAULTY[name])
-    with pytest.raises(Failed, match=says):
-        check(name)
-    if blind:
-        blind(name)
-
-
-@pytest.mark.slow
-def test_uniform_tokens_see_a_top_k(drop):
-    """The mixture-of-depths rule. No gradient shows it, the loss does."""
-    drop('chosen', broken('Block', '''
-def __init__(self, config, classes, layer):
-    super().__init__(config, classes, layer)
-    self.router = nn.Linear(config.n_embd, 1, bias=False)
-def forward(self, x, step):
-    score = self.router(x) # (B, T, 1)
-    chosen = score.topk(x.size(1) // 4, dim=1).indices.sort(dim=1).values
-    some, it = chosen.expand(-1, -1, x.size(2)), torch.zeros(())
-    inner = model.Step(step.pos.gather(1, chosen[..., 0]), it)
-    update = super().forward(x.gather(1, some), inner) - x.gather(1, some)
-    return super().forward(x, step).scatter_add(1, some, update * score.gather(1, chosen))
-'''))
-    with pytest.raises(Failed, match='uniform tokens'):
-        checks.uniform_tokens('chosen')
-
-
-def test_uniform_tokens_let_the_baseline_pass():
-    assert checks.uniform_tokens('base', runs=[(8, 1)], steps=150) is False
-
-
-def test_neutral_must_be_declared(drop):
-    drop('silent', broken('Block', 'pass').replace('NEUTRAL', 'OTHER'))
-    with pytest.raises(Failed, match='silent has no NEUTRAL'):
-        checks.neutral('silent')
-
-
-def test_a_declared_leak_is_known_by_its_options(drop):
-    drop('leaky', '''
-        import dataclasses
-        from typing import Literal
-        import model
-        LEAKS = [(dict(gate='row'), 'averages the row')]
-        class GPTConfig(model.GPTConfig):
-            gate: Literal['token', 'row'] = 'token'     # what the gate averages over
-            size: int = 0                               # something else
-    ''')
-    assert checks.leak_reason('leaky', {}) is None and checks.leak_reason('leaky', dict(size=1)) is None
-    assert checks.leak_reason('leaky', dict(gate='row', size=1)) == 'averages the row'
-    assert checks.choices('leaky') == dict(gate=['token', 'row'], size=[0, 4])
-    found = list(checks.settings('leaky'))
-    assert dict(size=4) in found[:2] and dict(gate='row', size=4) in found[2:] # what leaks comes after the rest
+        checks.neutral_is_base(both, checks.neutral_options(off), than=left, its=its)
+    decodes_in_mixed_chunks(small(both, 0.3)) # one cache for both

@@ -6,8 +6,9 @@ import torch
 
 from core.errors import Stop
 from core.nn.attention import attention_weights, local_attention, math_attention
+from core.rng import generator
 from lab import checks
-from lab.checks import at, generator, small
+from lab.checks import iteration, small
 from model import Step
 
 T = checks.SMALL['block_size']
@@ -19,7 +20,7 @@ def normal(*size, seed=0):
 
 def weights(model, layer=0, T=T, seed=0):
     """What each position of a layer's attention sees, (B, nh, T, T), with what else is in the Step: values are one-hot."""
-    attn, step = model.transformer.h[layer].attn, Step(stats={}, it=at(0))
+    attn, step = model.transformer.h[layer].attn, Step(stats={}, it=iteration(0))
     step.pos = torch.arange(T).expand(2, T)
     x = normal(2, T, model.config.n_embd, seed=seed)
     q, k, v = attn.qkv(x)
@@ -86,8 +87,8 @@ def test_windows_are_causal_and_decode(name, options, attn):
     model = small(name, 0.3, attn=attn, **options)
     checks.suffix_swap(model)
     checks.row_swap(model)
-    checks.decoding(model)
-    checks.generating(model)
+    checks.cached_decoding(model)
+    checks.greedy_generation(model)
 
 
 # -- who sees whom
@@ -156,7 +157,7 @@ def test_hard_window_counts_the_blocks_that_are_seen():
 def test_block_loss_is_about_the_widest_window_of_a_block():
     model = small('hard_window', 0.3, bias=True, block_loss=1.0, n_layer=1, block_size=200)
     attn = model.transformer.h[0].attn
-    step = Step(stats={}, it=at(0))
+    step = Step(stats={}, it=iteration(0))
     step.pos = torch.arange(200).expand(2, 200)
     x = normal(2, 200, 24).requires_grad_()
     attn.score_mod(x, step.pos, step)
@@ -217,7 +218,7 @@ def test_every_second_layer(name, own):
     layers = {int(n.split('.')[2]) for n, _ in model.named_parameters() if own in n.split('.')}
     assert layers == {1, 3}
     checks.trains(name, every=2, n_layer=3)
-    checks.decoding(model)
+    checks.cached_decoding(model)
 
 
 # -- surprise: rules that the battery reaches only by chance
@@ -244,4 +245,4 @@ def test_the_first_gate_can_be_held_open(gate):
         step = Step(stats={})
         model.train(training)(checks.tokens(model), step=step)
         assert all((g[:, 0] == 1).all() and not (g[:, 1:] == 1).all() for g in step.stats['gate'])
-    checks.decoding(model)
+    checks.cached_decoding(model)

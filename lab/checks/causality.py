@@ -1,0 +1,94 @@
+"""Does a position see a later one, or a row another? By swapping tokens, and by gradients."""
+import torch
+
+from core.rng import generator
+from lab.checks.failures import Leak, require
+from lab.checks.models import ITERATIONS, capture_embeddings, different_tokens, logits_of, tokens
+
+
+@torch.no_grad()
+def suffix_swap(model, times=None, seed=0, it=0):
+    """Checks that logits before t are the same bits whatever the tokens from t on, for each t in `times`.
+
+    Sees choices, such as a top-k over the row, to which gradients are blind. Each row has a t of its own:
+    row_swap has to have shown before that rows do not see each other.
+    """
+    T, vocab_size = model.config.block_size, model.config.vocab_size
+    if times is None:
+        random = torch.randint(2, T - 1, (2,), generator=generator(seed, 'times')).tolist()
+        times = [1, T // 2, T - 1, *random]
+    t = torch.tensor(times).repeat(4)[:, None] # (B, 1)
+    later = torch.arange(T) >= t # (B, T)
+    idx = tokens(model, len(t), seed=seed)
+    logits = logits_of(model, idx, it)
+    require(logits.isfinite().all(), 'suffix swap: logits are not finite')
+
+    swapped = torch.where(later, different_tokens(idx, vocab_size, seed), idx)
+    moved = (logits_of(model, swapped, it) != logits).any(-1) # (B, T)
+    leaky, deaf = (t[rows.any(-1), 0].tolist() for rows in (moved & ~later, later & ~moved))
+    require(not leaky, f'suffix swap: logits before {leaky[:1]} change with the tokens from there on', Leak)
+    require(not deaf, f'suffix swap: some logits from {deaf[:1]} on do not depend on their own token')
+
+
+@torch.no_grad()
+def row_swap(model, seed=0, it=0):
+    """Checks that a row's logits are the same bits whatever the other rows."""
+    idx = tokens(model, 4, seed=seed)
+    logits = logits_of(model, idx, it)
+    for kept in range(4):
+        swapped = different_tokens(idx, model.config.vocab_size, (seed, kept))
+        swapped[kept] = idx[kept]
+        moved = (logits_of(model, swapped, it) != logits).any(-1).any(-1) # (B,)
+        require(not moved[kept], f'row swap: the logits of row {kept} change with the other rows', Leak)
+        require(moved.sum() == 3, 'row swap: some logits do not depend on their own row')
+
+
+def jacobian(model, seed=0, it=0):
+    """Checks that logits at t have a gradient of exactly 0 for later inputs and other rows, but not for their own.
+
+    Returns how many earlier inputs have a gradient, which a shut gate may bring to 0.
+    """
+    T, earlier = model.config.block_size, 0
+    idx = tokens(model, seed=seed)
+    leaves, hook = capture_embeddings(model)
+    logits = logits_of(model, idx, it)
+    hook.remove()
+    require(leaves, 'Jacobian: the tokens do not pass through transformer.wte')
+    for t in (0, 1, T // 2, T - 1):
+        row = t % len(idx)
+        other_rows = torch.arange(len(idx)) != row
+        cotangent = torch.randn(model.config.vocab_size, generator=generator(seed, t), dtype=logits.dtype)
+        grads = torch.autograd.grad((logits[row, t] * cotangent).sum(), leaves, retain_graph=True)
+        live = sum((grad != 0).any(-1) for grad in grads) > 0 # (B, T)
+        require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs', Leak)
+        require(not live[other_rows].any(), f'Jacobian: logits of row {row} depend on other rows', Leak)
+        require(live[row, t], f'Jacobian: logits at {t} do not depend on their own input')
+        earlier += live[row, :t].sum().item()
+    return earlier
+
+
+def causal(model, its=ITERATIONS):
+    """Makes all three checks of the model, in its present mode, on other tokens at each iteration."""
+    for it in its:
+        row_swap(model, it, it)
+        suffix_swap(model, None, it, it)
+    require(sum([jacobian(model, it, it) for it in its]) > 0, 'Jacobian: no position looks at an earlier one')
+
+
+def has_leak(make, seeds=range(5)):
+    """Returns True if one of the models make(seed=...) is seen to look, in training, where it must not."""
+    for seed in seeds:
+        model = make(seed=seed).train()
+        for it in ITERATIONS:
+            for check in suffix_swap, row_swap:
+                try:
+                    check(model, seed=seed, it=it)
+                except Leak:
+                    return True
+    return False
+
+
+def declared_leak(*makes):
+    """Checks that a declared leak is seen in a model that one of these functions makes, and returns True."""
+    require(any(has_leak(make) for make in makes), 'declared leak: no check sees it: is it one?')
+    return True

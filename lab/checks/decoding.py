@@ -1,0 +1,64 @@
+"""Is what is evaluated what is decoded?"""
+import torch
+
+from core.rng import seed_cpu
+from lab.checks.failures import require
+from lab.checks.models import ITERATIONS, iteration, logits_of, tokens
+from model import Step
+
+
+@torch.no_grad()
+def stateless(model):
+    """Checks that a pass leaves nothing behind that the next one sees. In training a buffer may."""
+    was_training = model.training
+    for training in [False] if list(model.buffers()) else [False, True]:
+        model.train(training)
+        a, b = tokens(model, seed=1), tokens(model, seed=2)
+        results = []
+        for idx in a, b, a:
+            seed_cpu(0)
+            logits, _ = model(idx, idx)
+            results.append(logits)
+        require(torch.equal(results[0], results[2]),
+                'stateless: the same tokens give other logits after another batch')
+    model.train(was_training)
+
+
+@torch.no_grad()
+def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
+    """Checks that passes with the cache give the logits of one full pass.
+
+    cuts: a list of numbers of tokens, one each pass, for each iteration. By default token by token, in
+    chunks, and a few tokens after a long context.
+    """
+    model.eval()
+    idx = tokens(model, 2)
+    T = idx.size(1)
+    if cuts is None:
+        cuts = [1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1]
+    for it, sizes in zip(its, cuts):
+        full = logits_of(model, idx, it) # (B, T, vocab_size)
+        last, _ = model(idx, step=Step(it=iteration(it)))
+        require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol),
+                'decoding: without targets, other last logits')
+        cache, done = [{} for _ in model.transformer.h], 0
+        for size in sizes:
+            new = idx[:, done:done + size]
+            pos = None if done == 0 else torch.arange(done, done + size).expand(2, -1)
+            logits, _ = model(new, new, Step(pos, iteration(it), cache))
+            off = (logits - full[:, done:done + size]).abs().max().item()
+            text = f'{size} tokens after {done} in the cache: logits off by {off:.1e} from one full pass'
+            require(off <= atol * (1 + full.abs().max().item()), f'decoding: {text}')
+            done += size
+
+
+@torch.no_grad()
+def greedy_generation(model):
+    """Checks that generate(), past block_size too, gives the tokens of a loop without a cache."""
+    model.eval()
+    idx, size = tokens(model, 2, 5), model.config.block_size
+    generated = model.generate(idx, size + 3, temperature=0)
+    for _ in range(size + 3):
+        logits, _ = model(idx[:, -size:])
+        idx = torch.cat((idx, logits[:, -1].argmax(-1, keepdim=True)), dim=1)
+    require(torch.equal(generated, idx), 'generating: greedy tokens differ from those without a cache')

@@ -1,0 +1,178 @@
+"""Are the numbers the same: on the fast path, compiled, in the baseline with NEUTRAL, after a checkpoint?"""
+import math
+
+import torch
+from safetensors.torch import load as load_tensors, save as save_tensors
+
+from core.rng import generator
+from core.run.checkpoint import load_model_tensors, model_tensors
+from lab.checks.failures import Failed, require
+from lab.checks.models import (
+    ITERATIONS,
+    capture_embeddings,
+    frozen_rng_and_buffers,
+    iteration,
+    logits_of,
+    shake_weights,
+    small,
+    tokens,
+    uses_rng,
+)
+from lab.checks.settings import neutral_options
+from model import Step
+
+# -----------------------------------------------------------------------------
+# how equal two results are
+
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+def assert_close(name, got, want, tol, floor=0.0):
+    """Checks that the RMS of got - want is at most tol times that of want, or times floor if that is more."""
+    off, scale = rms(got - want), rms(want)
+    is_close = math.isfinite(off) and off <= tol * max(scale, floor)
+    require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}')
+
+
+def assert_grads_close(name, got, want, tol):
+    """Checks dicts {parameter: gradient}, each as assert_close does."""
+    # one that is zero but for rounding is measured against a thousandth of the others
+    floor = 1e-3 * torch.stack([g.double().square().mean() for g in want.values()]).mean().sqrt().item()
+    for parameter in want:
+        assert_close(f'{name}: the gradient of {parameter}', got[parameter], want[parameter], tol, floor)
+
+
+def outputs_and_grads(model, idx, it=0, seed=0):
+    """Returns logits (B, T, vocab_size), the loss, and {name: gradient} of parameters and embedded tokens.
+
+    The gradients are those of the loss plus the logits times a random cotangent.
+    """
+    leaves, hook = capture_embeddings(model)
+    model.zero_grad()
+    with frozen_rng_and_buffers(model):
+        logits, loss = model(idx, idx, Step(it=iteration(it)))
+    hook.remove()
+    cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
+    ((logits * cotangent.to(logits.dtype)).sum() / len(idx) + loss).backward()
+    grads = {}
+    for name, p in model.named_parameters():
+        grads[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+    grads |= {f'input {i}': x.grad for i, x in enumerate(leaves)}
+    return logits.detach(), loss.detach(), grads
+
+
+# -----------------------------------------------------------------------------
+# speed changes nothing
+
+def fast_path(model, impl, T, tol):
+    """Checks that attn=impl gives what attn=math gives, logits and all gradients. Stop where impl refuses."""
+    idx = tokens(model, 2, T)
+    results = {}
+    for attn in 'math', impl:
+        model.config.attn = attn
+        results[attn] = outputs_and_grads(model, idx)
+    want, _, want_grads = results['math']
+    got, _, got_grads = results[impl]
+    assert_close(f'fast path: logits by {impl} at T={T}', got, want, tol)
+    assert_grads_close(f'fast path: {impl} at T={T}', got_grads, want_grads, tol)
+
+
+def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
+    """Checks that torch.compile makes one graph of the pass, at all iterations, with eager's loss and gradients.
+
+    Backend 'eager' runs what Dynamo traced as it is: it takes half the time, and is blind to AOTAutograd.
+    """
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes as long to import as torch itself
+    idx = tokens(model, 2)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+
+    def objective(x, y, it):
+        step = Step(it=it)
+        _, loss = model(x, y, step)
+        return loss, step.losses
+
+    def run(f, it):
+        model.zero_grad()
+        with frozen_rng_and_buffers(model):
+            loss, losses = f(idx, idx, iteration(it))
+        loss.backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return loss.detach(), losses, grads
+
+    graphs = None
+    try:
+        compiled = torch.compile(objective, backend=counter, fullgraph=True, dynamic=False)
+        for it in its:
+            want, want_losses, want_grads = run(objective, it)
+            got, got_losses, got_grads = run(compiled, it)
+            assert_close('one graph: the loss', got, want, tol)
+            require(list(want_losses) == list(got_losses), 'one graph: other losses than in eager mode')
+            assert_grads_close('one graph', got_grads, want_grads, tol)
+            # the first call may have taken the compiler two attempts
+            graphs = counter.frame_count if graphs is None else graphs
+            require(counter.frame_count == graphs, f'one graph: compiled again at iteration {it}')
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise Failed(f'one graph: {str(error).strip().splitlines()[0]}') from error
+    finally:
+        torch._dynamo.reset()
+
+
+# -----------------------------------------------------------------------------
+# the baseline, and other seeds
+
+def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **core_options):
+    """Checks that with its NEUTRAL as options a variant has logits, loss and gradients of `than`, at any weights.
+
+    An empty NEUTRAL says that the variant's own weights do it as they start. For a variant a+b and the
+    NEUTRAL of b, than is a; one that draws noise in training would draw other noise there, with b's modules
+    among its own.
+    """
+    base, model = small(than, shake=0.3, **core_options), small(variant, **options, **core_options)
+    base_names = dict(base.named_parameters()).keys()
+    shared = {name: p for name, p in model.named_parameters() if name in base_names}
+    require(len(shared) == len(base_names), f'neutral: {than} has parameters that {variant} lacks')
+    # the baseline's weights in all that is shared, shaken ones in the rest
+    shake_weights(model, 0.3, only=None if options else shared)
+    with torch.no_grad():
+        for name, p in base.named_parameters():
+            shared[name].copy_(p)
+
+    idx = tokens(model)
+    for training in [False] if uses_rng(base) else [False, True]:
+        for it in its:
+            want_logits, want_loss, want_grads = outputs_and_grads(base.train(training), idx, it)
+            got_logits, got_loss, got_grads = outputs_and_grads(model.train(training), idx, it)
+            assert_close('neutral: logits', got_logits, want_logits, tol)
+            assert_close('neutral: loss', got_loss, want_loss, tol)
+            assert_grads_close('neutral', got_grads, want_grads, tol)
+
+
+def shared_start(variant):
+    """Checks that what the variant shares with the baseline, with NEUTRAL all of it, starts with the same bits."""
+    base = dict(small('base', seed=7).named_parameters())
+    for options in {}, neutral_options(variant) if variant != 'base' else {}:
+        params = dict(small(variant, seed=7, **options).named_parameters())
+        other_seed = dict(small(variant, seed=8, **options).named_parameters())
+        for name, p in base.items():
+            is_shared = name in params and params[name].shape == p.shape
+            require(is_shared or not options, f'shared start: {name} is missing with {options}')
+            require(not is_shared or torch.equal(params[name], p),
+                    f'shared start: {name} differs from the baseline')
+    require(any(not torch.equal(other_seed[name], p) for name, p in params.items()),
+            'shared start: the seed changes nothing')
+
+
+@torch.no_grad()
+def round_trip(variant, **options):
+    """Checks that a checkpoint's bytes in a fresh model give the same logits."""
+    model = small(variant, 0.3, 1, torch.float32, **options).eval()
+    fresh = small(variant, 0.0, 2, torch.float32, **options).eval()
+    saved = save_tensors(model_tensors(model))
+    idx = tokens(model)
+    want = logits_of(model, idx)
+    require(not torch.equal(logits_of(fresh, idx), want),
+            'round trip: another seed and weights give the same logits')
+    load_model_tensors(fresh, load_tensors(saved))
+    require(torch.equal(logits_of(fresh, idx), want), 'round trip: other logits after loading')
