@@ -13,7 +13,7 @@ from core.kernels import attention_reference as reference
 
 kernels = None
 if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
-    from core.kernels import attention as kernels
+    from core.kernels import attention_op as kernels
 
 
 def attend(q, k, v, pos_q, pos_k, score_mod=None, form=None, impl='auto', from_zero=False, dropout=0.0):
