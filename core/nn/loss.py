@@ -18,8 +18,8 @@ def cross_entropy(logits, targets):
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The negative log-likelihoods (N,) in float32, 0 for a target of -1, NaN for one that is no token, and what the gradient needs
     (N,), for logits (N, V) and targets (N,)."""
-    from core.kernels.cross_entropy import forward  # Triton
-    return forward(logits, targets)
+    from core.kernels.cross_entropy import launch_nll_forward  # Triton
+    return launch_nll_forward(logits, targets)
 
 
 @nll.register_fake
@@ -30,8 +30,8 @@ def _(logits, targets):
 @torch.library.custom_op('core::nll_backward', mutates_args=())
 def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
     """(N, V)."""
-    from core.kernels.cross_entropy import backward  # Triton
-    return backward(dlosses, logits, targets, lse)
+    from core.kernels.cross_entropy import launch_nll_backward  # Triton
+    return launch_nll_backward(dlosses, logits, targets, lse)
 
 
 @nll_backward.register_fake
