@@ -1,16 +1,19 @@
-"""Work captured as a CUDA graph, so that replaying it is one launch: https://pytorch.org/docs/stable/notes/cuda.html"""
+"""Work captured as a CUDA graph, so that replaying it is one launch.
+
+https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
 import torch
 
 
 class GraphPool:
-    """A stream and memory shared by graphs of which one runs at a time: together they need the memory of the largest."""
+    """A stream and memory for graphs of which one runs at a time: they take the memory of the largest."""
 
     def __init__(self):
         self.stream = torch.cuda.Stream()
         self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, call):
-        """Records call() and returns the graph. What it launches has to have run before: libraries make their handles then."""
+        """Records call() and returns the graph. All that it launches must have run before."""
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):

@@ -9,14 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 def flops_per_token(classes, config):
     """Returns the FLOPs per token at full context, (forward, forward and backward); a multiply-add is 2.
 
-    Matrix products only, each in full: causal attention counts all T x T scores, as in the PaLM formula (arXiv 2204.02311,
-    appendix B), although fused kernels skip the masked half.
+    Matrix products only, each in full: causal attention counts all T x T scores, as in the PaLM formula
+    (arXiv 2204.02311, appendix B), although fused kernels skip the masked half.
     """
+    # attn='math' makes them products that the counter knows
     return count_flops(classes, dataclasses.astuple(dataclasses.replace(config, attn='math')))
 
 
-@cache # the runs of one arm ask for the same
+# cached, because the runs of one arm ask for the same
+@cache
 def count_flops(classes, fields):
+    """Counts what flops_per_token() returns for a GPTConfig of these fields."""
     config = classes.GPTConfig(*fields)
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
         model = classes.GPT(config, classes)

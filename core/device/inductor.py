@@ -1,13 +1,18 @@
-"""Settings of torch.compile for CUDA, and passes over the graphs that it makes. ENABLED = False turns all passes off.
+"""Settings of torch.compile for CUDA, and passes over its graphs. ENABLED = False turns all passes off.
 
-| pass | replaces | by | why |
-|---|---|---|---|
-| gelu_patterns | F.gelu and its gradient, 36 and 51 instructions | a polynomial and exp2, 17 and 23 | copies no longer wait for arithmetic |
-| cast_together | autocast's copies of weights, a launch each | core::cast, one kernel | launches |
-| float32_gradients | a weight's gradient in half precision and its copy | a product that leaves float32 | a launch and a rounding |
-| small_products | cuBLAS's products below 2^26 multiply-adds | core/kernels/matmul.py | models that train side by side share a GPU |
+| pass              | replaces                       | by                            | to save         |
+|-------------------|--------------------------------|-------------------------------|-----------------|
+| gelu_patterns     | F.gelu and its gradient,       | a polynomial and exp2,        | arithmetic that |
+|                   | 36 and 51 instructions         | 17 and 23 instructions        | copies wait for |
+| cast_together     | autocast's copies of weights,  | core::cast, a launch for all  | launches        |
+|                   | a launch each                  |                               |                 |
+| float32_gradients | a weight's gradient in half    | a product that leaves float32 | a launch and    |
+|                   | precision, its copy to float32 |                               | a rounding      |
+| small_products    | cuBLAS's products of at most   | core::matmul, which leaves    | waiting, where  |
+|                   | 2^26 multiply-adds             | room on a multiprocessor      | models train at |
+|                   |                                |                               | the same time   |
 
-All are for torch 2.10 and later: custom passes before and after the joint graph (torch._inductor.config).
+They need torch 2.10: custom passes before and after those of the joint graph (torch._inductor.config).
 """
 import functools
 import operator
@@ -19,14 +24,18 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 ENABLED = True
 aten, prims = torch.ops.aten, torch.ops.prims
-# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, the constant first: by the fit GELU is off by at most 1e-8.
-LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4, -1.38095593e-4,
-             2.92733228e-5, -1.99199469e-6)
-SMALL = 2 ** 26 # multiply-adds of a product that does not fill a GPU: 50 million in 768 rows of 128 by 128 x 512
+
+# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, from the constant on. By it alone
+# GELU is off by at most 1e-8.
+LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4,
+             -1.38095593e-4, 2.92733228e-5, -1.99199469e-6)
+
+# multiply-adds of a product that does not fill a GPU: 768 rows of 128 by 128 x 512 take 50 million
+SMALL = 2 ** 26
 
 
 def configure(index):
-    """Sets what torch.compile is to do for CUDA device `index`."""
+    """Sets what torch.compile does for CUDA device `index`, in this process."""
     from torch._functorch import config as functorch
     from torch._inductor import config as inductor
     from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
@@ -42,9 +51,10 @@ def configure(index):
     inductor.force_shape_pad = True
     # no split of a sum is to be timed anew in each process: another order of a sum has other bits
     inductor.dynamic_scale_rblock = False
-    # from torch 2.13 on all of this holds in this thread, but not in backward's
+    # from torch 2.13 on these settings hold in this thread alone, so backward has to be compiled in it too
     functorch.force_non_lazy_backward_lowering = True
-    # Inductor sets these two as soon as it compiles, and a warm start does not: our kernels would be compiled for it once more
+    # Inductor sets these two when it compiles, and not when it finds all compiled: then the kernels of
+    # core/kernels would be looked for elsewhere, and compiled again
     os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
     ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'
     if ptxas.exists():
@@ -74,15 +84,18 @@ class BeforePadding(CustomGraphPass):
 
 
 # -----------------------------------------------------------------------------
-# GELU and its gradient: PyTorch's take more instructions than there is time for while their numbers are copied
+# GELU and its gradient, whose instructions take longer than the copies of their numbers
 
 def erf_and_one(x):
-    """Twice the normal distribution at x, as PyTorch computes it: F.gelu takes 36 instructions (51 in backward)."""
+    """Twice the normal distribution at x, as PyTorch computes it: F.gelu has 36 instructions, 51 backward."""
     return torch.erf(x * 0.7071067811865476) + 1
 
 
 def erf_and_one_by_exp2(x):
-    """erf_and_one(x), with which F.gelu takes 17 (23). erf's cancellation for x < 0, which loses what is below 6e-8, is gone with it."""
+    """erf_and_one(x), with which F.gelu has 17 instructions, 23 backward.
+
+    erf cancels for x < 0, where it loses what is below 6e-8; this does not.
+    """
     z = x.abs()
     log2 = LOG2_TAIL[-1] * z + LOG2_TAIL[-2]
     for c in LOG2_TAIL[-3:0:-1]:
@@ -97,12 +110,15 @@ def density(x):
 
 
 def density_by_exp2(x):
+    """density(x) by the instruction that there is."""
     return torch.exp2(x * x * -0.7213475204444817) # half of log2(e)
 
 
 @functools.cache
 def gelu_patterns():
-    from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement  # .5 s, which a warm start saves
+    """Returns the pass that replaces erf_and_one and density in float32."""
+    # half a second, which a warm start saves
+    from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement
     patterns = PatternMatcherPass()
     for definition, fast in (erf_and_one, erf_and_one_by_exp2), (density, density_by_exp2):
         register_replacement(definition, fast, [torch.empty(2, 2)], fwd_only, patterns,
@@ -115,7 +131,7 @@ def gelu_patterns():
 
 @torch.library.custom_op('core::cast', mutates_args=())
 def cast(weights: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """The weights in another dtype, by one kernel for all."""
+    """Returns the weights in another dtype, by one kernel for all."""
     copies = [torch.empty_like(w, dtype=dtype) for w in weights]
     torch._foreach_copy_(copies, weights)
     return copies
@@ -128,14 +144,17 @@ def _(weights, dtype):
 
 def cast_together(graph):
     """Lets core::cast make the half-precision copies of all matrices among the graph's inputs."""
-    inputs = [node for node in graph.find_nodes(op='placeholder') if not node.name.startswith('tangents')] # these come later
+    # tangents are inputs of backward
+    inputs = [node for node in graph.find_nodes(op='placeholder') if not node.name.startswith('tangents')]
     for dtype in torch.bfloat16, torch.float16:
-        casts = [node for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default)
+        conversions = graph.find_nodes(op='call_function', target=prims.convert_element_type.default)
+        casts = [node for node in conversions
                  if node.args[0] in inputs and node.args[1] == dtype and node.meta['val'].ndim == 2]
         if len(casts) < 2:
             continue
         with graph.inserting_after(inputs[-1]):
-            copies = graph.call_function(torch.ops.core.cast.default, ([node.args[0] for node in casts], dtype))
+            weights = [node.args[0] for node in casts]
+            copies = graph.call_function(torch.ops.core.cast.default, (weights, dtype))
         copies.meta['val'] = [node.meta['val'] for node in casts]
         for n, node in enumerate(casts):
             with graph.inserting_before(node):
@@ -149,7 +168,7 @@ def cast_together(graph):
 # weights' gradients, which autocast rounds to half precision and Inductor copies to float32 by a launch each
 
 def float32_gradients(graph):
-    """Lets a product that sums over rows, as a weight's gradient does, and is wanted in float32 alone leave float32 itself.
+    """Lets a product leave float32 itself if it sums over rows, as a weight's gradient, and is cast to it.
 
     Products on a CPU cannot.
     """
@@ -169,13 +188,13 @@ def float32_gradients(graph):
 
 
 # -----------------------------------------------------------------------------
-# small products, for which cuBLAS takes a GPU whole
+# small products, for which cuBLAS takes a whole GPU
 
 @torch.library.custom_op('core::matmul', mutates_args=())
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in half precision by core/kernels/matmul.py."""
-    from core.kernels.matmul import matmul as kernel  # Triton
-    return kernel(a, b)
+    """Returns a @ b in half precision by core/kernels/matmul.py."""
+    from core.kernels import matmul as kernels  # Triton
+    return kernels.matmul(a, b)
 
 
 @matmul.register_fake
@@ -184,7 +203,7 @@ def _(a, b):
 
 
 def small_products(graph):
-    """Lets core::matmul compute small products in half precision, but for sums over rows, beside which cuBLAS leaves room."""
+    """Lets core::matmul compute small products in half precision; those that sum over rows leave room."""
     for node in graph.find_nodes(op='call_function', target=aten.mm.default):
         rows, value = node.args[0], node.meta['val']
         small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default

@@ -1,4 +1,4 @@
-"""The device, dtype and compilation that a script runs with, each 'auto' or as asked."""
+"""The device, dtype and compilation that a script runs with."""
 import importlib.util
 import re
 import sys
@@ -9,14 +9,16 @@ import torch
 
 from core.errors import Stop
 
-# Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no bfloat16), from the
-# makers' data sheets, without sparsity: e.g. https://www.nvidia.com/en-us/data-center/h200/ (989 = 1,979 / 2).
-# First match wins. A device that is not listed has no MFU: give --peak_tflops.
+# Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no
+# bfloat16), from the makers' data sheets, without sparsity: e.g.
+# https://www.nvidia.com/en-us/data-center/h200/ (989 = 1,979 / 2). First match wins. A device that is not
+# listed has no MFU: give --peak_tflops.
 PEAKS = [
     ('B200', 2250), ('GH200', 989), ('H200 NVL', 835), ('H200', 989),
     ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H800', 989),
-    ('A100', 312), ('A800', 312), ('A40', 149.7), ('A30', 165), ('A10G', 70), ('A10', 125), ('RTX A6000', 154.8),
-    ('L40S', 362), ('L40', 181), ('L4', 121), ('RTX 4090', 165.2), ('RTX 4080', 97.5), ('RTX 3090', 71), ('RTX 3080', 59.5),
+    ('A100', 312), ('A800', 312), ('A40', 149.7), ('A30', 165), ('A10G', 70), ('A10', 125),
+    ('RTX A6000', 154.8), ('L40S', 362), ('L40', 181), ('L4', 121),
+    ('RTX 4090', 165.2), ('RTX 4080', 97.5), ('RTX 3090', 71), ('RTX 3080', 59.5),
     ('V100', 125), ('T4', 65),
 ]
 
@@ -34,11 +36,13 @@ class Machine:
 
     def autocast(self):
         """Computes matrix products in dtype; weights, the residual stream and reductions stay float32."""
-        return nullcontext() if self.dtype == 'float32' else torch.autocast(self.type, getattr(torch, self.dtype))
+        if self.dtype == 'float32':
+            return nullcontext()
+        return torch.autocast(self.type, getattr(torch, self.dtype))
 
     @contextmanager
     def tf32(self):
-        """Lets CUDA compute what stays float32 in tf32, and restores PyTorch's setting: it is the whole process's."""
+        """Lets CUDA compute what stays float32 in tf32; restores the setting, which is the process's."""
         if self.type != 'cuda':
             yield
             return
@@ -53,10 +57,12 @@ class Machine:
                 backend.fp32_precision = precision
 
     def peak_flops(self):
-        """Returns the FLOP/s of the tensor cores, None where they are not known."""
+        """Returns the FLOP/s of the tensor cores in half precision, None where they are not known."""
         if self.dtype == 'float32':
             return None
-        tflops = next((t for name, t in PEAKS if re.search(rf'\b{name}\b(?! (Ti|SUPER|Laptop))', self.name)), None)
+        # another chip is named alike: RTX 3080 Ti, RTX 4080 SUPER, RTX 4090 Laptop GPU
+        matches = (t for name, t in PEAKS if re.search(rf'\b{name}\b(?! (Ti|SUPER|Laptop))', self.name))
+        tflops = next(matches, None)
         return tflops and tflops * 1e12
 
     def synchronize(self):
@@ -64,19 +70,26 @@ class Machine:
             getattr(torch, self.type).synchronize()
 
     def peak_bytes(self):
-        """Returns the most bytes that tensors took on a GPU; on a CPU, of the whole process."""
+        """Returns the most bytes that tensors took on a GPU, else the whole process; None on Windows."""
         if self.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device)
         if importlib.util.find_spec('resource') is None: # Windows
             return None
         import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+        maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # in bytes on macOS, elsewhere in KiB
+        return maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def machine(device='auto', dtype='auto', compile='auto', decoding=False):
-    """Returns the Machine for these options, to train on or for decoding; 'auto' takes the best there is. Stop if impossible."""
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    """Returns the Machine for these options; 'auto' takes the best there is. Stop if one is impossible.
+
+    device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'. dtype: 'auto' or a Machine's. compile: 'auto', True or
+    False. decoding: the machine is for decoding a token at a time, not for training.
+    """
+    if device == 'auto' and torch.cuda.is_available():
+        device = 'cuda'
+    elif device == 'auto':
+        device = 'mps' if torch.backends.mps.is_available() else 'cpu'
     type = device.split(':')[0]
     count = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
     index = device[len(type) + 1:] or '0'
@@ -89,15 +102,20 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
     if dtype == 'auto' and type == 'cuda':
         dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
     elif dtype == 'auto':
-        # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting every weight for one token takes longer
-        dtype = 'bfloat16' if type == 'cpu' and torch.cpu._is_amx_tile_supported() and not decoding else 'float32'
+        # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting all weights for one token
+        # takes longer
+        amx = type == 'cpu' and torch.cpu._is_amx_tile_supported()
+        dtype = 'bfloat16' if amx and not decoding else 'float32'
 
     triton = importlib.util.find_spec('triton') is not None
-    if compile == 'auto': # on a CPU a compilation costs more than a short run gains
+    if compile == 'auto':
+        # on a CPU a compilation costs more than a short run gains
         compile = type == 'cuda' and triton
     if compile and type == 'cuda':
         if not triton:
-            raise Stop('compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False')
-        from core.device import inductor  # Inductor takes a second to import
+            raise Stop('compile=True: on CUDA that needs Triton, which is not installed; '
+                       'allowed: auto, False')
+        # here, because Inductor takes a second to import
+        from core.device import inductor
         inductor.configure(int(index))
     return Machine(device, type, dtype, compile)

@@ -1,7 +1,11 @@
-"""Clipping, the look for what is not finite, and AdamW for a whole model by three kernels, inside a CUDA graph.
+"""Clipping by the gradients' norm, a check that all is finite, and AdamW: three kernels for a whole model.
 
-PyTorch's take 65,536 numbers a block: in a small model a few blocks are busy for 60 of a step's 380 us, and clipping writes every
-gradient once more. Here a block takes 1,024 numbers and scales a gradient as it reads it (LOG.md 2026-11-30).
+A CUDA graph may contain them. PyTorch's foreach functions and fused AdamW take 65,536 numbers a block, so
+that a small model keeps only a few multiprocessors busy, and clipping writes all gradients once more. Here
+a block takes 1,024 numbers, and scales a gradient as it reads it.
+
+AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, computed as torch.optim.AdamW(fused=True)
+does.
 """
 import math
 
@@ -9,39 +13,49 @@ import torch
 import triton
 import triton.language as tl
 
-CHUNK = 1024 # with 4 warps for the norm and 8 for the step the best of sixteen on an H200, for 0.8M to 124M parameters
+# numbers of a block
+CHUNK = 1024
 
+
+# -----------------------------------------------------------------------------
+# the kernels: a program for each row of a table that build_table() makes
 
 @triton.jit
-def chunk(table, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """What this program's row of ClippedAdamW.located() says: pointers to the chunk's parameters, gradients, first and second
-    moments, which of them there are, pointers to the step and the learning rate, the weight decay, and whether the tensor begins
-    here. ALIGNED: addresses to 16 bytes, and every tensor has a multiple of four numbers."""
+def load_chunk(table, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns what this program's row of the table says.
+
+    Pointers to the chunk's parameters, gradients, first and second moments, and a mask of those that exist,
+    (CHUNK,) each; pointers to the step and the learning rate; the weight decay; whether the chunk is its
+    tensor's first. ALIGNED: addresses are multiples of 16 bytes, and all tensors have a multiple of four
+    numbers.
+    """
     row = table + tl.program_id(0) * 9
     p, g, m, v = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     numel, start = tl.load(row + 6), tl.multiple_of(tl.load(row + 8), CHUNK)
     if ALIGNED:
-        p, g, m, v = tl.multiple_of(p, 16), tl.multiple_of(g, 16), tl.multiple_of(m, 16), tl.multiple_of(v, 16)
+        p, g = tl.multiple_of(p, 16), tl.multiple_of(g, 16)
+        m, v = tl.multiple_of(m, 16), tl.multiple_of(v, 16)
         numel = tl.multiple_of(numel, 4)
     kind = tl.pointer_type(tl.float32)
     n = start + tl.arange(0, CHUNK)
-    return (p.to(kind) + n, g.to(kind) + n, m.to(kind) + n, v.to(kind) + n, n < numel, tl.load(row + 4).to(kind),
-            tl.load(row + 5).to(kind), tl.load(row + 7).to(tl.float64, bitcast=True).to(tl.float32), start == 0)
+    return (p.to(kind) + n, g.to(kind) + n, m.to(kind) + n, v.to(kind) + n, n < numel,
+            tl.load(row + 4).to(kind), tl.load(row + 5).to(kind),
+            tl.load(row + 7).to(tl.float64, bitcast=True).to(tl.float32), start == 0)
 
 
 @triton.jit
-def norm_kernel(table, norms, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """norms[i]: of chunk i of the gradients. Counts each parameter's step."""
-    _, gradients, _, _, there, step, _, _, first = chunk(table, CHUNK, ALIGNED)
-    g = tl.load(gradients, mask=there, other=0.0)
+def chunk_norms_kernel(table, norms, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Stores the norm of each chunk of the gradients, norms (chunks,), and counts each parameter's step."""
+    _, gradients, _, _, mask, step, _, _, first = load_chunk(table, CHUNK, ALIGNED)
+    g = tl.load(gradients, mask=mask, other=0.0)
     tl.store(norms + tl.program_id(0), tl.sqrt(tl.sum(g * g)))
     if first:
         tl.store(step, tl.load(step) + 1)
 
 
 @triton.jit
-def check_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.constexpr):
-    """One program: what ClippedAdamW.check() says, from the chunks' norms."""
+def check_finite_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.constexpr):
+    """Does the rest of ClippedAdamW.check() from the norms of the chunks, as one program."""
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, chunks, BLOCK):
         n = start + tl.arange(0, BLOCK)
@@ -56,46 +70,59 @@ def check_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.constexpr
 
 
 @triton.jit
-def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.constexpr, LOG1: tl.constexpr, LOG2: tl.constexpr,
-                 EPS: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """A step with gradients of norm at most max_norm. LOG1, LOG2: base 2, of the betas. If bad, nothing but the step taken back."""
-    parameters, gradients, first_moments, second_moments, there, step, rate, decay, first = chunk(table, CHUNK, ALIGNED)
+def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.constexpr,
+                 LOG2_BETA1: tl.constexpr, LOG2_BETA2: tl.constexpr, EPS: tl.constexpr,
+                 CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Steps with gradients clipped to max_norm. If bad, it only takes back that the step was counted."""
+    parameters, gradients, first_moments, second_moments, mask, step, rate, decay, first = load_chunk(
+        table, CHUNK, ALIGNED)
     if tl.load(bad) > 0:
         if first:
             tl.store(step, tl.load(step) - 1)
     else:
-        lr, t = tl.load(rate), tl.load(step).to(tl.float64) # 1 - .999 ** t has no digits to lose
-        p, g = tl.load(parameters, mask=there), tl.load(gradients, mask=there)
-        m, v = tl.load(first_moments, mask=there), tl.load(second_moments, mask=there)
+        # float64, because 1 - 0.999 ** t has no digits to lose
+        lr, t = tl.load(rate), tl.load(step).to(tl.float64)
+        p, g = tl.load(parameters, mask=mask), tl.load(gradients, mask=mask)
+        m, v = tl.load(first_moments, mask=mask), tl.load(second_moments, mask=mask)
         g *= tl.minimum(max_norm / (tl.load(norm) + 1e-6), 1.0)
         m = BETA1 * m + (1 - BETA1) * g
         v = BETA2 * v + (1 - BETA2) * g * g
-        size = lr / (1 - tl.exp2(t * LOG1)).to(tl.float32)
-        root = tl.sqrt(v) / tl.sqrt((1 - tl.exp2(t * LOG2)).to(tl.float32))
-        tl.store(parameters, p * (1 - lr * decay) - size * m / (root + EPS), mask=there)
-        tl.store(first_moments, m, mask=there)
-        tl.store(second_moments, v, mask=there)
+        size = lr / (1 - tl.exp2(t * LOG2_BETA1)).to(tl.float32)
+        root = tl.sqrt(v) / tl.sqrt((1 - tl.exp2(t * LOG2_BETA2)).to(tl.float32))
+        tl.store(parameters, p * (1 - lr * decay) - size * m / (root + EPS), mask=mask)
+        tl.store(first_moments, m, mask=mask)
+        tl.store(second_moments, v, mask=mask)
 
+
+# -----------------------------------------------------------------------------
+# their use
 
 class ClippedAdamW:
-    """clip_grad_norm_(parameters, max_norm), but for the gradients themselves, and the step of a torch.optim.AdamW with its state:
-    check() and then step(). After both were captured into a CUDA graph, locate() before it is replayed."""
+    """clip_grad_norm_(parameters, max_norm), then the step of a torch.optim.AdamW: call check() and step().
+
+    The optimizer keeps the state; gradients stay unclipped. After both calls were captured in a CUDA graph,
+    call locate() before the graph is replayed.
+    """
 
     def __init__(self, optimizer, max_norm):
         self.optimizer, self.max_norm, self.table = optimizer, max_norm, None
 
     @staticmethod
     def takes(optimizer):
-        """Whether it is one whose step the kernels know."""
-        groups, usual = optimizer.param_groups, optimizer.defaults
+        """Returns True if the kernels can compute this optimizer's step."""
+        groups, defaults = optimizer.param_groups, optimizer.defaults
         return type(optimizer) is torch.optim.AdamW and all(
             isinstance(group['lr'], torch.Tensor) and not group['amsgrad'] and not group['maximize']
-            and group['betas'] == usual['betas'] and group['eps'] == usual['eps']
-            and all(p.dtype == torch.float32 and p.is_contiguous() for p in group['params']) for group in groups)
+            and group['betas'] == defaults['betas'] and group['eps'] == defaults['eps']
+            and all(p.dtype == torch.float32 and p.is_contiguous() for p in group['params'])
+            for group in groups)
 
-    def located(self):
-        """(chunks, 9) int64: addresses of a parameter, its gradient, exp_avg, exp_avg_sq, step and lr, how many numbers it has, the
-        bits of its weight decay as a float64, and which of the numbers is the chunk's first."""
+    def build_table(self):
+        """Returns (chunks, 9) int64, a row for each CHUNK numbers of a parameter that has a gradient.
+
+        Addresses of the parameter, its gradient, exp_avg, exp_avg_sq, step and lr, how many numbers it has,
+        the bits of its weight decay as a float64, and the index of the chunk's first number.
+        """
         rows, decays = [], []
         for group in self.optimizer.param_groups:
             for p in group['params']:
@@ -103,34 +130,44 @@ class ClippedAdamW:
                     continue
                 state = self.optimizer.state[p]
                 if not state:
-                    state.update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                    state['step'] = torch.zeros((), device=p.device)
+                    state['exp_avg'] = torch.zeros_like(p)
+                    state['exp_avg_sq'] = torch.zeros_like(p)
                 tensors = p, p.grad, state['exp_avg'], state['exp_avg_sq'], state['step'], group['lr']
                 rows.append([*(t.data_ptr() for t in tensors), p.numel()])
                 decays.append(group['weight_decay'])
-        rows = torch.cat((torch.tensor(rows), torch.tensor(decays, dtype=torch.float64).view(torch.int64)[:, None]), dim=1)
+        decay_bits = torch.tensor(decays, dtype=torch.float64).view(torch.int64)
+        rows = torch.cat((torch.tensor(rows), decay_bits[:, None]), dim=1) # (parameters, 8)
+
+        # a row for each chunk: which parameter it belongs to, and where it starts
         chunks = (rows[:, 6] + CHUNK - 1) // CHUNK
-        which = torch.repeat_interleave(chunks)
-        start = CHUNK * (torch.arange(len(which)) - (chunks.cumsum(0) - chunks)[which])
-        return torch.cat((rows[which], start[:, None]), dim=1)
+        index = torch.repeat_interleave(chunks)
+        start = CHUNK * (torch.arange(len(index)) - (chunks.cumsum(0) - chunks)[index])
+        return torch.cat((rows[index], start[:, None]), dim=1)
 
     def locate(self):
-        """Tells the kernels where the last check()'s gradients are. A graph's stay there."""
+        """Tells the kernels where the gradients of the last check() are. A graph's stay where they are."""
         self.table.copy_(self.rows)
 
     def check(self, loss, it, norm, bad, bad_it):
-        """All () on the device. norm becomes that of all gradients; if it or loss is not finite and bad is 0, bad becomes 1 and
-        bad_it it."""
-        self.rows = self.located()
+        """Sets norm to that of all gradients; if it or loss is not finite, bad to 1 and bad_it to it, once.
+
+        All arguments are () on the device; bad starts as 0.
+        """
+        self.rows = self.build_table()
         self.aligned = bool((self.rows[:, :4] % 16 == 0).all() and (self.rows[:, 6] % 4 == 0).all())
         if self.table is None:
-            self.table, self.norms = torch.zeros_like(self.rows, device=bad.device), torch.zeros(len(self.rows), device=bad.device)
+            self.table = torch.zeros_like(self.rows, device=bad.device)
+            self.norms = torch.zeros(len(self.rows), device=bad.device)
+        # a capture must not copy from the host
         if not (bad.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.locate()
-        norm_kernel[len(self.rows),](self.table, self.norms, CHUNK, self.aligned, num_warps=4)
-        check_kernel[1,](self.norms, len(self.rows), loss, it, norm, bad, bad_it, 4096, num_warps=8)
+        chunk_norms_kernel[len(self.rows),](self.table, self.norms, CHUNK, self.aligned, num_warps=4)
+        check_finite_kernel[1,](self.norms, len(self.rows), loss, it, norm, bad, bad_it, 4096, num_warps=8)
 
     def step(self, norm, bad):
-        """norm: what check() gave; where bad, nothing is changed."""
+        """Steps with the norm of check(). Where bad, nothing is changed."""
         betas, eps = self.optimizer.defaults['betas'], self.optimizer.defaults['eps']
         logs = [math.log2(beta) if beta else -math.inf for beta in betas]
-        adamw_kernel[len(self.rows),](self.table, norm, bad, self.max_norm, *betas, *logs, eps, CHUNK, self.aligned, num_warps=8)
+        adamw_kernel[len(self.rows),](
+            self.table, norm, bad, self.max_norm, *betas, *logs, eps, CHUNK, self.aligned, num_warps=8)

@@ -1,29 +1,36 @@
-"""The negative log-likelihood of a large vocabulary and its gradient, a block a row: every logit is read once in each.
+"""Triton kernels of the negative log-likelihood of a large vocabulary and of its gradient, a program a row.
 
-What torch.compile makes of F.cross_entropy reads GPT-2's 3.3 GB of logits for the maximum and again for the sum, and in backward
-adds up a row of zeros with one -1 (LOG.md 2026-11-30).
+Each reads every logit once. What torch.compile makes of F.cross_entropy reads GPT-2's 3.3 GB of logits for
+the maximum and again for the sum, and in backward adds up a row of zeros with one -1.
 """
 import torch
 import triton
 import triton.language as tl
 
+# logits that a program reads at a time
 BLOCK = 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
-    """nll (N,) float32 of targets (N,), 0 for -1, NaN for what is no token, and lse (N,): log2 of the sum of exp(logits (N, V))."""
+def nll_forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
+    """Stores nll (N,) and lse (N,), log2 of the sum of exp, of logits (N, V) and targets (N,).
+
+    nll is 0 for a target of -1, and NaN for one that is no token.
+    """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * V
-    top, sums = -1e38, tl.zeros((BLOCK,), tl.float32) # not -inf, from which no other -inf can be taken
+
+    # the online softmax: sums are those of 2 ** (x - top). top starts finite: -inf minus -inf would be NaN
+    top, sums = -1e38, tl.zeros((BLOCK,), tl.float32)
     for start in range(0, V, BLOCK):
         n = start + tl.arange(0, BLOCK)
         x = tl.load(logits + n, mask=n < V, other=float('-inf')).to(tl.float32) * LOG2_E
-        new = tl.maximum(top, tl.max(x, 0))
-        sums = sums * tl.exp2(top - new) + tl.exp2(x - new)
-        top = new
+        new_top = tl.maximum(top, tl.max(x, 0))
+        sums = sums * tl.exp2(top - new_top) + tl.exp2(x - new_top)
+        top = new_top
     total = top + tl.log2(tl.sum(sums, 0))
+
     target = tl.load(targets + row)
     token = (target >= 0) & (target < V)
     x = tl.load(logits + target, mask=token, other=0.0).to(tl.float32) * LOG2_E
@@ -32,8 +39,8 @@ def forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def backward_kernel(dnll, logits, targets, lse, dlogits, V, BLOCK: tl.constexpr):
-    """dlogits (N, V) = (softmax - one-hot) dnll (N,), 0 where the target is -1."""
+def nll_backward_kernel(dnll, logits, targets, lse, dlogits, V, BLOCK: tl.constexpr):
+    """Stores dlogits (N, V) = (softmax - one-hot) dnll (N,), 0 where the target is -1."""
     row = tl.program_id(0)
     at = row.to(tl.int64) * V
     target, total = tl.load(targets + row), tl.load(lse + row)
@@ -45,17 +52,21 @@ def backward_kernel(dnll, logits, targets, lse, dlogits, V, BLOCK: tl.constexpr)
         tl.store(dlogits + at + n, dx.to(dlogits.dtype.element_ty), mask=n < V)
 
 
-def forward(logits, targets):
-    """(nll, lse) for logits (N, V) and targets (N,)."""
-    (N, V), logits, targets = logits.shape, logits.contiguous(), targets.contiguous()
-    nll, lse = (torch.empty(N, device=logits.device) for _ in range(2))
-    forward_kernel[N,](logits, targets, nll, lse, V, BLOCK, num_warps=8)
+def launch_nll_forward(logits, targets):
+    """Returns (nll, lse), (N,) float32 each, for logits (N, V) and targets (N,)."""
+    N, V = logits.shape
+    logits, targets = logits.contiguous(), targets.contiguous()
+    nll = torch.empty(N, device=logits.device)
+    lse = torch.empty(N, device=logits.device)
+    nll_forward_kernel[N,](logits, targets, nll, lse, V, BLOCK, num_warps=8)
     return nll, lse
 
 
-def backward(dnll, logits, targets, lse):
-    """dlogits, contiguous; lse: forward()'s."""
-    (N, V), logits = logits.shape, logits.contiguous()
+def launch_nll_backward(dnll, logits, targets, lse):
+    """Returns dlogits (N, V), contiguous, for dnll (N,) and the lse of launch_nll_forward()."""
+    N, V = logits.shape
+    logits = logits.contiguous()
     dlogits = torch.empty_like(logits)
-    backward_kernel[N,](dnll.contiguous(), logits, targets.contiguous(), lse, dlogits, V, BLOCK, num_warps=8)
+    nll_backward_kernel[N,](
+        dnll.contiguous(), logits, targets.contiguous(), lse, dlogits, V, BLOCK, num_warps=8)
     return dlogits

@@ -18,7 +18,7 @@ from core.nn.numerics import masked_softmax, wide, wide_dtype
 
 kernels = None
 if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
-    from core.kernels import attention as kernels
+    from core.kernels import attention_op as kernels
 
 
 # -----------------------------------------------------------------------------

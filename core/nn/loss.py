@@ -21,8 +21,8 @@ def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torc
 
     logits (N, V), targets (N,). The loss of a target of -1 is 0, of one that is no token NaN.
     """
-    from core.kernels.cross_entropy import forward  # Triton
-    return forward(logits, targets)
+    from core.kernels.cross_entropy import launch_nll_forward  # Triton
+    return launch_nll_forward(logits, targets)
 
 
 @nll.register_fake
@@ -35,8 +35,8 @@ def _(logits, targets):
 def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor,
                  lse: torch.Tensor) -> torch.Tensor:
     """Returns the gradient for logits (N, V) from that for the losses (N,)."""
-    from core.kernels.cross_entropy import backward  # Triton
-    return backward(dlosses, logits, targets, lse)
+    from core.kernels.cross_entropy import launch_nll_backward  # Triton
+    return launch_nll_backward(dlosses, logits, targets, lse)
 
 
 @nll_backward.register_fake

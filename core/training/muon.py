@@ -6,58 +6,73 @@ import torch
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, and in groups with muon=True Muon (Jordan et al., https://kellerjordan.github.io/posts/muon): the step is the
-    nearest matrix with orthonormal rows or columns to Nesterov's momentum of the gradient.
+    """AdamW, and Muon in groups with muon=True (Jordan et al., https://kellerjordan.github.io/posts/muon).
 
-    The arithmetic of torch.optim.Muon with adjust_lr_fn='match_rms_adamw' (arXiv 2502.16982), so that one learning rate and one
-    weight decay serve both; but matrices of one shape go through one batch of products, the learning rate may be a tensor, and
-    where found_inf is set nothing moves, as in a fused AdamW. state: momentum_buffer, like the parameter.
+    Muon's step is the nearest matrix with orthonormal rows or columns to Nesterov's momentum of the
+    gradient. The arithmetic is that of torch.optim.Muon with adjust_lr_fn='match_rms_adamw' (arXiv
+    2502.16982), so that one learning rate and one weight decay serve both. But matrices of one shape go
+    through one batch of products, the learning rate may be a tensor, and where found_inf is set nothing
+    moves, as in a fused AdamW.
+
+    state: momentum_buffer, like the parameter.
     """
 
     MOMENTUM = 0.95
 
     @torch.no_grad()
     def step(self, closure=None):
-        every = self.param_groups
-        self.param_groups = [group for group in every if not group['muon']]
+        # AdamW steps all groups that it sees
+        all_groups = self.param_groups
+        self.param_groups = [group for group in all_groups if not group['muon']]
         try:
             loss = super().step(closure)
         finally:
-            self.param_groups = every
-        for group in every:
-            if group['muon']:
-                alike = defaultdict(list)
-                for p in group['params']:
-                    if p.grad is not None:
-                        alike[p.shape].append(p)
-                for params in alike.values():
-                    self.orthogonal_step(params, group['lr'], group['weight_decay'], getattr(self, 'found_inf', None))
+            self.param_groups = all_groups
+
+        found_inf = getattr(self, 'found_inf', None)
+        for group in all_groups:
+            if not group['muon']:
+                continue
+            by_shape = defaultdict(list)
+            for p in group['params']:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
+                self.orthogonal_step(params, group['lr'], group['weight_decay'], found_inf)
         return loss
 
     def orthogonal_step(self, params, lr, weight_decay, found_inf):
-        """params: n matrices of one shape (r, c)."""
+        """Steps n matrices of one shape (r, c), unless found_inf (() or None) is above 0."""
         buffers = [self.state[p].setdefault('momentum_buffer', torch.zeros_like(p)) for p in params]
-        grad, old = torch.stack([p.grad for p in params]), torch.stack(buffers) # (n, r, c) each
+        grad = torch.stack([p.grad for p in params]) # (n, r, c)
+        old = torch.stack(buffers) # (n, r, c)
         new = old.lerp(grad, 1 - self.MOMENTUM)
-        update = orthogonal(grad.lerp(new, self.MOMENTUM)).to(grad.dtype) * (lr * 0.2 * math.sqrt(max(grad.shape[1:])))
+        # 0.2 sqrt(max(r, c)) gives an update the root mean square of AdamW's
+        size = lr * 0.2 * math.sqrt(max(grad.shape[1:]))
+        update = orthogonal(grad.lerp(new, self.MOMENTUM)).to(grad.dtype) * size
         keep = torch.ones((), device=grad.device) * (1 - lr * weight_decay)
         if found_inf is not None:
             bad = found_inf > 0
-            new, update, keep = torch.where(bad, old, new), torch.where(bad, 0.0, update), torch.where(bad, 1.0, keep)
+            new = torch.where(bad, old, new)
+            update = torch.where(bad, 0.0, update)
+            keep = torch.where(bad, 1.0, keep)
         torch._foreach_copy_(buffers, list(new.unbind()))
         torch._foreach_mul_(params, keep)
         torch._foreach_sub_(params, list(update.unbind()))
 
 
 def orthogonal(x, steps=5, eps=1e-7):
-    """U V^T, nearly, of each x = U S V^T (n, r, c), in bfloat16: a quintic Newton-Schulz iteration that lifts all singular values
-    to between about 0.7 and 1.2."""
+    """Returns U V^T, nearly, of each x = U S V^T (n, r, c), in bfloat16.
+
+    A quintic Newton-Schulz iteration lifts all singular values to between about 0.7 and 1.2.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.size(1) > x.size(2)
     y = x.bfloat16()
     y = y.mT if tall else y
-    y = y / torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True).clamp(min=eps) # no singular value is above 1
+    # no singular value is above the norm
+    y = y / torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = y @ y.mT
+        gram = y @ y.mT # (n, r, r)
         y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return y.mT if tall else y

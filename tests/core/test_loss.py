@@ -1,20 +1,24 @@
-"""core/nn/loss.py and core/kernels/cross_entropy.py beside F.cross_entropy in float64: interpreted on a CPU, compiled on a GPU."""
+"""core/nn/loss.py and core/kernels/cross_entropy.py beside F.cross_entropy in float64.
+
+Interpreted on a CPU, compiled on a GPU.
+"""
 from contextlib import suppress
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kernels import interpreted
-from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton_interpreter import interpreted
 
 from core.nn import loss
 from core.nn.loss import LARGE, cross_entropy, nll
 
 
 def case(N, V, dtype, device='cpu'):
-    """Logits (N, V), of a first row one -inf, of a second a whole block, of a fourth the largest last; targets (N,), the last token
-    among them, and -1."""
+    """Returns logits (N, V) and targets (N,), the last token and -1 among them.
+
+    Row 0 has one -inf, row 1 a whole block of them, row 3 the largest logit last.
+    """
     g = torch.Generator().manual_seed(N + V)
     logits, targets = 3 * torch.randn(N, V, generator=g), torch.randint(V, (N,), generator=g)
     logits[0, 1] = logits[1, :min(V - 1, 4096)] = float('-inf')
@@ -31,17 +35,21 @@ def test_interpreted_losses_are_cross_entropy(V, dtype, bound):
     losses, _ = nll(logits, targets)
     exact = F.cross_entropy(logits.double(), targets, ignore_index=-1, reduction='none')
     dlosses = torch.randn(5, generator=torch.Generator().manual_seed(1))
-    ours, theirs = (torch.autograd.grad(y, logits, dy)[0] for y, dy in ((losses, dlosses), (exact, dlosses.double())))
-    assert losses.dtype == torch.float32 and losses[2] == 0 and not ours[2].any()
-    assert (losses - exact).abs().max() < 3e-6      # of up to 20
-    assert ours.dtype == dtype and (ours - theirs).abs().max() < bound * dlosses.abs().max()
+    dlogits, = torch.autograd.grad(losses, logits, dlosses)
+    dexact, = torch.autograd.grad(exact, logits, dlosses.double())
+    assert losses.dtype == torch.float32 and losses[2] == 0 and not dlogits[2].any()
+    assert (losses - exact).abs().max() < 3e-6 # of up to 20
+    assert dlogits.dtype == dtype and (dlogits - dexact).abs().max() < bound * dlosses.abs().max()
 
 
 @interpreted
 def test_tensors_may_lie_in_any_way():
     logits, targets = case(5, 40, torch.float32)
-    alike = logits.detach().t().contiguous().t().requires_grad_(), targets.repeat_interleave(2)[::2]
-    results = [(losses, *torch.autograd.grad(losses.sum(), x)) for x, y in ((logits, targets), alike) for losses, _ in [nll(x, y)]]
+    strided = logits.detach().t().contiguous().t().requires_grad_(), targets.repeat_interleave(2)[::2]
+    results = []
+    for x, y in (logits, targets), strided:
+        losses, _ = nll(x, y)
+        results.append((losses, *torch.autograd.grad(losses.sum(), x)))
     assert all(map(torch.equal, *results))
 
 
@@ -53,21 +61,22 @@ def test_a_target_that_is_no_token_is_nan():
     assert losses.isnan().tolist() == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize('V, dtype, device, compiling, ours', [
+@pytest.mark.parametrize('V, dtype, device, compiling, by_kernels', [
     (LARGE, torch.bfloat16, 'cuda', True, True), (LARGE, torch.float32, 'cuda', True, True),
     (LARGE, torch.bfloat16, 'cuda', False, False), (LARGE, torch.bfloat16, 'cpu', True, False),
     (LARGE, torch.float64, 'cuda', True, False), (LARGE + 1, torch.bfloat16, 'cuda', True, False),
     (LARGE - 8, torch.bfloat16, 'cuda', True, False)])
-def test_which_losses_are_the_kernels(V, dtype, device, compiling, ours, monkeypatch):
+def test_which_losses_are_the_kernels(V, dtype, device, compiling, by_kernels, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: compiling)
     monkeypatch.setattr(loss, 'nll', lambda *args: (calls.append('nll'), None))
     monkeypatch.setattr(F, 'cross_entropy', lambda *args, ignore_index: calls.append('cross_entropy'))
     with FakeTensorMode():
-        logits, targets = torch.empty(3, V, device=device, dtype=dtype), torch.empty(3, device=device, dtype=torch.long)
+        logits = torch.empty(3, V, device=device, dtype=dtype)
+        targets = torch.empty(3, device=device, dtype=torch.long)
         with suppress(AttributeError): # of the losses that nobody computed
             cross_entropy(logits, targets)
-    assert calls == ['nll' if ours else 'cross_entropy']
+    assert calls == ['nll' if by_kernels else 'cross_entropy']
 
 
 def test_without_a_gpu_it_is_pytorchs():
@@ -77,25 +86,27 @@ def test_without_a_gpu_it_is_pytorchs():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('V, ours', [(65, False), (LARGE, True), (50257, False), (50304, True)])
-@pytest.mark.parametrize('dtype, bound', [(torch.float32, 1e-6), (torch.float16, 2 ** -11), (torch.bfloat16, 2 ** -8)])
-def test_compiled_losses_are_cross_entropy(V, ours, dtype, bound):
+@pytest.mark.parametrize('V, by_kernels', [(65, False), (LARGE, True), (50257, False), (50304, True)])
+@pytest.mark.parametrize('dtype, bound', [
+    (torch.float32, 1e-6), (torch.float16, 2 ** -11), (torch.bfloat16, 2 ** -8)])
+def test_compiled_losses_are_cross_entropy(V, by_kernels, dtype, bound, monkeypatch):
+    from core.kernels import cross_entropy as kernels  # Triton
+    launch, launches = kernels.launch_nll_forward, []
+    monkeypatch.setattr(kernels, 'launch_nll_forward', lambda *args: (launches.append(1), launch(*args))[1])
     logits, targets = case(200, V, dtype, 'cuda')
 
+    @torch.compile(fullgraph=True)
     def mean():
         with torch.autocast('cuda', torch.bfloat16): # makes PyTorch's a float32 one
             return cross_entropy(logits.view(-1, V), targets)
 
-    def run():
-        y = compiled()
-        return y.detach(), *torch.autograd.grad(200 * y, logits)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(mean, fullgraph=True)
-    (y, dlogits), code = run_and_get_code(run)
-    assert [f'lab.{name}.default(' in code[i] for i, name in enumerate(('nll', 'nll_backward'))] == [ours, ours]
+    y = mean()
+    dlogits, = torch.autograd.grad(200 * y, logits)
     exact = F.cross_entropy(logits.double(), targets, ignore_index=-1)
-    gradient, = torch.autograd.grad(200 * exact, logits)
+    dexact, = torch.autograd.grad(200 * exact, logits)
     assert dlogits.dtype == dtype and not dlogits[2].any()
-    assert (y - exact).abs() < 1e-5 and (dlogits - gradient).abs().max() < 1.01 * bound
-    assert all(map(torch.equal, run(), (y, dlogits)))
+    assert (y - exact).abs() < 1e-5 and (dlogits - dexact).abs().max() < 1.01 * bound
+    y_again = mean()
+    dlogits_again, = torch.autograd.grad(200 * y_again, logits)
+    assert torch.equal(y, y_again) and torch.equal(dlogits, dlogits_again)
+    assert len(launches) == 2 * by_kernels

@@ -1,16 +1,20 @@
-"""What the machine can do, and what it is not believed to."""
+"""core/device/machine.py: what 'auto' is and what is refused, precision, peaks; settings of torch.compile."""
+import importlib.util
+import os
+
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import config as functorch
 from torch._inductor import config as inductor
-from torch._inductor.utils import run_and_get_code
 
-from core.device import inductor as inductor_settings, machine as device
+from core.device import inductor as inductor_settings
 from core.device.machine import Machine, machine
 from core.errors import BAD_INPUT, Stop
 
 
-def refused(*args):
+def refusal(*args):
+    """Returns the message of the Stop that machine(*args) ends in."""
     with pytest.raises(Stop) as stop:
         machine(*args)
     assert stop.value.code == BAD_INPUT
@@ -19,14 +23,14 @@ def refused(*args):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """gpus(2): a machine with so many."""
-    def there(n):
+    """gpus(2) makes this a machine with so many."""
+    def set_count(n):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: n > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: n)
         monkeypatch.setattr(torch.cuda, 'set_device', lambda index: None)
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
-    return there
+    return set_count
 
 
 def test_without_a_gpu(gpus, monkeypatch):
@@ -34,40 +38,42 @@ def test_without_a_gpu(gpus, monkeypatch):
     for amx in True, False:
         monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda amx=amx: amx)
         assert machine() == machine('cpu') == Machine('cpu', 'cpu', 'bfloat16' if amx else 'float32', False)
-        assert machine('cpu', decoding=True) == machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
+        assert machine('cpu', decoding=True) == Machine('cpu', 'cpu', 'float32', False)
+    assert machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'bfloat16', True) == Machine('cpu', 'cpu', 'bfloat16', True)
     for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cuda:x', 'cuda:-1', '':
-        assert refused(name) == f'device={name}: not on this machine; allowed: auto, cpu'
+        assert refusal(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
 @pytest.fixture
 def settings():
-    """What machine() sets of torch.compile ends with the test."""
+    """Restores after the test what machine() sets of torch.compile."""
     with inductor.patch(inductor.get_config_copy()), functorch.patch(functorch.get_config_copy()):
         yield
 
 
 def test_with_gpus(gpus, settings, monkeypatch):
     gpus(2)
-    monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: name)      # triton is there
-    monkeypatch.setattr(device.os, 'environ', {})
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name) # Triton is installed
+    monkeypatch.setattr(os, 'environ', {})
     assert machine() == machine(decoding=True) == Machine('cuda', 'cuda', 'bfloat16', True)
     assert machine('cuda:1') == Machine('cuda:1', 'cuda', 'bfloat16', True)
     assert machine('cuda:1', 'float32', False) == Machine('cuda:1', 'cuda', 'float32', False)
-    assert refused('cuda:2') == 'device=cuda:2: not on this machine; allowed: auto, cpu, cuda:0, cuda:1'
+    assert refusal('cuda:2') == 'device=cuda:2: not on this machine; allowed: auto, cpu, cuda:0, cuda:1'
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
-    monkeypatch.setattr(device.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     assert machine() == Machine('cuda', 'cuda', 'float16', False)
-    assert refused('cuda', 'auto', True) == 'compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False'
+    missing = 'compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False'
+    assert refusal('cuda', 'auto', True) == missing
 
 
 def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
-    """They are where Inductor's are, made by the same assembler, whoever is the first to compile; what the user says stays."""
-    monkeypatch.setattr(device.os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
+    """They are where Inductor's are, by the same assembler, whoever compiles first. A user's settings stay."""
+    monkeypatch.setattr(os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
     inductor_settings.configure(1)
     assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
-    assert 'TRITON_PTXAS_PATH' not in environ   # this PyTorch brings none
+    assert 'TRITON_PTXAS_PATH' not in environ # this PyTorch brings none
     ptxas = tmp_path / 'bin' / 'ptxas'
     ptxas.parent.mkdir()
     ptxas.touch()
@@ -84,21 +90,27 @@ def test_backward_is_compiled_before_it_runs(settings, monkeypatch):
     for name in 'TRITON_CACHE_DIR', 'TRITON_PTXAS_PATH':
         monkeypatch.setenv(name, 'nowhere') # what is set stays as it is
     compiled = []
-    for set_compiler in (lambda: None), (lambda: inductor_settings.configure(0)):
-        set_compiler()
-        leaf = torch.ones(5, requires_grad=True)
+
+    def compiler(name):
+        return lambda module, inputs: (compiled.append(name), module)[1]
+
+    backend = aot_autograd(fw_compiler=compiler('forward'), bw_compiler=compiler('backward'))
+    for configure, expected in ((lambda: None), ['forward']), \
+                               ((lambda: inductor_settings.configure(0)), ['forward', 'backward']):
+        configure()
+        compiled.clear()
         torch._dynamo.reset()
-        _, code = run_and_get_code(torch.compile(torch.sin), leaf)
-        compiled.append(len(code))
-    assert compiled == [1, 2] # forward; forward and backward
+        torch.compile(torch.sin, backend=backend)(torch.ones(5, requires_grad=True))
+        assert compiled == expected
 
 
 PEAK = { # dense TFLOP/s in bfloat16, or float16 where there is no bfloat16, from the data sheets
     'NVIDIA H100 80GB HBM3': 989, 'NVIDIA H100 PCIe': 756, 'NVIDIA H100 NVL': 835, 'NVIDIA H200': 989,
     'NVIDIA H200 NVL': 835, 'NVIDIA GH200 480GB': 989, 'NVIDIA B200': 2250, 'NVIDIA A100-SXM4-40GB': 312,
-    'NVIDIA A100 80GB PCIe': 312, 'NVIDIA A10': 125, 'NVIDIA A10G': 70, 'NVIDIA A40': 149.7, 'NVIDIA A30': 165,
-    'NVIDIA RTX A6000': 154.8, 'NVIDIA L4': 121, 'NVIDIA L40': 181, 'NVIDIA L40S': 362,
-    'NVIDIA GeForce RTX 4090': 165.2, 'NVIDIA GeForce RTX 3090': 71, 'Tesla V100-SXM2-16GB': 125, 'Tesla T4': 65,
+    'NVIDIA A100 80GB PCIe': 312, 'NVIDIA A10': 125, 'NVIDIA A10G': 70, 'NVIDIA A40': 149.7,
+    'NVIDIA A30': 165, 'NVIDIA RTX A6000': 154.8, 'NVIDIA L4': 121, 'NVIDIA L40': 181, 'NVIDIA L40S': 362,
+    'NVIDIA GeForce RTX 4090': 165.2, 'NVIDIA GeForce RTX 3090': 71, 'Tesla V100-SXM2-16GB': 125,
+    'Tesla T4': 65,
 }
 UNKNOWN = [ # most are named almost like one above, and are another chip
     'NVIDIA H20', 'NVIDIA GB200', 'NVIDIA T400 4GB', 'NVIDIA RTX A1000', 'NVIDIA RTX A3000 Laptop GPU',
@@ -113,7 +125,7 @@ def test_peak(monkeypatch, name):
     tflops = PEAK.get(name)
     for dtype in 'bfloat16', 'float16':
         assert Machine('cuda:0', 'cuda', dtype, True).peak_flops() == (tflops and tflops * 1e12)
-    assert Machine('cuda:0', 'cuda', 'float32', True).peak_flops() is None     # not what the table is about
+    assert Machine('cuda:0', 'cuda', 'float32', True).peak_flops() is None # not what the table is about
     assert Machine('cpu', 'cpu', 'bfloat16', False).peak_flops() is None
 
 
