@@ -12,7 +12,9 @@ import pytest
 
 from lab.report import figures, write_html, write_plots
 from lab.report.read import read_report
-from lab.stats import in_words, step_equivalents, study
+from lab.stats import compare_arms, step_equivalents
+from lab.study.schema import to_dict
+from lab.study.words import verdict_sentence
 
 HOSTILE = ['<script>alert(1)</script>', 'a&b"c', "x' onload='alert(2)",
            '</script><img src=x onerror=alert(3)>', '$_{\\frac$', '_under', '#0b6bcb 0.12345',
@@ -57,13 +59,13 @@ def comparisons_of(arms, delta=0.005):
     """report['comparisons'] of arms, from lab.stats."""
     table = {arm['name']: {run['seed']: run['val_loss'] if run['status'] == 'done' else math.inf
                            for run in arm['runs']} for arm in arms}
-    result, base = study(table, delta=delta), arms[0]['curve']
+    result, base = compare_arms(table, delta=delta), arms[0]['curve']
     curve = np.mean(base['val'], axis=0)
-    return [{'arm': arm, 'baseline': arms[0]['name'], **c, 'words': in_words(c, result),
-             **dict(step_equivalents=None, text_interval=None) | ({} if c['mean'] is None else dict(
-                 step_equivalents=step_equivalents(c['mean'], base['iters'], curve),
-                 text_interval=[c['mean'] - 0.0014, c['mean'] + 0.0016]))}
-            for arm, c in result['comparisons'].items()]
+    return [{'arm': arm, 'baseline': arms[0]['name'], **to_dict(c), 'words': verdict_sentence(c, result),
+             **dict(step_equivalents=None, text_interval=None) | ({} if c.mean is None else dict(
+                 step_equivalents=step_equivalents(c.mean, base['iters'], curve),
+                 text_interval=[c.mean - 0.0014, c.mean + 0.0016]))}
+            for arm, c in result.comparisons.items()]
 
 
 def realistic(names=('base', 'soft_window', 'alibi', 'head_scaling', 'gated'), n=5):
