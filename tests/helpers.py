@@ -82,7 +82,7 @@ def shell(script, *args, cwd=ROOT, **options):
 # -- processes that can be killed: forked from one that has torch imported, so that each starts at once
 
 def forks():
-    """A context of multiprocessing whose processes start with what takes seconds to import."""
+    """A context of multiprocessing whose processes start with what takes seconds to import. A session of pytest has one."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
     return context

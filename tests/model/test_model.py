@@ -418,7 +418,7 @@ def test_weights_that_do_not_fit_are_refused():
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
                   tensors | {name: tensors[name][1:]}):
-        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_weights, model, wrong)
+        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_model_tensors, model, wrong)
 
 
 def test_gpt2_weights():
