@@ -86,7 +86,7 @@ def spawn(data, tmp_path):
     children = []
 
     def begin(out, hook, *args, **options):
-        args = [tmp_path / 'said', hook, *args]
+        args = [tmp_path / 'output', hook, *args]
         children.append(start(*args, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options))
         return children[-1]
     yield begin
@@ -170,12 +170,12 @@ def test_killed_in_the_middle_of_saves(spawn, go, tmp_path):
         wait_for(saving.exists, child.is_alive)
         child.kill()
         child.join()
-        assert child.exitcode == -signal.SIGKILL, (tmp_path / 'said').read_text()
+        assert child.exitcode == -signal.SIGKILL, (tmp_path / 'output').read_text()
         inside, kills = inside + saving.exists(), kills + 1
         assert step_of(RunFolder(out).checkpoints()[0]) >= last_iter(out) - 1     # no more is lost than was asked for
     child = spawn('killed', nothing, '--init_from=resume', **options)
     child.join()
-    assert child.exitcode == 0, (tmp_path / 'said').read_text()
+    assert child.exitcode == 0, (tmp_path / 'output').read_text()
     assert go('whole', **options).code == 0
     same_run(out, tmp_path / 'whole', 24)
     assert sorted(losses(out)) == list(range(24))
@@ -222,7 +222,7 @@ def test_control_c_in_a_process_started_in_the_background(spawn, tmp_path):
     child.join(30)
     step = RunFolder(out).load()[0]['step']
     assert child.exitcode == 130
-    assert f'\nstopped by SIGINT at iteration {step}, checkpoint in {out}' in (tmp_path / 'said').read_text()
+    assert f'\nstopped by SIGINT at iteration {step}, checkpoint in {out}' in (tmp_path / 'output').read_text()
     assert last_iter(out) in (step - 1, step) and 5 < step < 5000
 
 
@@ -745,7 +745,7 @@ def pair(spawn, tmp_path):
         children = [spawn(out, partial(rank, number, port, hook), **options) for number in (0, 1)]
         for child in children:
             child.join(60)
-        assert [child.exitcode for child in children] == [0, 0], (tmp_path / 'said').read_text()
+        assert [child.exitcode for child in children] == [0, 0], (tmp_path / 'output').read_text()
     return train_both
 
 
