@@ -19,7 +19,7 @@ from model import build, build_gpt2
 @dataclass
 class Options(DeviceOptions):
     out_dir: str = 'out'                # run folder
-    ckpt: str = 'auto'                  # best, latest, or a step; auto: as always_save_checkpoint says, False means best
+    ckpt: str = 'auto'                # best, latest, or a step; auto: as always_save_checkpoint says, False means best
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
     num_samples: Count = 10             # samples to draw, all in one batch
@@ -38,8 +38,8 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     """Returns (model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
     run = RunFolder(out_dir)
     if not run.checkpoints():
-        raise Stop(f'out_dir={out_dir}: holds no checkpoint; train first: python train.py ... --out_dir={out_dir}',
-                   NO_CHECKPOINT)
+        raise Stop(f'out_dir={out_dir}: holds no checkpoint; '
+                   f'train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
     # a run that was to keep its best is sampled at its best
     if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
@@ -74,7 +74,8 @@ def main():
         print(tokenizer.decode(ids), end='', flush=True)
     new = []
     with m.tf32(), m.autocast():
-        for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p, generator, it):
+        for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p,
+                                  generator, it):
             new.append(token) # (num_samples, 1)
             if live:
                 print(tokenizer.decode(token[0].tolist()), end='', flush=True)

@@ -11,7 +11,7 @@ BAD_INPUT, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, DISK_FULL, BUSY = 2, 3, 4, 5,
 
 
 class Stop(Exception):
-    """Ends the script with one line for its user: the thing, the value, what is allowed. Never a traceback."""
+    """Ends the script with a line for its user, never a traceback: the thing, the value, what is allowed."""
 
     def __init__(self, message, code=BAD_INPUT):
         super().__init__(message)
@@ -19,7 +19,7 @@ class Stop(Exception):
 
 
 def run_main(main):
-    """Calls main(). A Stop, a full disk, a full GPU and Ctrl-C end the process with one line and their exit code.
+    """Calls main(). A Stop, a full disk, a full GPU and Ctrl-C end the process with a line and an exit code.
 
     Any other exception is a bug, and passes with its traceback.
     """

@@ -1,4 +1,4 @@
-"""Randomness is keyed, never consumed: what is drawn depends on what it is for, not on what was drawn before."""
+"""Keyed randomness: what is drawn depends on what it is for, never on what was drawn before."""
 import hashlib
 import math
 
@@ -29,7 +29,7 @@ EMPTY = torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_emp
 
 
 class NanWhereUninitialised(TorchFunctionMode):
-    """Makes torch.empty return NaN inside the with, so that a parameter nobody initialised shows by its value."""
+    """Makes torch.empty return NaN meanwhile: a parameter that nobody initialised shows by its value."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))

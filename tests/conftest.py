@@ -55,9 +55,9 @@ def drop(tmp_path, monkeypatch):
     import core.assemble
     import variants
 
-    there, dropped = core.assemble.variant_names, []
+    present, dropped = core.assemble.variant_names, []
     monkeypatch.setattr(variants, '__path__', [*variants.__path__, str(tmp_path)])
-    monkeypatch.setattr(core.assemble, 'variant_names', lambda: sorted({*there(), *dropped}))
+    monkeypatch.setattr(core.assemble, 'variant_names', lambda: sorted({*present(), *dropped}))
 
     def write(name, source):
         (tmp_path / f'{name}.py').write_text(textwrap.dedent(source))

@@ -82,21 +82,21 @@ def shell(script, *args, cwd=ROOT, **options):
 # -- processes that can be killed: forked from one that has torch imported, so that each starts at once
 
 def forks():
-    """A context of multiprocessing whose processes start with what takes seconds to import."""
+    """A context of multiprocessing whose processes start with what takes seconds to import. A session of pytest has one."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
     return context
 
 
-def start(said, hook, *args, **options):
-    """A process that trains, after hook(); what it says goes to a file."""
-    child = forks().Process(target=play, args=(said, hook, [*args, *flags(**options)]), daemon=True)
+def start(output, hook, *args, **options):
+    """Returns a process that trains, after hook(); what it prints goes to the file `output`."""
+    child = forks().Process(target=train_here, args=(output, hook, [*args, *flags(**options)]), daemon=True)
     child.start()
     return child
 
 
-def play(said, hook, args):
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+def train_here(output, hook, args):
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
     hook()
     import train
@@ -105,7 +105,7 @@ def play(said, hook, args):
 
 
 def nothing(*args):
-    pass
+    """The hook that does nothing."""
 
 
 def slow_saves(seconds=0.02):

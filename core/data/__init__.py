@@ -1,4 +1,4 @@
-"""Token sets: data/<set>/train.bin and val.bin (uint16, little-endian), and meta.json, which says what the ids mean."""
+"""Token sets: data/<set>/train.bin and val.bin (uint16, little-endian); meta.json says what the ids mean."""
 from core import ROOT
 
 DATA = ROOT / 'data'

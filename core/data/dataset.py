@@ -28,13 +28,15 @@ class Dataset:
         self.folder, self.block_size, self.device = find_set(name), block_size, torch.device(device)
         self.names = {split: f'{short_path(self.folder)}/{split}.bin' for split in SPLITS} # for messages
         meta = read_meta(self.folder)
-        self.tokenizer = Tokenizer.from_meta(meta) if meta else Tokenizer('gpt2', 50304) # nanoGPT's padded size
+        # without a meta GPT-2's tokens, as many as in nanoGPT: padded to a round size
+        self.tokenizer = Tokenizer.from_meta(meta) if meta else Tokenizer('gpt2', 50304)
         self.vocab_size = self.tokenizer.vocab_size
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
         self.hash = fingerprint(self.folder)
         # on the device if they fit there, else read from the file batch by batch
-        self.tokens = {split: ids if 4 * len(ids) > RESIDENT else torch.from_numpy(ids.astype(np.int32)).to(self.device)
+        resident = lambda ids: torch.from_numpy(ids.astype(np.int32)).to(self.device)
+        self.tokens = {split: resident(ids) if 4 * len(ids) <= RESIDENT else ids
                        for split, ids in bins.items()}
         self.span = torch.arange(block_size + 1, device=self.device)
         self.ahead = {} # (split, size, seed) -> (iteration, starts of the AHEAD batches from there on)
@@ -42,7 +44,7 @@ class Dataset:
     # -- batches
 
     def batch(self, split, it, size, seed, rank=0, world=1):
-        """Returns inputs and targets (size / world, T): this rank's rows of the batch that (seed, split, it) names."""
+        """Returns inputs, targets (size / world, T): this rank's rows of the batch of (seed, split, it)."""
         rank_rows, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
         if torch.is_tensor(tokens):
             starts = self._starts_on_device(split, it, size, seed)[rank_rows]
@@ -73,10 +75,10 @@ class Dataset:
         return (len(self.tokens[split]) - 2) // self.block_size + 1
 
     def windows(self, split, size, limit=0):
-        """Yields inputs and targets (at most size, T) and the number of targets; each token but the first is one once.
+        """Yields inputs and targets (at most size, T) and the number of targets.
 
-        Past the end of the split inputs are 0 and targets -1, which cross entropy is told to ignore. A limit takes that
-        many windows, evenly spaced and always the same; 0: all.
+        Each token but the first is a target once. Past the end of the split inputs are 0 and targets -1,
+        which cross entropy is told to ignore. limit: that many windows, evenly spaced, always the same; 0: all.
         """
         total, count, T = len(self.tokens[split]) - 1, self.count_windows(split), self.block_size
         chosen = torch.arange(count)
@@ -110,13 +112,14 @@ class Dataset:
         path = self.folder / f'{split}.bin'
         size = path.stat().st_size
         if size % 2:
-            raise Stop(f'{self.names[split]} has {size:,} bytes, an odd number: it was cut short or is not uint16')
+            raise Stop(f'{self.names[split]} has {size:,} bytes, an odd number: '
+                       'it was cut short or is not uint16')
         if size < 4:
             raise Stop(f'{self.names[split]} has {size // 2} tokens: there is nothing to predict')
         return np.memmap(path, '<u2', mode='r')
 
     def _check(self, bins, expected):
-        """Stops where a split is too short for a row, has other tokens than meta.json says, or unknown ones."""
+        """Raises Stop if a split is shorter than a row, not as long as meta.json says, or has unknown ids."""
         shorter = min(SPLITS, key=lambda split: len(bins[split]))
         n, T = len(bins[shorter]), self.block_size
         if n < T + 1:
@@ -136,11 +139,12 @@ class Dataset:
 
 
 def find_set(name):
-    """Returns the folder of a set: a name in data/, or a path. Text that is shipped with us is prepared on first use."""
+    """Returns the folder of a set, a name in data/ or a path. Shipped text is prepared on first use."""
     folders = {f.name: f for f in DATA.iterdir() if f.is_dir()}
     folder = folders.get(name, Path(os.path.abspath(name)))
     if not folder.is_dir():
-        sets = sorted(n for n, f in folders.items() if (f / 'prepare.py').exists() or (f / 'train.bin').exists())
+        is_set = lambda f: (f / 'prepare.py').exists() or (f / 'train.bin').exists()
+        sets = sorted(n for n, f in folders.items() if is_set(f))
         close = difflib.get_close_matches(name, sets, n=1)
         raise Stop(f'--dataset={name}: neither a set in {short_path(DATA)} ({", ".join(sets)}) nor a folder'
                    + (f'; did you mean {close[0]}?' if close else ''))
@@ -154,13 +158,15 @@ def find_set(name):
         # in this process: another would take seconds to import torch again
         runpy.run_path(str(script), run_name='__main__')
         return folder
-    has_script = script.exists() and folder != DATA / 'text'
-    command = short_path(script) if has_script else f'{short_path(DATA / "text/prepare.py")} FILE... --out={short_path(folder)}'
+    if script.exists() and folder != DATA / 'text':
+        command = short_path(script)
+    else:
+        command = f'{short_path(DATA / "text/prepare.py")} FILE... --out={short_path(folder)}'
     raise Stop(f'{short_path(folder)} is not prepared: run python {command}')
 
 
 def fingerprint(folder):
-    """Returns a hash of the sizes and of 16 MiB of each split, spread evenly: cheap, and enough to see that data changed."""
+    """Returns a hash of the size and 16 MiB, spread evenly, of each split: enough to see a change."""
     digest = hashlib.sha256()
     for split in SPLITS:
         with open(folder / f'{split}.bin', 'rb') as f:

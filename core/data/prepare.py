@@ -12,7 +12,7 @@ from core.errors import Stop
 
 
 def prepare_chars(text, folder):
-    """Writes a set in which every character is a token, ids in order of code point; the first 90 % is to train on."""
+    """Writes a set with a token a character, ids in order of code point; 90 % of the text to train on."""
     if len(text) < 2:
         raise Stop(f'{len(text)} characters of text: too few for {short_path(folder)}, both splits need one')
     # a table over all of Unicode: which characters there are, and from that the id of each
@@ -40,7 +40,7 @@ def read_text(path):
 
 
 def write_set(folder, splits, meta):
-    """Writes {split: arrays of token ids} and meta. Killed anywhere, it leaves the old set, the new one, or none."""
+    """Writes {split: arrays of token ids} and meta. A kill leaves the old set, the new one, or none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -59,19 +59,20 @@ def write_set(folder, splits, meta):
             for name in names:
                 (folder / f'{name}.tmp').unlink(missing_ok=True)
             raise
-        # An old meta.json must not describe new tokens, so it goes first, unless it says the same. Until the new one
-        # has its name, meta.json.tmp tells find_set() that this set is unfinished.
+        # An old meta.json must not describe new tokens, so it goes first, unless it says the same. Until the
+        # new one has its name, meta.json.tmp tells find_set() that this set is unfinished.
         meta_json = folder / 'meta.json'
         if meta_json.exists() and meta_json.read_bytes() != text:
             meta_json.unlink()
         for name in names:
             os.replace(folder / f'{name}.tmp', folder / name)
     kind = f'{meta["vocab_size"]:,} characters' if meta['kind'] == 'char' else 'GPT-2 BPE'
-    print(f'prepared {short_path(folder)}: {tokens["train"]:,} + {tokens["val"]:,} tokens, {kind}', flush=True)
+    sizes = f'{tokens["train"]:,} + {tokens["val"]:,} tokens'
+    print(f'prepared {short_path(folder)}: {sizes}, {kind}', flush=True)
 
 
 def write_file(path, chunks):
-    """Writes arrays or bytes one after the other. Returns their number of bytes, once they are on the disk itself."""
+    """Writes arrays or bytes, and returns their number of bytes once they are on the disk itself."""
     with open(path, 'wb') as f:
         f.writelines(chunks)
         f.flush()

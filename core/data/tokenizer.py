@@ -1,4 +1,4 @@
-"""Text to token ids and back, characters or GPT-2's BPE; and the meta.json that says which of the two a set has."""
+"""Text to token ids and back, by characters or GPT-2's BPE; meta.json, which says which of them a set has."""
 import json
 import pickle
 
@@ -25,7 +25,8 @@ class Tokenizer:
         if type(size) is not int or not 1 <= size <= 1 << 16:
             raise Stop('the tokenizer\'s vocab_size must be a whole number from 1 to 65,536')
         if kind == 'char' and not (isinstance(chars, str) and len(chars) == len(set(chars)) == size):
-            raise Stop(f'the tokenizer\'s chars must be {size:,} different characters, as its vocab_size says')
+            raise Stop(f'the tokenizer\'s chars must be {size:,} different characters, '
+                       'as its vocab_size says')
         return cls(kind, size, chars if kind == 'char' else '')
 
     def encode(self, text):
@@ -35,8 +36,9 @@ class Tokenizer:
         ids = {c: i for i, c in enumerate(self.chars)}
         if unknown := sorted(set(text) - set(ids)):
             some = ''.join(filter(str.isprintable, self.chars))[:24]
-            raise Stop(f'not among the {self.vocab_size} characters of this set: {", ".join(map(repr, unknown[:8]))}'
-                       f'{" ..." if len(unknown) > 8 else ""}; it knows, for example, {some!r}')
+            listed = ', '.join(map(repr, unknown[:8])) + (' ...' if len(unknown) > 8 else '')
+            raise Stop(f'not among the {self.vocab_size} characters of this set: {listed}; '
+                       f'it knows, for example, {some!r}')
         return [ids[c] for c in text]
 
     def decode(self, ids):
@@ -60,12 +62,13 @@ def gpt2_bpe():
 
 
 def read_meta(folder):
-    """Returns meta.json, or the meta.pkl of a set that nanoGPT prepared, or {}: then the tokens are GPT-2's."""
+    """Returns meta.json, or nanoGPT's meta.pkl, or {} without either: then the tokens are GPT-2's."""
     path = next((p for p in (folder / 'meta.json', folder / 'meta.pkl') if p.is_file()), None)
     if path is None:
         return {}
     if (size := path.stat().st_size) > META_LIMIT:
-        raise Stop(f'{short_path(path)} has {size:,} bytes, more than the {META_LIMIT:,} that any vocabulary needs')
+        raise Stop(f'{short_path(path)} has {size:,} bytes, '
+                   f'more than the {META_LIMIT:,} that any vocabulary needs')
     try:
         with open(path, 'rb') as f:
             meta = json.load(f) if path.suffix == '.json' else read_pickle(f)

@@ -1,10 +1,13 @@
-"""Checkpoints. Killed anywhere, a run folder holds a valid one; damaged anywhere, it says so; nothing in it is executed.
+"""Checkpoints. Killed anywhere, a run folder holds a valid one; damaged anywhere, it says so.
 
-    ckpt/step_00000250/         model.safetensors, optim.safetensors, state.json: sizes, SHA-256 and the caller's state
+    ckpt/step_00000250/         model.safetensors, optim.safetensors,
+                                state.json: their sizes and SHA-256, and the caller's state
     ckpt/step_00000250.old/     the one that a save is replacing
-    ckpt/.tmp-<pid>/            one that is being written, .tmp-step_... one that is being deleted: read by nobody
+    ckpt/.tmp-<pid>/            one that is being written, read by nobody
+    ckpt/.tmp-step_00000250/    one that is being deleted, likewise
 
-A checkpoint appears under its name by one rename, after everything in it is on the disk: there are no half ones.
+A checkpoint appears under its name by one rename, after everything in it is on the disk: there are no half
+ones. Nothing in it is executed.
 """
 import errno
 import hashlib
@@ -54,18 +57,19 @@ class Checkpoints:
                 self.ckpt.mkdir(exist_ok=True)
                 if shutil.disk_usage(self.ckpt).free < need:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                # 2) the log goes to the disk first: a run that goes on from this checkpoint relies on the log up to it
+                # 2) the log first: who goes on from this checkpoint relies on what it says up to there
                 if self.log_path.exists():
                     fsync(self.log_path)
-                # 3) tensors into a folder that no reader looks at; threads, as writing and hashing release the GIL
+                # 3) tensors into a folder that nobody reads; threads, as writing and hashing release the GIL
                 shutil.rmtree(tmp, ignore_errors=True)
                 tmp.mkdir()
                 with ThreadPoolExecutor() as pool:
-                    entries = pool.map(lambda name: write_tensors(tmp / name, tensors[name], pool), TENSOR_FILES)
+                    write = lambda name: write_tensors(tmp / name, tensors[name], pool)
+                    entries = pool.map(write, TENSOR_FILES)
                     files = dict(zip(TENSOR_FILES, entries, strict=True))
                 # 4) state.json last, with their sizes and checksums; write_atomic() syncs the folder too
                 write_atomic(tmp / STATE_FILE, with_checksum({**state, 'step': step, 'files': files}))
-                # 5) what it replaces stays, under a name that checkpoints() lists too: one is there at every moment
+                # 5) what it replaces gets a name that checkpoints() lists too: one is there at every moment
                 if final.exists():
                     final.rename(final.with_suffix('.old'))
                 # 6) its own name, by one rename, and the folders' lists of names go to the disk
@@ -85,7 +89,8 @@ class Checkpoints:
         What goes wrong there is raised by the next save_behind() or wait().
         """
         self.wait()
-        copies = [{name: t.detach().to('cpu', copy=True) for name, t in part.items()} for part in (model, optim)]
+        copy = lambda tensors: {name: t.detach().to('cpu', copy=True) for name, t in tensors.items()}
+        copies = copy(model), copy(optim)
         self._saving = self._saver.submit(lambda: (self.save(step, *copies, state), self.prune()))
 
     def wait(self):
@@ -95,12 +100,12 @@ class Checkpoints:
             if saving:
                 saving.result()
         finally:
-            # an exception's traceback holds this frame, the frame would hold the future, and that the exception and us:
-            # a cycle that keeps the lock
+            # an exception's traceback holds this frame, the frame would hold the future, and that the
+            # exception and us: a cycle, which would keep the lock
             del saving
 
     def finish_replace(self):
-        """Deletes what a save replaced where the new one is in place; gives it its name back where it is not."""
+        """Deletes what a save replaced if the new one is in place; else gives it its name back."""
         for old in self.ckpt.glob('step_*.old'):
             new = old.with_suffix('')
             if new.exists():
@@ -126,12 +131,13 @@ class Checkpoints:
 
     def checkpoints(self):
         """Returns the step folders, newest first. Only reading them shows if they are intact."""
-        found = [f for f in self.ckpt.glob('step_*') if re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()]
+        is_checkpoint = lambda f: re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()
+        found = filter(is_checkpoint, self.ckpt.glob('step_*'))
         # a replaced one comes after the one that replaces it
         return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
 
     def load(self, which='latest', optim=True):
-        """Returns (state, model tensors, optimizer tensors or None) of 'latest', 'best' or a step, all of it verified.
+        """Returns (state, model tensors, optimizer tensors or None), verified, of 'latest', 'best' or a step.
 
         'latest' and 'best' fall back, with a warning, to the next best; a step asked for by number does not.
         """
@@ -151,14 +157,15 @@ class Checkpoints:
             except CheckpointError as error:
                 warn(f'skipped {error}')
         present = ', '.join(f.name for f in self.checkpoints()) or 'none'
-        raise Stop(f'--out_dir={self.out_dir}: no usable checkpoint for {which!r} (found: {present})', NO_CHECKPOINT)
+        raise Stop(f'--out_dir={self.out_dir}: no usable checkpoint for {which!r} (found: {present})',
+                   NO_CHECKPOINT)
 
 
 # -----------------------------------------------------------------------------
 # a model
 
 def model_tensors(model):
-    """Returns what a checkpoint keeps of a model: parameters and persistent buffers by name, tied ones once."""
+    """Returns {name: tensor} of what a checkpoint keeps: parameters, tied ones once, persistent buffers."""
     # named_parameters() has a tied parameter under its first name alone
     first_names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first_names
@@ -218,13 +225,14 @@ def verify(path, entry):
     if not path.is_file():
         raise CheckpointError(f'{path}: missing')
     if path.stat().st_size != entry['bytes']:
-        raise CheckpointError(f'{path}: {path.stat().st_size:,} bytes, but state.json says {entry["bytes"]!r}')
+        raise CheckpointError(f'{path}: {path.stat().st_size:,} bytes, '
+                              f'but state.json says {entry["bytes"]!r}')
     if sha256(path) != entry['sha256']:
         raise CheckpointError(f'{path}: does not match its SHA-256')
 
 
 def read_state(folder):
-    """Returns the content of state.json, verified: its bytes are exactly those with_checksum() makes of its content."""
+    """Returns the content of state.json, whose bytes have to be exactly those with_checksum() makes of it."""
     path = folder / STATE_FILE
     try:
         if not path.is_file():
@@ -249,7 +257,8 @@ def with_checksum(state):
     digest = hashlib.sha256(body.encode()).hexdigest()
     raw = f'{body[:-2]},\n "sha256": "{digest}"\n}}\n'.encode()
     if len(raw) > STATE_LIMIT:
-        raise ValueError(f'state.json would be {len(raw):,} bytes, more than the {STATE_LIMIT:,} that load() accepts')
+        raise ValueError(f'state.json would be {len(raw):,} bytes, '
+                         f'more than the {STATE_LIMIT:,} that load() accepts')
     return raw
 
 

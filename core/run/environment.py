@@ -10,7 +10,7 @@ from core.run.files import sha256
 
 
 def describe_run(state, machine, classes):
-    """Returns a JSON-able record: the options and where each came from, the command, versions, the device and the code.
+    """Returns a JSON-able record of the options and their origins, the command, versions, device and code.
 
     state: what a checkpoint of the run says; classes: what its variant is built from.
     """
@@ -23,7 +23,7 @@ def describe_run(state, machine, classes):
 
 
 def versions():
-    """Returns {name: version} of Python, the platform and the packages whose version moves a loss; None: not installed."""
+    """Returns {name: version} of Python, the platform and the packages that compute; None: not installed."""
     found = dict(python=platform.python_version(), platform=platform.platform())
     for package in ('torch', 'numpy', 'safetensors', 'triton'):
         try:
@@ -38,6 +38,7 @@ def git():
     try:
         call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), # noqa: S603, S607
                                             capture_output=True, text=True, check=True).stdout.strip()
-        return call('rev-parse', 'HEAD') + ('+' if call('status', '--porcelain', '--untracked-files=no') else '')
+        changed = call('status', '--porcelain', '--untracked-files=no')
+        return call('rev-parse', 'HEAD') + ('+' if changed else '')
     except (OSError, subprocess.CalledProcessError):
         return None

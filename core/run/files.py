@@ -1,4 +1,4 @@
-"""Files of a run: replaced in one step, readable as JSON by anybody, and one line for the user where the disk is full."""
+"""Files that are replaced in one step, JSON that anybody can read, full disks as one line for the user."""
 import errno
 import hashlib
 import json
@@ -66,12 +66,13 @@ def disk_errors(folder, need):
             raise Stop(f'{folder}: vanished while the run was writing there') from None
         if code not in FULL:
             raise
-        raise Stop(f'{folder}: {os.strerror(code)}: {need:,} bytes needed, {shutil.disk_usage(folder).free:,} free; '
+        free = shutil.disk_usage(folder).free
+        raise Stop(f'{folder}: {os.strerror(code)}: {need:,} bytes needed, {free:,} free; '
                    'the checkpoints before this one are intact', DISK_FULL) from None
 
 
 def errno_in_text(error):
-    """Returns the errno of an error that has it in its message alone, as safetensors' have: '(os error 28)'. 0: none."""
+    """Returns the errno that safetensors' errors have in their text alone, '(os error 28)'; 0 without one."""
     return int((re.findall(r'os error (\d+)', str(error)) or [0])[0])
 
 
@@ -79,7 +80,10 @@ def errno_in_text(error):
 # JSON
 
 def to_json(x):
-    """Returns x with NaN and the infinities, which JSON lacks, as words that float() and JavaScript's Number() read."""
+    """Returns x with NaN and the infinities, which JSON lacks, as words.
+
+    As "NaN", "Infinity" and "-Infinity" both Python's float() and JavaScript's Number() read them.
+    """
     if isinstance(x, dict):
         return {k: to_json(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -96,7 +100,7 @@ def from_json(record):
 
 
 def read_json(path):
-    """Returns a record that to_json() and JSON made, None where there is no file; Stop where it is something else."""
+    """Returns the record in a file, None where there is no file; Stop where it is not a record in JSON."""
     try:
         return from_json(json.loads(Path(path).read_text(encoding='utf-8')))
     except (FileNotFoundError, NotADirectoryError):

@@ -20,7 +20,7 @@ from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
 from core.run.checkpoint import MARGIN, Checkpoints, step_of
 from core.run.files import FULL, disk_errors, from_json, to_json, warn, write_atomic
 
-# where text that others may read begins in .lock: Windows lets nobody else read the first byte, which is what is locked
+# where the text of .lock begins: Windows lets nobody else read the byte that is locked, the first
 LOCK_TEXT = 1 if os.name == 'nt' else 0
 
 
@@ -32,7 +32,7 @@ class RunFolder(Checkpoints):
         self._lock = self._log = None
 
     def lock(self):
-        """Makes the folder and holds it as long as this object lives; after kill -9 the kernel lets go at once.
+        """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks at once.
 
         Stop where another process holds it, and where nobody can write.
         """
@@ -43,12 +43,14 @@ class RunFolder(Checkpoints):
                 if (self.out_dir / name).is_symlink():
                     raise Stop(f'{self.out_dir / name} is a link; give the place itself as --out_dir')
             flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
-            self._lock = open(os.open(self.out_dir / '.lock', flags, 0o666), 'r+', encoding='utf-8', errors='replace')
+            fd = os.open(self.out_dir / '.lock', flags, 0o666)
+            self._lock = open(fd, 'r+', encoding='utf-8', errors='replace')
         except OSError as error:
             code = DISK_FULL if error.errno in FULL else BAD_INPUT
             raise Stop(f'--out_dir={self.out_dir}: cannot write there: {error.strerror}', code) from None
 
-        # filelock's lock on a path would empty the file first, and with it the name of the process that holds it
+        # a lock on the descriptor: filelock's FileLock, up to 3.29, empties the file before it has the lock,
+        # and with it the name of the process that holds it
         try:
             locked = lock_descriptor(self._lock.fileno(), blocking=False)
         except OSError as error: # some cluster file systems have no locks
@@ -67,10 +69,10 @@ class RunFolder(Checkpoints):
     # -- the log
 
     def log_open(self, step=0):
-        """Opens the log to go on at `step`. What is there from `step` on belongs to a future that the run has left.
+        """Opens the log to go on at `step`; what is there from `step` on is a future that the run has left.
 
-        So those records go, as does a line that a kill cut short; and newer checkpoints move to aside/: left in place,
-        a later resume would jump to them, and prune() would count a damaged one as the newest.
+        So those records go, as does a line that a kill cut short; and newer checkpoints move to aside/: left
+        in place, a later resume would jump to them, and prune() would count a damaged one as the newest.
         """
         for folder in self.checkpoints():
             if step_of(folder) > step:
@@ -95,7 +97,7 @@ class RunFolder(Checkpoints):
         return [record for _, record in self._lines()]
 
     def _lines(self):
-        """Yields (line, record) of each whole line. A last line without its end is one that a kill cut short."""
+        """Yields (line, record) of each whole line; a last line without its end was cut short by a kill."""
         lines = self.log_path.read_bytes().splitlines(keepends=True) if self.log_path.is_file() else []
         for n, line in enumerate(lines, 1):
             try:
@@ -116,9 +118,9 @@ class RunFolder(Checkpoints):
             write_atomic(self.out_dir / name, data)
 
     def archive_previous(self):
-        """Moves the last run's files to previous/: a new run in a used folder destroys nothing. True if it did.
+        """Moves the last run's files to previous/: a new run destroys nothing. Returns True if it moved some.
 
-        A run without a checkpoint (a typo, an early Ctrl-C) does not push out one that has some; it is deleted.
+        A run without a checkpoint (a typo, an early Ctrl-C) does not replace one with some; it is deleted.
         """
         files = 'result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'
         present = [name for name in files if (self.out_dir / name).exists()]
@@ -138,7 +140,7 @@ class RunFolder(Checkpoints):
 
 
 def last_iteration(out_dir):
-    """Returns the iteration of the last whole line in a log that somebody may be writing; 0 if there is none."""
+    """Returns the iteration of the last whole line of a log that somebody may be writing; 0 without one."""
     try:
         with open(Path(out_dir) / 'log.jsonl', 'rb') as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))

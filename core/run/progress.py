@@ -1,4 +1,4 @@
-"""Progress of a running script: one moving line on a terminal, plain lines elsewhere; and wandb, never in the way."""
+"""Progress of a script, one moving line on a terminal, plain lines elsewhere; and wandb, never in the way."""
 import shutil
 import sys
 
@@ -13,9 +13,9 @@ class Progress:
             # 80 x 24 where a terminal does not know its size and says 0, in which tqdm would show nothing
             columns, rows = shutil.get_terminal_size()
             # smoothing=0: the time left follows the mean speed, evaluations and checkpoints included
-            self.bar = tqdm(total=total, initial=start, file=sys.stdout, leave=False, miniters=1, smoothing=0, ascii=' =',
-                            ncols=columns - 1, nrows=rows,
-                            bar_format='{n_fmt}/{total_fmt} [{bar:24}]{postfix}, {remaining} left')
+            self.bar = tqdm(total=total, initial=start, file=sys.stdout, leave=False, miniters=0, smoothing=0,
+                            bar_format='{n_fmt}/{total_fmt} [{bar:24}]{postfix}, {remaining} left',
+                            ascii=' =', ncols=columns - 1, nrows=rows)
 
     def line(self, text):
         """Prints a line that stays."""
@@ -41,7 +41,10 @@ class Progress:
 
 
 def wandb_logger(project, name, config):
-    """Returns a function that logs a dict to Weights & Biases; None ends it. What fails is one warning, no end of the run."""
+    """Returns a function that logs a dict to Weights & Biases, None at the end.
+
+    Whatever fails is one warning, and the run goes on.
+    """
     def warn(error):
         reason = ' '.join(str(error).split())[:200]
         print(f'wandb: {reason}; the run goes on, log.jsonl has the numbers', file=sys.stderr)

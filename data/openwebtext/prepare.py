@@ -1,5 +1,8 @@
-"""OpenWebText in GPT-2's tokens, about 9 billion to train on. Needs datasets, tiktoken and some 100 GB of disk, 18 of
-them here, the rest in the cache of datasets. https://huggingface.co/datasets/Skylion007/openwebtext"""
+"""OpenWebText in GPT-2's tokens, about 9 billion to train on.
+
+Source: https://huggingface.co/datasets/Skylion007/openwebtext
+Needs datasets, tiktoken and some 100 GB of disk, 18 of them here, the rest in the cache of datasets.
+"""
 import os
 import sys
 from pathlib import Path
@@ -14,8 +17,8 @@ from core.errors import Stop, run_main
 
 HERE = Path(__file__).absolute().parent
 
-# The commit that holds all 8,013,769 documents as parquet. Earlier ones need a dataset script, which `datasets` no
-# longer runs, and the automatic refs/convert/parquet of that time stopped at the first 5 GB.
+# The commit that holds all 8,013,769 documents as parquet. Earlier ones need a dataset script, which
+# `datasets` no longer runs, and the automatic refs/convert/parquet of that time stopped at the first 5 GB.
 REVISION = '79d93d786212f7344586290adb811d4ae6a1762c'
 END = 50256 # <|endoftext|>, after every document
 PROCESSES = max(1, (os.cpu_count() or 1) // 2)
@@ -31,12 +34,12 @@ def load():
         return load_dataset('Skylion007/openwebtext', revision=REVISION, split='train', num_proc=PROCESSES)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Stop(f'OpenWebText could not be downloaded: {reason} (it needs a network and pip install -U datasets)'
-                   ) from None
+        raise Stop(f'OpenWebText could not be downloaded: {reason} '
+                   '(it needs a network and pip install -U datasets)') from None
 
 
 def shards(documents, size=10_000):
-    """Yields arrays of token ids, size documents at a time: nine billion tokens never lie in memory at once."""
+    """Yields arrays of the token ids of `size` documents: nine billion tokens never lie in memory at once."""
     for start in range(0, len(documents), size):
         yield np.concatenate(documents[start:start + size]['ids'])
 
@@ -49,7 +52,8 @@ def main():
         return {'ids': np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)}
 
     splits = load().train_test_split(test_size=0.0005, seed=2357, shuffle=True)
-    splits = splits.map(tokenize, remove_columns=['text'], num_proc=PROCESSES, desc='tokenizing').with_format('numpy')
+    splits = splits.map(tokenize, remove_columns=['text'], num_proc=PROCESSES, desc='tokenizing')
+    splits = splits.with_format('numpy')
     write_set(HERE, {'train': shards(splits['train']), 'val': shards(splits['test'])},
               dict(kind='gpt2', vocab_size=bpe.n_vocab))
 

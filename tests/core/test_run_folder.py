@@ -2,7 +2,6 @@
 import errno
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import random
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import forks
 from safetensors.torch import save_file
 
 import core.run.checkpoint
@@ -24,7 +24,7 @@ from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM
 from core.run.files import sha256
 from core.run.folder import RunFolder
 
-BIG = 40_000                                # rows: 3 x 3.2 MB, twice, make a save long enough to be killed in
+BIG = 25_000                                # rows: 3 x 2 MB, twice, make a save long enough to be killed in
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL and a fork server')
 
 
@@ -72,8 +72,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def spawn():
-    context, children = multiprocessing.get_context('forkserver'), []
-    context.set_forkserver_preload(['torch', 'safetensors.torch'])
+    context, children = forks(), []
 
     def start(target, *args):
         ours, theirs = context.Pipe(duplex=False)

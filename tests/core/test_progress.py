@@ -1,0 +1,36 @@
+"""What a script shows: one moving line on a terminal, plain lines elsewhere."""
+import io
+import sys
+
+import pytest
+
+from core.run.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def show(stream, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', stream)
+    progress = Progress(40, 10)
+    progress.update(20, 'loss 3.9, 12 ms')
+    progress.line('step 20: train loss 4.1, val loss 4.2')
+    progress.close()
+    return stream.getvalue()
+
+
+def test_a_pipe_gets_plain_lines(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tqdm', None) # importing it would fail
+    text = show(io.StringIO(), monkeypatch)
+    assert text == 'iter 20: loss 3.9, 12 ms\nstep 20: train loss 4.1, val loss 4.2\n'
+
+
+@pytest.mark.parametrize('columns', [80, 0])
+def test_a_terminal_gets_a_moving_line(monkeypatch, columns):
+    monkeypatch.setenv('COLUMNS', str(columns)) # 0: a terminal that does not know
+    frames = show(Terminal(), monkeypatch).replace('\n', '\r').split('\r')
+    assert frames.index('step 20: train loss 4.1, val loss 4.2') > frames.index('10/40 [======                  ], ? left')
+    assert frames[-3].startswith('20/40 [============            ], loss 3.9, 12 ms, ') and frames[-3].endswith(' left')
+    assert frames[-1] == '' and frames[-2].strip() == ''     # nothing stays of the bar
