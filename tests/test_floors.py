@@ -14,7 +14,7 @@ FLOORS = [
     {'ab', 'bench'},
 ]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-FILES = {str(path.relative_to(ROOT)): path for package in FLOOR
+FILES = {str(path.relative_to(ROOT)): path for package in sorted(FLOOR)
          for path in [*ROOT.glob(f'{package}.py'), *sorted(ROOT.glob(f'{package}/**/*.py'))]}
 VARIANTS = [name for name in FILES if name.startswith('variants/') and not name.endswith('__.py')]
 
