@@ -54,6 +54,7 @@ class TimedModel:
         if seeds > 1:
             self.samples['together'] = []
 
+    # of another seed: without the pool, since its step runs beside the first one's
     def make_train_step(self, model, pool=None):
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.machine.type, self.optimizer)
         shape = 1, self.batch_size, self.config.block_size
@@ -88,6 +89,7 @@ class TimedModel:
 
     def result(self, peak_flops):
         """Returns the medians and what follows from them as a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
+        # the median, since a busy machine makes single samples slow
         median = {call: statistics.median(ms) for call, ms in self.samples.items()}
         tokens = self.batch_size * self.config.block_size
         step_seconds = median['step'] / 1000
@@ -118,6 +120,7 @@ class TimedAttention:
 
     def __init__(self, variant, machine, model_args, batch_size, seed=1337, pool=None):
         self.variant, self.machine = variant, machine
+        # two layers, for variants that change every second one
         model = build_from_known(variant, seed, machine, model_args | dict(n_layer=2))
         self.config = model.config
         self.module = model.transformer.h[0].attn
@@ -154,6 +157,7 @@ class TimedAttention:
 
     def run_backward(self):
         y = self.forward(self.x)
+        # a parameter that the rest of the layer reads has no gradient here
         inputs = [self.x, *self.module.parameters()]
         torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
 
@@ -166,6 +170,7 @@ class TimedAttention:
 
 def build_from_known(variant, seed, machine, model_args):
     """Returns the model on its device, in training mode, from those of model_args that its config has."""
+    # model_args are those of all variants, each of which has options of its own
     known = {f.name for f in fields(load_classes(variant).GPTConfig)}
     model = build(variant, seed, **{name: value for name, value in model_args.items() if name in known})
     return model.to(machine.device).train()
@@ -190,6 +195,7 @@ def interleave(models, rounds, seconds):
     # one kind of call after the other, not all kinds a round: after decoding, which hardly warms a GPU, the
     # model that came next would be timed at a higher clock than those after it
     for call in models[0].samples:
+        # the same number of calls for all
         once = milliseconds(getattr(models[0], call), 2, models[0].machine)
         n = max(1, round(1000 * seconds / once))
         for _ in range(rounds):

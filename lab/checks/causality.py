@@ -15,8 +15,10 @@ def suffix_swap(model, times=None, seed=0, it=0):
     """
     T, vocab_size = model.config.block_size, model.config.vocab_size
     if times is None:
+        # both ends, the middle and two more
         random = torch.randint(2, T - 1, (2,), generator=generator(seed, 'times')).tolist()
         times = [1, T // 2, T - 1, *random]
+    # each time in four rows of different tokens
     t = torch.tensor(times).repeat(4)[:, None] # (B, 1)
     later = torch.arange(T) >= t # (B, T)
     idx = tokens(model, len(t), seed=seed)
@@ -25,6 +27,7 @@ def suffix_swap(model, times=None, seed=0, it=0):
 
     swapped = torch.where(later, different_tokens(idx, vocab_size, seed), idx)
     moved = (logits_of(model, swapped, it) != logits).any(-1) # (B, T)
+    # before t nothing may move, from t on everything has to
     leaky, deaf = (t[rows.any(-1), 0].tolist() for rows in (moved & ~later, later & ~moved))
     require(not leaky, f'suffix swap: logits before {leaky[:1]} change with the tokens from there on', Leak)
     require(not deaf, f'suffix swap: some logits from {deaf[:1]} on do not depend on their own token')
@@ -36,6 +39,7 @@ def row_swap(model, seed=0, it=0):
     idx = tokens(model, 4, seed=seed)
     logits = logits_of(model, idx, it)
     for kept in range(4):
+        # other tokens in all rows but one
         swapped = different_tokens(idx, model.config.vocab_size, (seed, kept))
         swapped[kept] = idx[kept]
         moved = (logits_of(model, swapped, it) != logits).any(-1).any(-1) # (B,)
@@ -55,10 +59,12 @@ def jacobian(model, seed=0, it=0):
     hook.remove()
     require(leaves, 'Jacobian: the tokens do not pass through transformer.wte')
     for t in (0, 1, T // 2, T - 1):
+        # a random cotangent, so that the gradients of several logits cannot cancel
         row = t % len(idx)
         other_rows = torch.arange(len(idx)) != row
         cotangent = torch.randn(model.config.vocab_size, generator=generator(seed, t), dtype=logits.dtype)
         grads = torch.autograd.grad((logits[row, t] * cotangent).sum(), leaves, retain_graph=True)
+        # a model may embed tokens more than once
         live = sum((grad != 0).any(-1) for grad in grads) > 0 # (B, T)
         require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs', Leak)
         require(not live[other_rows].any(), f'Jacobian: logits of row {row} depend on other rows', Leak)
@@ -70,6 +76,7 @@ def jacobian(model, seed=0, it=0):
 def causal(model, its=ITERATIONS):
     """Makes all three checks of the model, in its present mode, on other tokens at each iteration."""
     for it in its:
+        # rows first, since suffix_swap takes them for independent
         row_swap(model, it, it)
         suffix_swap(model, None, it, it)
     require(sum([jacobian(model, it, it) for it in its]) > 0, 'Jacobian: no position looks at an earlier one')
@@ -80,6 +87,7 @@ def has_leak(make, seeds=range(5)):
     for seed in seeds:
         model = make(seed=seed).train()
         for it in ITERATIONS:
+            # no Jacobian: a choice has no gradient, and what has one moves logits too
             for check in suffix_swap, row_swap:
                 try:
                     check(model, seed=seed, it=it)

@@ -11,12 +11,13 @@ from model import Step
 def stateless(model):
     """Checks that a pass leaves nothing behind that the next one sees. In training a buffer may."""
     was_training = model.training
+    # a buffer is what training may remember
     for training in [False] if list(model.buffers()) else [False, True]:
         model.train(training)
         a, b = tokens(model, seed=1), tokens(model, seed=2)
         results = []
         for idx in a, b, a:
-            seed_cpu(0)
+            seed_cpu(0) # the same noise
             logits, _ = model(idx, idx)
             results.append(logits)
         require(torch.equal(results[0], results[2]),
@@ -38,12 +39,14 @@ def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
         cuts = [1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1]
     for it, sizes in zip(its, cuts):
         full = logits_of(model, idx, it) # (B, T, vocab_size)
+        # without targets a model computes the last position's logits alone
         last, _ = model(idx, step=Step(it=iteration(it)))
         require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol),
                 'decoding: without targets, other last logits')
         cache, done = [{} for _ in model.transformer.h], 0
         for size in sizes:
             new = idx[:, done:done + size]
+            # only the first pass may rely on positions that start at 0
             pos = None if done == 0 else torch.arange(done, done + size).expand(2, -1)
             logits, _ = model(new, new, Step(pos, iteration(it), cache))
             off = (logits - full[:, done:done + size]).abs().max().item()
@@ -58,6 +61,7 @@ def greedy_generation(model):
     model.eval()
     idx, size = tokens(model, 2, 5), model.config.block_size
     generated = model.generate(idx, size + 3, temperature=0)
+    # the last seven tokens come after the context has outgrown block_size
     for _ in range(size + 3):
         logits, _ = model(idx[:, -size:])
         idx = torch.cat((idx, logits[:, -1].argmax(-1, keepdim=True)), dim=1)

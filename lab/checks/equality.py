@@ -53,6 +53,7 @@ def outputs_and_grads(model, idx, it=0, seed=0):
     with frozen_rng_and_buffers(model):
         logits, loss = model(idx, idx, Step(it=iteration(it)))
     hook.remove()
+    # a sum of the outputs would not see what a softmax at the end takes out
     cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
     ((logits * cotangent.to(logits.dtype)).sum() / len(idx) + loss).backward()
     grads = {}
@@ -139,6 +140,7 @@ def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **c
         for name, p in base.named_parameters():
             shared[name].copy_(p)
 
+    # evaluation alone where the baseline of this comparison draws noise in training
     idx = tokens(model)
     for training in [False] if uses_rng(base) else [False, True]:
         for it in its:
@@ -152,6 +154,7 @@ def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **c
 def shared_start(variant):
     """Checks that what the variant shares with the baseline, with NEUTRAL all of it, starts with the same bits."""
     base = dict(small('base', seed=7).named_parameters())
+    # without NEUTRAL a parameter may be missing or have another shape
     for options in {}, neutral_options(variant) if variant != 'base' else {}:
         params = dict(small(variant, seed=7, **options).named_parameters())
         other_seed = dict(small(variant, seed=8, **options).named_parameters())

@@ -72,6 +72,7 @@ def candidate_values(option):
 
     All words of a Literal, a switch turned, a number doubled and 0.
     """
+    # what a variant means by None or by text nobody can guess
     default = option.default
     kinds = option.kind, *get_args(option.kind) # of Literal[...] | None its parts too
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
@@ -100,6 +101,7 @@ def covering_options(variant):
             drawn = [{name: draw(some) for name, some in values.items()} for _ in range(100)]
             if not leaky:
                 drawn = [s for s in drawn if not any(rule.items() <= s.items() for rule, why in rules)]
+            # most new pairs first; one in which options exclude each other is passed over
             drawn.sort(key=lambda s: -len(pairs_of(s) - met))
             best = next((s for s in drawn if pairs_of(s) <= met or is_valid(config_class, s)), {})
             if pairs_of(best) <= met:

@@ -30,6 +30,7 @@ def list_checks(variant, fast=False, **options):
     check() raises Failed, or returns True if it saw a declared leak. fast: without the one named SLOW.
     """
     names = [name for name in variant.split('+') if name != 'base']
+    # of a sum each part, with the others left as they are
     for name in names:
         rest = '+'.join(other for other in names if other != name) or 'base'
         yield f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)
@@ -47,6 +48,7 @@ def neutral(variant, name, rest):
 def list_checks_of_options(variant, options):
     """Yields the part of list_checks() that looks at one setting of the options."""
     declared = leak_reason(variant, options)
+    # initial weights hide much, large ones saturate, and only training fills buffers
     make = partial(small, variant, **options)
     shaken, trained = partial(make, shake=0.3), cache(partial(train_small, variant, **options))
     weights = dict(initial=make, shaken=shaken, wild=partial(make, shake=1.0), trained=trained)
@@ -60,6 +62,7 @@ def list_checks_of_options(variant, options):
     if declared:
         yield 'leak in training', partial(declared_leak, shaken, trained)
 
+    # what is evaluated is what is decoded, and compiles
     yield 'stateless', lambda: stateless(shaken())
     yield 'decoding', lambda: cached_decoding(shaken())
     yield 'generating', lambda: greedy_generation(shaken())

@@ -212,34 +212,39 @@ def operators_of(model):
 
 
 # between them these have every operator that moves, sums, sorts or draws, and every operator of our own
-COMPILED = [('stt', dict(router='topk', n_layer=2)),
-            ('forgetting', {}),
-            ('hard_window', {}),
-            ('strided_heads', {}),
-            ('surprise+rope+noise_embedding', {}),
-            ('gqa+dropconnect+noise_mixup', dict(mix='batch'))]
+COMPILED = [{'stt': dict(router='topk')},
+            {'forgetting': {}},
+            {'hard_window': {}},
+            {'strided_heads': {}},
+            {'surprise': {}, 'rope': {}, 'noise_embedding': {}},
+            {'gqa': {}, 'dropconnect': {}, 'noise_mixup': dict(mix='batch')}]
+COMPILED_CASES = [case for parts in COMPILED for case in parts.items()]
 
 
-def compiled_model(name, options):
-    return small(name, 0.3, **dict(n_layer=1) | options)
+def sum_of(parts):
+    """Returns the model of {variant: its options}, all of them in one."""
+    options = {}
+    for own in parts.values():
+        options |= own
+    return small('+'.join(parts), 0.3, **options)
 
 
-@each(COMPILED)
-def test_compiled_as_one_graph(name, setting, frozen_heap):
-    checks.one_graph(compiled_model(name, setting))
+@pytest.mark.parametrize('parts', COMPILED, ids='+'.join)
+def test_one_graph_through_autograd(parts, frozen_heap):
+    checks.one_graph(sum_of(parts))
 
 
-@slow
-@each(DECLARED)
-def test_operators_are_compiled_above(name, setting):
-    compiled = set().union(*(operators_of(compiled_model(*case)) for case in COMPILED))
-    assert operators_of(small(name, 0.3, **setting)) <= compiled
-
-
-@each(DECLARED)
+@each([case for case in DECLARED if case not in COMPILED_CASES])
 def test_one_graph(name, setting, frozen_heap):
     """Dynamo alone sees graph breaks, branches and recompilation."""
     checks.one_graph(small(name, 0.3, **setting), backend='eager')
+
+
+@slow
+def test_every_operator_is_compiled_through_autograd():
+    compiled = set().union(*(operators_of(sum_of(parts)) for parts in COMPILED))
+    for name, setting in DECLARED:
+        assert operators_of(small(name, 0.3, **setting)) <= compiled, name
 
 
 @slow
