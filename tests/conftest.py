@@ -1,4 +1,4 @@
-"""For all tests: scripts import from a checkout, a variant can be dropped in for one test, GPU tests start alike."""
+"""For all tests: scripts import from a checkout, a variant can be dropped in, tests on a GPU start alike."""
 import gc
 import importlib
 import os
@@ -23,8 +23,8 @@ def the_same_path_for_every_test(monkeypatch):
 def gpu_tests_start_alike(request, monkeypatch):
     """Keeps what a test on a GPU leaves in its process from the next one, so that they pass in any order.
 
-    That is what torch.compile has compiled and learnt of sizes, the settings and environment that machine() gives
-    it, the precision of float32, the default generators, and memory that the garbage collector has to free.
+    That is what torch.compile has compiled and learnt of sizes, the settings and environment that machine()
+    gives it, the precision of float32, the default generators, and memory left to the garbage collector.
     """
     if 'gpu' not in request.keywords:
         yield

@@ -68,7 +68,7 @@ def test_with_gpus(gpus, settings, monkeypatch):
 
 
 def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
-    """They are where Inductor's are, by the same assembler, whoever compiles first. A user's settings stay."""
+    """They are where Inductor's are, by the same assembler, whoever compiles first; users' settings stay."""
     monkeypatch.setattr(os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
     inductor_settings.configure(1)
