@@ -248,6 +248,23 @@ def ended(study):
     assert study.exitcode == 0, Path('said').read_text()
 
 
+def kill(study):
+    """Kills a study; its two workers must not outlive it."""
+    children = descendants(study.pid)
+    study.kill()
+    study.join()
+    assert len(children) == 2
+    wait_for(lambda: not any(map(running, children)), seconds=20)
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
+def test_no_worker_outlives_its_study(data):
+    """It would train for hours."""
+    study = started(data, 'k', max_iters=10_000_000)
+    wait_for(lambda: sum(last_iteration(folder) > 0 for folder in Path('out-ab/k').glob('*/seed_*')) == 2, study.is_alive)
+    kill(study)
+
+
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
 @pytest.mark.parametrize('moments', [(90,), pytest.param((5, 90, 220), marks=pytest.mark.slow)])
 def test_killed_and_continued_is_the_same_study(data, moments):
@@ -256,11 +273,7 @@ def test_killed_and_continued_is_the_same_study(data, moments):
         study = started(data, 'killed')
         wait_for(lambda moment=moment: sum(map(last_iteration, Path('out-ab/killed').glob('*/seed_*'))) > moment * 2,
                  study.is_alive)
-        children = descendants(study.pid)
-        study.kill()
-        study.join()
-        assert len(children) == 2
-        wait_for(lambda children=children: not any(map(running, children))) # no worker outlives it
+        kill(study)
     ended(started(data, 'killed'))
     assert without_times(report_of('whole')) == without_times(report_of('killed'))
     for folder in sorted(Path('out-ab/whole').glob('*/seed_*')):
