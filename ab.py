@@ -192,13 +192,13 @@ def publish(report, folder):
     """Writes report.json, report.html and the plots, and prints the tables."""
     d = to_dict(report)
     write_json(folder / 'report.json', d)
-    draw(d, folder)
+    write_page(d, folder)
     for table in report.tables:
         print(f'\n{table}')
     print(f'\n{folder}/report.html')
 
 
-def draw(report, folder):
+def write_page(report, folder):
     """Writes the page and the plots of report.json as a dict."""
     from lab.report import report as lab_report
     lab_report.write_html(report, folder / 'report.html')

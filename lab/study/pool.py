@@ -144,6 +144,7 @@ def worker_main(conn, lifeline, run_task, slot):
             result = run_task(conn.recv(), slot, state)
             retire = state.pop('retire', False)
             conn.send((result, retire))
+    gc.unfreeze() # bindings complain at exit about what is left
 
 
 def exit_with_parent(lifeline):

@@ -42,7 +42,7 @@ def somewhere_else(tmp_path, monkeypatch):
 @pytest.fixture
 def no_page(monkeypatch):
     """The page and its plots, which tests/lab/test_report.py looks at, take longer than a small study."""
-    monkeypatch.setattr(ab, 'draw', lambda report, folder: None)
+    monkeypatch.setattr(ab, 'write_page', lambda report, folder: None)
 
 
 def ran(data, *args, **options):
@@ -198,7 +198,7 @@ def play(folder, args):
     os.chdir(folder)
     os.dup2(os.open('said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
-    pool.SPAWN, ab.draw = CleanForks(), lambda report, folder: None
+    pool.SPAWN, ab.write_page = CleanForks(), lambda report, folder: None
     sys.argv = ['ab.py', *args]
     run_main(ab.main)
 
