@@ -191,17 +191,22 @@ def timestamp():
 
 def publish(report, folder):
     """Writes report.json, report.html and the plots, and prints the tables."""
+    d = to_dict(report)
+    write_json(folder / 'report.json', d)
+    write_page(d, folder)
+    for table in report.tables:
+        print(f'\n{table}')
+    print(f'\n{folder}/report.html')
+
+
+def write_page(report, folder):
+    """Writes the page and the plots of report.json as a dict."""
     from lab.report import report as lab_report
-    report = to_dict(report)
-    write_json(folder / 'report.json', report)
     lab_report.write_html(report, folder / 'report.html')
     try:
         lab_report.write_plots(report, folder)
     except ImportError:
         print('no PNGs of the plots: they need matplotlib, pip install matplotlib')
-    for table in report['tables']:
-        print(f'\n{table}')
-    print(f'\n{folder}/report.html')
 
 
 def report_again(folder):

@@ -1,6 +1,7 @@
 """Runs a study's tasks in worker processes, and shows on a terminal how far they are."""
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -124,8 +125,9 @@ class ProgressLine:
         self.first = {task.folder: last_iteration(task.folder) for task in tasks}
         self.goal = {task.folder: task.arm.options.max_iters for task in tasks}
         # smoothing 0: the time left goes by the mean speed, because runs of quick and slow arms come and go
-        self.bar = tqdm(bar_format='{desc}; {remaining} left', smoothing=0, leave=False, file=sys.stdout,
-                        disable=not sys.stdout.isatty())
+        # delay: the first line comes with the first update
+        self.bar = tqdm(bar_format='{desc}; {remaining} left', smoothing=0, delay=1e-9, leave=False,
+                        file=sys.stdout, disable=not sys.stdout.isatty())
 
     def ended(self, task, status):
         self.states['done' if status == 'done' else 'failed'] += 1
@@ -142,7 +144,10 @@ class ProgressLine:
         tasks = [task for group in running for task in group.tasks]
         current = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for task in tasks)
         self.bar.total, self.bar.n = trained + left, trained
-        self.bar.set_description_str(f'{done}{f", {failed} failed" if failed else ""}; {current}')
+        line = f'{done}{f", {failed} failed" if failed else ""}; {current}'
+        # a line that wraps cannot be cleared
+        room = shutil.get_terminal_size().columns - len('; 00:00:00 left ')
+        self.bar.set_description_str(line[:room])
 
     def close(self):
         self.bar.close()

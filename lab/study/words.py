@@ -18,7 +18,7 @@ def text_table(verdicts, extra=None):
         if arm.diverged:
             loss = f'diverged {len(arm.diverged)}/{verdicts.n}'
         else:
-            loss = f'{arm.mean:.4f}±{format_number(arm.sd)}'
+            loss = f'{arm.mean:.4f}±{short_number(arm.sd)}'
         more = [column.get(name, '') for column in extra.values()]
         rows.append([name, str(verdicts.n), loss, *(comparison_cells(c) if c else [''] * 9), *more,
                      c.verdict if c else 'baseline'])
@@ -29,9 +29,9 @@ def text_table(verdicts, extra=None):
 
 
 def comparison_cells(c):
-    difference = f'{format_number(c.mean, sign="+")} [{format_interval(c.interval)}]' if c.interval else '-'
-    return [difference, format_number(c.sd), format_number(c.rho, 2), format_p(c.p), format_p(c.holm_p),
-            format_p(c.flip_p), f'{c.wins}/{c.n}', format_number(c.p_improve, 2), format_number(c.mde)]
+    difference = f'{short_number(c.mean, sign="+")} [{format_interval(c.interval)}]' if c.interval else '-'
+    return [difference, short_number(c.sd), short_number(c.rho, 2), format_p(c.p), format_p(c.holm_p),
+            format_p(c.flip_p), f'{c.wins}/{c.n}', short_number(c.p_improve, 2), short_number(c.mde)]
 
 
 def verdict_sentence(c, verdicts):
@@ -47,7 +47,7 @@ def verdict_sentence(c, verdicts):
         parts.append(f'by ranks, p {format_p(c.holm_p)}')
     elif c.verdict in ('better', 'worse'):
         seeds = c.wins if c.mean < 0 else c.n - c.wins
-        parts[0] += f' by {format_number(abs(c.mean))}, at {seeds} of {c.n} seeds'
+        parts[0] += f' by {short_number(abs(c.mean))}, at {seeds} of {c.n} seeds'
         if c.equivalent:
             parts.append(f'so little that it also counts as equivalent, within ±{verdicts.delta:g}')
     elif c.verdict == 'equivalent':
@@ -57,7 +57,7 @@ def verdict_sentence(c, verdicts):
         parts += what_is_missing(c, verdicts.level, verdicts.delta)
 
     if c.rho is not None and c.rho <= 0 and c.verdict != 'screen':
-        parts.append(f'seeds do not pair, rho {format_number(c.rho, 2)}: unpaired p {format_p(c.welch_p)}')
+        parts.append(f'seeds do not pair, rho {short_number(c.rho, 2)}: unpaired p {format_p(c.welch_p)}')
     return '; '.join(parts)
 
 
@@ -73,7 +73,7 @@ def what_is_missing(c, level, delta):
         seeds and max(seeds - c.n, 1) for seeds in (c.seeds_difference, c.seeds_equivalence))
     more = more_for_difference or more_for_equivalence
     seeds = f'about {more} more seed{"s" * (more != 1)} would'
-    mean = format_number(c.mean, sign='+')
+    mean = short_number(c.mean, sign='+')
     if more_for_difference:
         sooner = more_for_equivalence and more_for_equivalence < more_for_difference
         also = f', {more_for_equivalence} that it is within ±{delta:g}' if sooner else ''
@@ -105,7 +105,7 @@ def legend_lines(verdicts):
         yield f'looks at {looks} seeds, each at {level}: the next is at {later[0]}'
 
 
-def format_number(x, digits=4, sign=''):
+def short_number(x, digits=4, sign=''):
     """Returns .0024; a number too small for that as 1e-07."""
     if x is None:
         return '-'
@@ -114,8 +114,8 @@ def format_number(x, digits=4, sign=''):
 
 
 def format_interval(interval):
-    return ', '.join(format_number(x, sign='+') for x in interval)
+    return ', '.join(short_number(x, sign='+') for x in interval)
 
 
 def format_p(p):
-    return '-' if p is None else '<.001' if p < 0.001 else format_number(p, 3)
+    return '-' if p is None else '<.001' if p < 0.001 else short_number(p, 3)
