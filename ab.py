@@ -201,7 +201,7 @@ def publish(report, folder):
 
 def write_page(report, folder):
     """Writes the page and the plots of report.json as a dict."""
-    from lab.report import report as lab_report
+    from lab import report as lab_report
     lab_report.write_html(report, folder / 'report.html')
     try:
         lab_report.write_plots(report, folder)

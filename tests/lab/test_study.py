@@ -163,11 +163,11 @@ def test_what_no_run_can_begin_with_fails_them_all(data):
     assert all('device=cuda:77: not on this machine' in result.reason for result in results)
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
 def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
     """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **options: compile_(f, **options | dict(backend='eager')))
-    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 2)
     arms = arms_of(data, variants='alibi,gated_attention,rope', compile=True, max_iters=1, eval_iters=1)
     study, state = study_of(arms), {}
     for arm in arms:

@@ -41,7 +41,6 @@ def test_the_last_line_is_json_with_the_numbers(done):
         flops = flops_per_token(load_classes(arm['variant']), model.config)
         assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops
         assert all(len(ms) == 2 and min(ms) > 0 for ms in arm['samples_ms'].values())
-        assert arm['forward_ms'] < arm['forward_backward_ms']
         assert arm['tokens_per_s'] == pytest.approx(4 * 16 / arm['step_ms'] * 1000)
         assert arm['mfu'] == pytest.approx(arm['flops_per_token'] * arm['tokens_per_s'] / 1e9)
         assert arm['peak_bytes'] is None                        # a number that a CPU cannot tell is none
