@@ -1,19 +1,18 @@
 """
 The GPT of nanoGPT, with a place for one idea at a time.
 
-References:
-1) nanoGPT, from which this file descends:
-https://github.com/karpathy/nanoGPT/blob/master/model.py
-2) the official GPT-2 TensorFlow implementation released by OpenAI:
-https://github.com/openai/gpt-2/blob/master/src/model.py
-3) huggingface/transformers PyTorch implementation:
+Sources:
+nanoGPT, whose fork this is: https://github.com/karpathy/nanoGPT/blob/master/model.py
+GPT-2 as OpenAI wrote it: https://github.com/openai/gpt-2/blob/master/src/model.py
+GPT-2 in Hugging Face transformers, whose names the weights have:
 https://github.com/huggingface/transformers/blob/main/src/transformers/models/gpt2/modeling_gpt2.py
 
-Seven classes are the slots: GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT. A file variants/<name>.py
-subclasses the ones it changes under the same names; load_classes() puts them together and build() makes the model from
-them. Step carries what belongs to one pass. Nothing here knows any idea's name.
+Seven classes are the slots: GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT. A file
+variants/<name>.py subclasses the ones it changes under the same names; load_classes() puts them together and
+build() makes the model from them. Step is the state of one pass. Nothing here knows any idea's name.
 
-Shapes: B rows, T positions in this pass, Tk positions so far (= T without a cache), C = n_embd, nh = n_head, hs = C / nh.
+Shapes: B rows, T positions in this pass, Tk positions so far (= T without a cache), C = n_embd, nh = n_head,
+hs = C / nh.
 """
 import math
 from collections import defaultdict
@@ -57,13 +56,13 @@ class GPTConfig:
 class Step:
     """State of one forward pass, which does not belong to the model.
 
-    pos (B, T): position of each input; None: each row's are 0..T-1, and from_zero is True, on which attention may rely.
+    pos (B, T): position of each input; None: each row's are 0..T-1, and from_zero, on which attention relies.
     it: 0-d tensor, the training iteration, for schedules; None: 0.
     cache: None, or one dict a layer, kept by the caller between passes.
     shared: tensors that modules hand to each other in the same pass, each under a name of its own.
     losses: {name: weighted scalar}, added to the objective while training.
     stats: None, or a dict that fills with {name: [a detached tensor a layer]}.
-    backends: None, or a set that fills with (way, why) of how attention is computed in training: choose_backend().
+    backends: None, or a set that fills with (way, why), choose_backend()'s answers for training.
     """
 
     def __init__(self, pos=None, it=None, cache=None, stats=None, backends=None):
@@ -85,17 +84,20 @@ class Step:
             self.stats.setdefault(name, []).append(value.detach())
 
     def extend(self, layer, **new):
-        """Appends tensors (B, T) or (..., T, C) to this layer's cache along time; returns all positions so far."""
+        """Appends tensors (B, T) or (..., T, C) to this layer's cache along time; returns those of all positions so far."""
+        # in training there is no past
         if self.cache is None:
             return tuple(new.values())
         past = self.cache[layer]
         for name, x in new.items():
-            past[name] = torch.cat((past[name], x), dim=-1 if x.ndim == 2 else -2) if name in past else x
+            if name in past:
+                x = torch.cat((past[name], x), dim=-1 if x.ndim == 2 else -2)
+            past[name] = x
         return tuple(past[name] for name in new)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm but with an optional bias. PyTorch doesn't support simply bias=False."""
+    """LayerNorm with an optional bias."""
 
     def __init__(self, config, ndim):
         super().__init__()
@@ -103,6 +105,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ndim)) if config.bias else None
 
     def forward(self, x):
+        # over the channels, the last dimension
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
@@ -120,40 +123,46 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.attn_dropout = config.dropout if config.attn_dropout is None else config.attn_dropout
         if config.attn == 'flex' and self.attn_dropout > 0:
-            raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; allowed: 0, or auto, math, sdpa')
-        # key, query, value projections for all heads, but in a batch
+            raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; '
+                       'allowed: 0, or auto, math, sdpa')
+        # queries, keys and values of all heads come out of one product
         self.c_attn = classes.Linear(config, config.n_embd, 3 * config.n_embd)
-        # output projection
+        # and what the heads found goes back into the residual stream
         self.c_proj = classes.Linear(config, config.n_embd, config.n_embd)
-        # regularization
         self.resid_dropout = Dropout(config.dropout)
 
     def qkv(self, x):
-        """Returns q (B, nh, T, hs), and k and v (B, nh, T, hs), or with fewer heads, each for a group of queries."""
+        """Returns q (B, nh, T, hs), and k and v likewise, or with fewer heads, each for a group of queries."""
         B, T, C = x.size()
         hs = C // self.n_head
-        heads = self.c_attn(x).view(B, T, -1, hs) # heads of queries, then of keys, then of values
+        # (B, T, 3 * nh, hs): heads of queries, then of keys, then of values
+        heads = self.c_attn(x).view(B, T, -1, hs)
         q, k, v = heads.split(self.n_head, dim=2)
         q = q.transpose(1, 2) # (B, nh, T, hs)
         k = k.transpose(1, 2) # (B, nh, T, hs)
         v = v.transpose(1, 2) # (B, nh, T, hs)
         return q, k, v
 
+    # queries and keys, (B, nh, T, hs) each, before any position is known
     def norm_qk(self, q, k):
         return q, k
 
+    # queries and keys turned by where they are, step.pos
     def rotate_qk(self, q, k, step):
         return q, k
 
-    # before they are cached
+    # values, before they are cached
     def values(self, v, step):
         return v
 
     def score_mod(self, x, pos_k, step):
-        """None for scores as they are, or a Bias, a Window or a function (core/nn/attention.py); queries are at step.pos."""
+        """Returns a change of the scores of queries at step.pos with keys at pos_k (B, Tk).
+
+        None, a Bias, a Window or a function, see core/nn/attention.py.
+        """
         return None
 
-    # every head, once a layer
+    # all of attention, from q, k, v to y (B, nh, T, hs)
     def attend(self, q, k, v, x, pos_k, step):
         return self.compute_attention(q, k, v, self.score_mod(x, pos_k, step), pos_k, step)
 
@@ -171,15 +180,15 @@ class CausalSelfAttention(nn.Module):
         q, k = self.rotate_qk(q, k, step)
         v = self.values(v, step)
 
-        # while decoding, keys and values of the positions before these come from the cache
-        k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos) # (B, nh, Tk, hs) twice, (B, Tk)
-        # a head of keys for each head of queries
+        # while decoding, keys and values of earlier positions come from the cache: (B, nh, Tk, hs) twice, (B, Tk)
+        k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos)
+        # where a group of queries shares a head of keys and values, each gets a copy
         k = k if k.size(1) == self.n_head else k.repeat_interleave(self.n_head // k.size(1), dim=1)
         v = v if v.size(1) == self.n_head else v.repeat_interleave(self.n_head // v.size(1), dim=1)
 
-        # causal self-attention; Self-attend: (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk)
-        y = self.attend(q, k, v, x, pos_k, step) # (B, nh, T, hs)
-        # re-assemble all head outputs side by side
+        # (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk), and over the values back to (B, nh, T, hs)
+        y = self.attend(q, k, v, x, pos_k, step)
+        # heads side by side again
         y = y.transpose(1, 2).flatten(2) # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -213,20 +222,22 @@ class Block(nn.Module):
         self.ln_2 = classes.LayerNorm(config, config.n_embd)
         self.mlp = classes.MLP(config, classes, layer)
 
-    # the updates of attention and MLP, before they are added
+    # the updates of attention and MLP, (B, T, C) each, before they are added
     def attn_out(self, y, step):
         return y
 
     def mlp_out(self, y, step):
         return y
 
-    # the residual stream
+    # the residual stream x takes in an update y
     def add(self, x, y):
         return x + y
 
+    # the half of a block that looks at other positions
     def attn_residual(self, x, step):
         return self.add(x, self.attn_out(self.attn(self.ln_1(x), step), step))
 
+    # the half that does not
     def mlp_residual(self, x, step):
         return self.add(x, self.mlp_out(self.mlp(self.ln_2(x), step), step))
 
@@ -249,13 +260,15 @@ class GPT(nn.Module):
             ln_f = classes.LayerNorm(config, config.n_embd),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight # https://paperswithcode.com/method/weight-tying
+        # tokens go in and come out by the same vectors: Press and Wolf, https://arxiv.org/abs/1608.05859
+        self.transformer.wte.weight = self.lm_head.weight
 
     @torch.no_grad()
     def init_weights(self, seed):
-        """Initial value = f(seed, parameter name), so that parameters which two models share start equal, whatever else they have.
+        """Sets each parameter by (seed, its name): those that two models share start equal, whatever else they have.
 
-        A tag p.init(p) on a parameter wins; else Linear and Embedding get GPT-2's values; else the constructor's stay.
+        A tag p.init(p) on a parameter wins; else Linear and Embedding get GPT-2's values; else the constructor's
+        stay. Stop if one is not finite, as torch.empty's are here.
         """
         modules = [m for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
         of_linear_or_embedding = {id(p) for m in modules for p in m.parameters(recurse=False)}
@@ -267,26 +280,28 @@ class GPT(nn.Module):
                 elif id(p) in of_linear_or_embedding and p.ndim == 1:
                     nn.init.zeros_(p)
                 elif id(p) in of_linear_or_embedding:
-                    # apply special scaled init to the residual projections, per GPT-2 paper
+                    # GPT-2's .02, and less for what 2 n_layer projections add to the residual stream (its paper, 2.3)
                     scale = math.sqrt(2 * self.config.n_layer) if name.endswith('c_proj.weight') else 1.0
                     nn.init.normal_(p, mean=0.0, std=0.02 / scale)
                 if not p.isfinite().all():
-                    raise Stop(f'{name}: starts with NaN or infinity; give it a value or a tag: p.init = nn.init.zeros_')
+                    raise Stop(f'{name}: starts with NaN or infinity; '
+                               'give it a value or a tag: p.init = nn.init.zeros_')
 
     def num_params(self, non_embedding=True):
+        """Returns the number of parameters, by default without the position embeddings.
+
+        The token embeddings count: they are the weights of the last layer as well.
         """
-        Return the number of parameters in the model.
-        For non-embedding count (default), the position embeddings get subtracted. The token embeddings would too,
-        except due to the parameter sharing these are actually used as weights in the final layer, so we include them.
-        """
-        return sum(p.numel() for n, p in self.named_parameters() if not (non_embedding and n == 'transformer.wpe.weight'))
+        left_out = {'transformer.wpe.weight'} if non_embedding else set()
+        return sum(p.numel() for name, p in self.named_parameters() if name not in left_out)
 
     def tok_emb(self, idx):
         return self.transformer.wte(idx) # (B, T, C)
 
     def pos_emb(self, step):
+        # positions 0..T-1 are a slice, (T, C), whose gradient needs no sum by index; else (B, T, C)
         wpe = self.transformer.wpe
-        return wpe.weight[:step.pos.size(1)] if step.from_zero else wpe(step.pos) # (T, C) or (B, T, C)
+        return wpe.weight[:step.pos.size(1)] if step.from_zero else wpe(step.pos)
 
     def embed(self, idx, step):
         return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
@@ -295,10 +310,10 @@ class GPT(nn.Module):
         return self.lm_head(x)
 
     def forward(self, idx, targets=None, step=None):
-        """Returns logits (B, T, vocab_size) and the loss for tokens idx (B, T) and targets (B, T), of which -1 are ignored.
+        """Returns logits (B, T, vocab_size) and the loss, for tokens idx (B, T) and targets (B, T), -1 to ignore.
 
-        The loss is the mean cross entropy in nats, in train() plus step.losses. Without targets: the last position's logits
-        (B, 1, vocab_size) and None. Stop if T is more than block_size.
+        The loss is the mean cross entropy in nats, in train() plus step.losses. Without targets: the last
+        position's logits (B, 1, vocab_size) and None. Stop if T is more than block_size.
         """
         B, T = idx.size()
         if T > self.config.block_size:
@@ -309,15 +324,15 @@ class GPT(nn.Module):
         if step.it is None:
             step.it = torch.zeros((), device=idx.device)
 
-        # forward the GPT model itself
+        # the trunk, over which the residual stream x flows
         x = self.embed(idx, step) # (B, T, C)
         for block in self.transformer.h:
             x = block(x, step)
         x = self.transformer.ln_f(x)
 
         if targets is None:
-            # inference-time mini-optimization: only forward the lm_head on the very last position
-            return self.logits(x[:, [-1], :]), None # note: using list [-1] to preserve the time dim
+            # only the last position is asked for; [-1] keeps the dimension of time
+            return self.logits(x[:, [-1], :]), None
         logits = self.logits(x) # (B, T, vocab_size)
         loss = cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
         if self.training:
@@ -325,7 +340,7 @@ class GPT(nn.Module):
         return logits, loss
 
     def objective(self, idx, targets, it):
-        """Returns the loss to train on at iteration `it` (0-d tensor), and {name: auxiliary loss} of what it contains."""
+        """Returns the loss to train on at iteration `it`, a 0-d tensor, and {name: auxiliary loss} in it."""
         step = Step(it=it)
         _, loss = self(idx, targets, step)
         return loss, step.losses
@@ -341,46 +356,50 @@ class GPT(nn.Module):
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
         """Returns AdamW, or with optimizer='muon' Muon for the blocks' matrices and AdamW for the rest.
 
-        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] multiplies the schedule's learning rate.
+        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] multiplies the schedule's
+        learning rate.
         """
-        # Any parameters that are 2D will be weight decayed, otherwise no, as in nanoGPT: all weight tensors in
-        # matmuls + embeddings decay, all biases and layernorms don't.
+        # as in nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), matrices and embeddings
+        # decay, vectors and scalars do not: biases, the weights of norms, gates
         groups = defaultdict(list)
         for name, p in self.named_parameters():
             decay = p.ndim >= 2 and not getattr(p, 'no_decay', False)
             lr_scale = getattr(p, 'lr_scale', 1.0)
             muon = optimizer == 'muon' and p.ndim == 2 and name.startswith('transformer.h.')
             groups[decay, lr_scale, muon].append(p)
-        groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale, lr=learning_rate * lr_scale, muon=muon)
+        groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale,
+                       lr=learning_rate * lr_scale, muon=muon)
                   for (decay, lr_scale, muon), params in groups.items()]
         # on CUDA the learning rate is a tensor, so that a captured graph sees it change
         cuda = device_type == 'cuda'
         if cuda:
             for group in groups:
                 group['lr'] = torch.tensor(group['lr'], device='cuda')
-        # AdamW for all of a group's tensors in one kernel
+        # fused: all tensors of a group in a few kernels
         kind = MuonAdamW if optimizer == 'muon' else torch.optim.AdamW
         return kind(groups, betas=betas, fused=True, capturable=cuda)
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None, it=None):
-        """Yields the next token of every row (B, 1), max_new_tokens times, after the context idx (B, T). it: as in Step."""
+        """Yields the next token of each row (B, 1), max_new_tokens times, after the context idx (B, T); it: as in Step."""
         cache = [{} for _ in self.transformer.h]
         cached = 0 # positions
         for _ in range(max_new_tokens):
             T = idx.size(1)
             if T <= self.config.block_size:
                 # feed what is not in the cache yet: at first the context, then one token at a time
-                pos = None if cached == 0 else torch.arange(cached, T, device=idx.device).expand(idx.size(0), -1)
+                pos = None
+                if cached:
+                    pos = torch.arange(cached, T, device=idx.device).expand(idx.size(0), -1) # (B, T - cached)
                 new, step = idx[:, cached:], Step(pos, it, cache)
                 cached = T
             else:
-                # the context is growing too long and every position has moved: crop it at block_size and read it again
+                # beyond block_size each token has another position at each step: read the last ones again
                 new, step = idx[:, -self.config.block_size:], Step(it=it)
-            with torch.inference_mode(): # a small model's token on a CPU takes a tenth less than with no_grad alone
+            # a small model's token on a CPU takes a tenth less than with no_grad alone
+            with torch.inference_mode():
                 logits, _ = self(new, step=step)
-            # pluck the logits at the final step and sample from the distribution
-            new = sample_token(logits[:, -1, :], temperature, top_k, top_p, min_p, generator)
+            new = sample_token(logits[:, -1, :], temperature, top_k, top_p, min_p, generator) # (B, 1)
             idx = torch.cat((idx, new), dim=1)
             yield new
 
@@ -396,15 +415,16 @@ SLOTS = (GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT)
 
 
 def load_classes(variant='base'):
-    """Returns the seven classes of a variant, 'base', 'soft_window' or 'soft_window+surprise', as attributes, and its `files`."""
+    """Returns the classes of a variant as attributes, and its `files`; 'soft_window+surprise' is two variants in one."""
     return assemble(variant, SLOTS)
 
 
 def build(variant='base', seed=1337, **model_args):
-    """Returns the model of a variant, initialised by (seed, parameter name); model_args are fields of its GPTConfig."""
+    """Returns a variant's model, initialised by (seed, parameter name); model_args are fields of its GPTConfig."""
     classes = load_classes(variant)
     config = construct_checked(classes.GPTConfig, model_args)
-    with torch.random.fork_rng(devices=[]), NanWhereUninitialised(): # what a constructor forgets to initialise shows
+    # a parameter that a constructor forgets to initialise is NaN, and init_weights() names it
+    with torch.random.fork_rng(devices=[]), NanWhereUninitialised():
         seed_cpu(key(seed, 'build'))
         model = classes.GPT(config, classes)
     model.init_weights(seed)
@@ -412,9 +432,12 @@ def build(variant='base', seed=1337, **model_args):
 
 
 def build_gpt2(name, variant='base', seed=1337, **model_args):
-    """Returns a variant with the weights of 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl' in all the parameters it shares with
-    the baseline, its context cropped to block_size."""
+    """Returns a variant with GPT-2's weights in all parameters that it shares with the baseline.
+
+    name: 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl'. The context is cropped to block_size.
+    """
     weights = download_gpt2(name)
+    # whatever was asked for, the checkpoint fixes the size
     fixed = dict(GPT2_SIZES[name], block_size=1024, vocab_size=50257, bias=True)
     model = build(variant, seed, **model_args | fixed)
     load_gpt2(model, weights)

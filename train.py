@@ -1,10 +1,7 @@
 """Trains a GPT, or one of its variants, and keeps everything about the run in out_dir.
 
-To run on a single GPU or a CPU, example:
     python train.py config/train_shakespeare_char.py --variant=surprise
-To go on with a run that was stopped:
     python train.py --init_from=resume --out_dir=out-surprise
-To run with DDP on 4 gpus on 1 node, example:
     torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
 """
 import dataclasses
@@ -77,7 +74,7 @@ class Options(DeviceOptions):
 RANK = int(os.environ.get('RANK', 0))
 LOCAL_RANK = int(os.environ.get('LOCAL_RANK', 0))
 WORLD_SIZE = int(os.environ.get('WORLD_SIZE', 1))
-MASTER_PROCESS = RANK == 0 # this process will do logging, checkpointing etc.
+MASTER_PROCESS = RANK == 0 # it alone evaluates, logs and saves
 
 
 def print0(text):
@@ -151,7 +148,7 @@ def setup(config):
     print0(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}"
            + (f', {WORLD_SIZE} processes' if WORLD_SIZE > 1 else ''))
 
-    # data; a run goes on with the tokens it was trained on
+    # data: a run goes on with the tokens it was trained on
     block_size = construct_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
@@ -161,7 +158,7 @@ def setup(config):
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
 
-    # model init: from scratch, from GPT-2's weights, or from the checkpoint
+    # the model: from scratch, from GPT-2's weights, or from the checkpoint
     if o.init_from in GPT2_SIZES and tensors is None:
         model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
     else:
@@ -234,19 +231,19 @@ def estimate_loss(it, s):
     return train_loss, val_loss, stats
 
 
-# learning rate decay scheduler (cosine with warmup)
 def learning_rate(it, o):
+    """Returns the learning rate of an iteration: a linear warm-up, a cosine (arXiv 1608.03983), then constant."""
     if not o.decay_lr:
         return o.learning_rate
-    # 1) linear warmup for warmup_iters steps
+    # up, from just above 0 to learning_rate
     if it < o.warmup_iters:
         return o.learning_rate * (it + 1) / (o.warmup_iters + 1)
-    # 2) if it > lr_decay_iters, return min learning rate
+    # after the cosine's end
     if it > o.lr_decay_iters:
         return o.min_lr
-    # 3) in between, use cosine decay down to min learning rate
+    # down half a wave, from learning_rate to min_lr
     done = (it - o.warmup_iters) / max(o.lr_decay_iters - o.warmup_iters, 1)
-    coeff = 0.5 * (1.0 + math.cos(math.pi * done)) # coeff ranges 0..1
+    coeff = 0.5 * (1.0 + math.cos(math.pi * done)) # from 1 to 0
     return o.min_lr + coeff * (o.learning_rate - o.min_lr)
 
 
@@ -374,7 +371,7 @@ def train_loop(s, signals):
         if it > first and (evaluating or checkpoint_due):
             check_finite(s)
 
-        # evaluate the loss on train/val sets and write checkpoints
+        # evaluate
         saving, val_loss = checkpoint_due, None
         if MASTER_PROCESS and evaluating:
             train_loss, val_loss, stats = estimate_loss(it, s)
@@ -390,6 +387,8 @@ def train_loop(s, signals):
                 state['best_val_loss'] = val_loss
             saving = improved and o.save_best or last or checkpoint_due or o.always_save_checkpoint
             saving = saving and (it > first or first == 0) # where a run goes on, its checkpoint is there
+
+        # save, behind the next iterations
         if MASTER_PROCESS and saving:
             tensors, scaler = train_step.state()
             now = dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - started)
@@ -405,7 +404,7 @@ def train_loop(s, signals):
         if last:
             break
 
-        # forward backward update; while the device works on it, log the iteration before
+        # one step; while the device works on it, log the iteration before
         train_step(it, *load_batch(s, it), learning_rate(it, o))
         step_log.flush()
         if it % o.log_interval == 0:

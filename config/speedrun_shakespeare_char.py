@@ -1,5 +1,5 @@
 """The fastest honest Shakespeare: size, batches and whole-split loss of train_shakespeare_char.py, better parts, fewer iterations.
-nanoGPT's best loss, 1.4697, in less than 10 seconds of training on one H100. LOG.md has the measurements."""
+nanoGPT's best loss, 1.4697, in less than 10 seconds of training on one H100. docs/measurements.md has the figures."""
 
 variant = 'rope+alibi+qk_norm+relu2+rmsnorm' # rotary positions and slopes: the best of seven tried
 

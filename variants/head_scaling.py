@@ -9,7 +9,7 @@ Distance and deviation enter as log(1 + tokens); the source has them over block_
 an MLP that starts at random. Here it starts at 0, as the baseline.
 
 Claim: none; its README sees no change from the baseline, one seed.
-Expect: nothing beyond seed noise. Where variants/kernels does not run, scores and statistics are T x T in
+Expect: nothing beyond seed noise. Where the kernel does not run, scores and statistics are T x T in
 float32, and slow.
 Control: `gated_attention`, a gate from the token itself; static=True, a constant for each head;
 shuffle_stats=True.

@@ -30,7 +30,7 @@ class TrainStep:
         self.params = list(model.parameters())
         self.buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.max_norm = grad_clip or float('inf')
-        # initialize a GradScaler. If enabled=False scaler is a no-op
+        # it scales the loss of float16 alone, elsewhere it does nothing
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
 
         # what a captured graph reads and writes has to stay where it is
@@ -106,14 +106,14 @@ class TrainStep:
             default.graphsafe_set_state(outside)
 
     def run(self):
-        # forward backward, with gradient accumulation to simulate larger batch size
+        # gradients, micro-batch by micro-batch
         self.accumulate_gradients()
         if self.world > 1:
             self.average_over_processes()
         # after that, so that an overflow in one process is skipped in all
         self.scaler.unscale_(self.optimizer)
 
-        # clip the gradient, look for what is not finite, step the optimizer
+        # clip, look for what is not finite, step
         if self.clipped_adamw:
             self.clipped_adamw.check(self.loss, self.it, self.norm, self.bad, self.bad_it)
             self.clipped_adamw.step(self.norm, self.bad)
@@ -122,7 +122,7 @@ class TrainStep:
             self.flag_nonfinite()
             self.step_optimizer()
 
-        # flush the gradients as soon as we can, no need for this memory anymore
+        # their memory is free for the next forward pass
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self):
