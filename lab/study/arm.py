@@ -1,0 +1,207 @@
+"""An arm of a study, one way to train, and how arms come out of the options of a command line."""
+import dataclasses
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import train
+from configurator import COMMAND_LINE, Given, configure, construct, did_you_mean, options_of
+from core.data.dataset import Dataset
+from core.errors import Stop
+from core.run.environment import ROOT
+from core.run.folder import sha256
+from model import GPTConfig, build, load_classes
+
+SET_BY_AB = 'seed', 'out_dir', 'init_from'      # no arm may set them
+# Options that change where and how a run runs, not what it computes.
+NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device',
+                'backend', 'eval_only', 'log_interval', 'checkpoint_minutes', 'save_best',
+                'always_save_checkpoint')
+
+
+@dataclass
+class Arm:
+    """One way to train: a name, and all options."""
+    name: str
+    options: train.Options
+    model_args: dict            # every field of the variant's GPTConfig
+    given: dict                 # what sets it apart from the config, {option: text}
+    origin: dict = field(repr=False, default_factory=dict) # of each option, as configure() returns it
+    seed_shift: int = 0         # added to each seed: not 0 for the arm that is only another seed
+
+    @property
+    def folder(self):
+        return re.sub(r'[^\w.+=-]+', '_', self.name)
+
+    @property
+    def variant_args(self):
+        """The variant's own options among model_args."""
+        base = options_of(GPTConfig)
+        return {name: value for name, value in self.model_args.items() if name not in base}
+
+    def build(self, seed):
+        return build(self.options.variant, seed, **self.model_args)
+
+    def meta_model(self):
+        """Returns the model without values, for the shapes of its parameters."""
+        classes = load_classes(self.options.variant)
+        with torch.device('meta'):
+            return classes.GPT(classes.GPTConfig(**self.model_args), classes)
+
+    def identity(self, data_hash):
+        """Returns all that a run of this arm depends on, seed apart: runs with one identity are one run."""
+        # all code that training runs through
+        files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py']
+        files += sorted(ROOT.glob('core/**/*.py'))
+        files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
+        files += sorted(ROOT.glob('variants/_[!_]*.py')) # what variants share
+        code = {str(path.relative_to(ROOT)): sha256(path) for path in files}
+        options = {n: value for n, value in dataclasses.asdict(self.options).items() if n not in NOT_COMPUTED}
+        return dict(options=options, model_args=self.model_args, seed_shift=self.seed_shift,
+                    data=data_hash, code=code)
+
+    def as_dict(self):
+        """Returns what study.json keeps of the arm."""
+        return dict(name=self.name, options=dataclasses.asdict(self.options), model_args=self.model_args,
+                    given=self.given, seed_shift=self.seed_shift)
+
+    @classmethod
+    def from_dict(cls, d):
+        return cls(d['name'], train.Options(**d['options']), d['model_args'], d['given'], {}, d['seed_shift'])
+
+
+# -----------------------------------------------------------------------------
+# arms from a command line
+
+def parse_arms(o, given):
+    """Returns the arms that ab.py's options o name, the baseline first.
+
+    given: all else that the user set, options of train.py and of the variants: each goes to the arms that
+    have it.
+    """
+    # the variant of the recipe is the baseline's, and the others stand on it
+    common = next((g.value for g in reversed(given) if g.name == 'variant'), 'base')
+    given = [g for g in given if g.name != 'variant']
+
+    # the arms by name, each with the options that are its own
+    specs = parse_specs(o, common) # [(name, {option: text})]
+    names = [name for name, _ in specs]
+    if not names:
+        raise Stop(f'arms={o.arms}: names no arm; write NAME: option=value; ...')
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise Stop(f'arms: {doubled} is there twice; every arm needs a name of its own')
+    if o.baseline and o.baseline not in names:
+        raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
+    specs.sort(key=lambda spec: spec[0] != (o.baseline or names[0]))
+
+    # an option that no arm has is a typo; one that some have goes to those
+    known = []
+    for _, own in specs:
+        GPTConfig = load_classes(own.get('variant', common)).GPTConfig
+        known.append(options_of(train.Options).keys() | options_of(GPTConfig).keys())
+    for g in given:
+        if not any(g.name in options for options in known):
+            advice = did_you_mean(g.name, set().union(*known, options_of(type(o))))
+            raise Stop(f'{g.name}={g.value}: no such option of any arm{advice}')
+    if len(names) < 2 and not o.null:
+        raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, '
+                   'or --null=True for the noise floor')
+    variant = Given('variant', common, COMMAND_LINE)
+    return [make_arm(name, own, [variant] + [g for g in given if g.name in options])
+            for (name, own), options in zip(specs, known)]
+
+
+def parse_specs(o, common):
+    """Returns [(name, {option: text})] of --arms, or of --variants on top of the common variant."""
+    if o.arms and o.variants:
+        raise Stop('arms and variants: give one of the two')
+    if o.arms:
+        return [parse_spec(text) for text in o.arms.split(';') if text.strip()]
+    variants = [v if common == 'base' else f'{common}+{v}' for v in o.variants.split(',') if v]
+    return [(common, {})] + [(variant, dict(variant=variant)) for variant in variants]
+
+
+def parse_spec(text):
+    """Returns (name, {option: text}) of 'soft: variant=soft_window window_init=128'.
+
+    A name alone is that of a variant, or base.
+    """
+    name, colon, rest = text.partition(':')
+    name = name.strip()
+    if not name or not name.isprintable():
+        raise Stop(f'arms: {text.strip()!r} has no name; write NAME: option=value option=value')
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise Stop(f'arms: {text.strip()}: {error}') from None
+    options = {}
+    for word in words:
+        option, equals, value = word.removeprefix('--').partition('=')
+        if not equals:
+            raise Stop(f'arms: {name}: {word}: write option=value')
+        options[option] = value
+    if not colon and name not in ('base', 'baseline'):
+        options['variant'] = name
+    return name, options
+
+
+def make_arm(name, own, given):
+    """Returns the arm with its own options, {name: text}, over those given for all arms."""
+    if wrong := next((option for option in own if option in SET_BY_AB), None):
+        raise Stop(f'arms: {name}: {wrong} is the same for all arms, and is set by ab.py')
+    # later beats earlier
+    given = given + [Given(option, value, COMMAND_LINE) for option, value in own.items()]
+    try:
+        config = configure(train.Options, load_classes, argv=[], given=given, say=lambda text: None)
+    except Stop as stop:
+        raise Stop(f'arm {name}: {stop}') from None
+    o = config.options
+    vocab_size = Dataset(o.dataset, 1).vocab_size
+    model_config = construct(config.GPTConfig, dict(vocab_size=vocab_size) | config.model_args)
+    return Arm(name, o, dataclasses.asdict(model_config), own, config.origin)
+
+
+# -----------------------------------------------------------------------------
+# arms from arms
+
+def null_arm(baseline):
+    """Returns the baseline with other seeds: all that it differs by is noise."""
+    given = baseline.given | dict(seeds='others')
+    return dataclasses.replace(baseline, name='null', given=given, seed_shift=100_000)
+
+
+def matched_baseline(baseline, arm, match, prices):
+    """Returns a baseline that equals an arm in its number of parameters, its FLOPs or its training time.
+
+    match: params widens the MLPs; flops and time train longer, by the ratio of prices, {arm: what a step
+    costs}.
+    """
+    name, o = f'{baseline.name} ({match} of {arm.name})', baseline.options
+    # as many parameters, in wider MLPs
+    if match == 'params':
+        args = baseline.model_args
+        missing = arm.meta_model().num_params() - baseline.meta_model().num_params()
+        # MLPs of width r * C have r * (2 C^2 + C) parameters a layer; without biases r * 2 C^2
+        a_unit_of_r = args['n_layer'] * args['n_embd'] * (2 * args['n_embd'] + args['bias'])
+        mlp_ratio = 4.0 + missing / a_unit_of_r
+        variant = 'wide_mlp' if o.variant == 'base' else f'{o.variant}+wide_mlp'
+        wide_args = args | dict(mlp_ratio=max(mlp_ratio, 1 / args['n_embd']))
+        wide_args = dataclasses.asdict(construct(load_classes(variant).GPTConfig, wide_args))
+        return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, variant=variant),
+                                   model_args=wide_args, given=dict(mlp_ratio=f'{mlp_ratio:.4f}'))
+    # the same model, trained for what the arm's training costs
+    cost = dict(flops='flops_per_token', time='step_ms')[match]
+    ratio = prices[arm.name][cost] / prices[baseline.name][cost]
+    longer = {n: round(getattr(o, n) * ratio) for n in ('max_iters', 'lr_decay_iters')}
+    return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, **longer),
+                               given={n: str(v) for n, v in longer.items()})
+
+
+def scale_lr(arm, factor):
+    """Returns the arm with its learning rates times a factor."""
+    o = arm.options
+    scaled = dataclasses.replace(o, learning_rate=o.learning_rate * factor, min_lr=o.min_lr * factor)
+    return dataclasses.replace(arm, options=scaled, given=arm.given | dict(lr=f'x{factor:g}'))

@@ -1,0 +1,116 @@
+"""Preparations before training: leak checks, learning rates, prices, baselines made for an arm."""
+import dataclasses
+
+from core.errors import Stop
+from core.run.folder import read_json
+from lab import checks
+from lab.study.arm import matched_baseline, scale_lr
+from lab.study.pool import WorkerDied
+from lab.study.results import load_run
+from lab.study.study import write_json
+from lab.study.worker import CheckTask, PriceTask
+
+
+def prepare(study, runner, factors):
+    """Does what the study's options ask for; fills in study.findings, study.arms and study.matches."""
+    o, findings = study.options, study.findings
+    # first what may refuse an arm
+    if o.check:
+        findings.checks = check_arms(study, runner)
+    # from here on the arms have their final learning rates
+    if factors:
+        findings.sweep = sweep_lr(study, runner, factors)
+    if o.price or o.match in ('flops', 'time'):
+        findings.prices = price_arms(study, runner, 'price.json')
+    if o.match != 'none':
+        study.matches = {arm.name: matched_baseline(study.baseline, arm, o.match, findings.prices)
+                         for arm in study.arms[1:] if not arm.seed_shift}
+        study.arms += study.matches.values()
+        # once more, beside the baselines made for them: ratios are of one session
+        if o.price:
+            findings.prices = price_arms(study, runner, 'price_matched.json')
+    device = read_json(study.folder / 'price.json') or {}
+    findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
+
+
+def check_arms(study, runner):
+    """Returns {arm: dict(status, lines, why)} of the leak suite's fast part.
+
+    Stop if an arm leaks and its variant does not say so.
+    """
+    found = {} # in the order in which they end
+    for task, result in runner.run([CheckTask(arm) for arm in study.arms]):
+        arm = task.arm
+        if why := failure(result):
+            raise Stop(f'arm {arm.name}: its variant cannot be checked: {why}')
+        outcomes = result.value # [(check, what it found, why it failed)]
+        for name, _, why in outcomes:
+            if why:
+                raise Stop(f'arm {arm.name}: {name}: {why}; --check=False trains it all the same')
+        # a leak that the variant declares, with these options
+        why = checks.leak_reason(arm.options.variant, arm.variant_args)
+        lines = [f'{name}: {line}' for name, line, _ in outcomes]
+        found[arm.name] = dict(status='declared leak' if why else 'ok', why=why, lines=lines)
+        declared = sum('declared' in line for _, line, _ in outcomes)
+        if why:
+            print(f'leak suite, {arm.name}: declares a leak in training: {why}')
+        else:
+            also = f', {declared} declared leaks of other options seen' if declared else ''
+            print(f'leak suite, {arm.name}: {len(outcomes)} checks ok{also}')
+    return {arm.name: found[arm.name] for arm in study.arms}
+
+
+def failure(result):
+    """Returns why a task has no value: the exit code of its process, or a reason; None if it has one."""
+    if isinstance(result, WorkerDied):
+        return str(result.exitcode)
+    return result.reason if result.status != 'done' else None
+
+
+def price_arms(study, runner, file):
+    """Returns {arm: numbers of bench.py}.
+
+    They come from the file if it is about these arms: iterations that were matched to them must not move.
+    """
+    path = study.folder / file
+    identity = {arm.name: study.identity(arm) for arm in study.arms}
+    # the same arms and the same code: the same prices
+    saved = read_json(path)
+    if saved is None or saved['identity'] != identity:
+        (_, result), = runner.run([PriceTask(tuple(study.arms))])
+        if why := failure(result):
+            raise Stop(f'timing the arms: {why}')
+        saved = dict(identity=identity, status='done', **result.value)
+        write_json(path, saved)
+    prices = saved['results']
+    baseline = prices[study.baseline.name]
+    for name, p in prices.items():
+        ratio = p['step_ms'] / baseline['step_ms']
+        memory = f", {p['peak_bytes'] / 2**20:,.0f} MiB" if p['peak_bytes'] else ''
+        print(f"price, {name}: {p['params'] / 1e6:.2f}M parameters, {p['flops_per_token'] / 1e6:.1f} MFLOPs "
+              f"a token, {p['step_ms']:.2f} ms a step ({ratio:.2f}x){memory}")
+    return prices
+
+
+def sweep_lr(study, runner, factors):
+    """Gives each arm the best of these factors on its learning rate, on a seed that the study does not use.
+
+    Returns the seed and all losses.
+    """
+    seed, losses, chosen = study.options.first_seed + 10_000, {}, []
+    tried = {(arm.name, factor): dataclasses.replace(scale_lr(arm, factor), name=f'{arm.name} lr x{factor:g}')
+             for arm in study.arms for factor in factors}
+    runner.train([(arm, seed) for arm in tried.values()])
+    # the best of each arm; rates that failed do not count
+    for arm in study.arms:
+        found = {factor: load_run(study, tried[arm.name, factor], seed).val_loss for factor in factors}
+        losses[arm.name] = {f'{factor:g}': loss for factor, loss in found.items()}
+        present = {factor: loss for factor, loss in found.items() if loss is not None}
+        if not present:
+            raise Stop(f'lr_sweep: no learning rate works for {arm.name}')
+        best = min(present, key=present.get)
+        chosen.append(scale_lr(arm, best) if best != 1 else arm)
+        lines = ', '.join(f'x{factor:g} {loss:.4f}' for factor, loss in present.items())
+        print(f'lr_sweep, {arm.name}: {lines}; x{best:g} is used')
+    study.arms[:] = chosen
+    return dict(seed=seed, losses=losses)

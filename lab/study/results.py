@@ -1,0 +1,260 @@
+"""Results of a study: load_runs() reads its run folders once, the rest are pure functions up to the
+report."""
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from core.run.folder import RunFolder, read_json
+from lab import stats
+from lab.study.schema import (
+    ArmResult,
+    Checks,
+    Curve,
+    LossAtCost,
+    Pairing,
+    Plan,
+    Price,
+    Report,
+    ReportedComparison,
+    RunSummary,
+)
+from lab.study.study import DONE, FAILED
+from lab.study.words import text_table, verdict_sentence
+
+METRIC = 'validation loss after the last iteration, whole split, nats per token'
+
+
+@dataclass
+class RunResult:
+    """One run, whatever became of it; all but its status is known of a run that is done."""
+    arm: str
+    seed: int
+    status: str                     # done, diverged, failed or missing
+    reason: str | None = None       # why it diverged or failed
+    val_loss: float | None = None   # after the last iteration
+    train_loss: float | None = None
+    seconds: float | None = None
+    init_hash: str | None = None    # of the initial values that all arms share
+    batch_hash: str | None = None
+    windows: list = field(default_factory=list)     # loss of each validation window, in order
+    positions: list = field(default_factory=list)   # loss at each position of the context
+    sample: str | None = None
+    evaluations: list = field(default_factory=list) # of its log: [{iter, val_loss, train_loss, stats.NAME}]
+
+
+def load_runs(study, seeds=None):
+    """Returns a RunResult for each arm of the study and each seed, by default all of them."""
+    return [load_run(study, arm, seed) for arm in study.arms for seed in (seeds or study.seeds)]
+
+
+def load_run(study, arm, seed):
+    folder = study.run_folder(arm, seed)
+    # a run that is done, whatever a try before it came to
+    if record := read_json(folder / DONE):
+        result = record['result']
+        evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
+        return RunResult(
+            arm.name, seed, 'done', val_loss=result['val_loss'], train_loss=result['train_loss'],
+            seconds=result['seconds'], init_hash=record['init'], batch_hash=record['batches'],
+            windows=record['windows'], positions=record['positions'], sample=record['sample'],
+            evaluations=evaluations)
+    # one that diverged or failed
+    if failure := read_json(folder / FAILED):
+        return RunResult(arm.name, seed, failure['status'], failure['reason'])
+    return RunResult(arm.name, seed, 'missing')
+
+
+def done_runs(runs, arm):
+    return [run for run in runs if run.arm == arm and run.status == 'done']
+
+
+def mean_columns(rows):
+    """Returns the means of numbers at the same place in several lists."""
+    return [sum(column) / len(column) for column in zip(*rows)]
+
+
+# -----------------------------------------------------------------------------
+# the verdicts
+
+def final_losses(runs, arm):
+    """Returns {seed: final loss} of an arm, inf where it diverged; failed runs are left out."""
+    return {run.seed: run.val_loss if run.status == 'done' else math.inf
+            for run in runs if run.arm == arm and run.status in ('done', 'diverged')}
+
+
+def compare_on_common_seeds(study, runs, arms):
+    """Returns the Verdicts on arms, the baseline first, by the seeds that all have; None below two."""
+    losses = {arm: final_losses(runs, arm) for arm in arms}
+    seeds = [run.seed for run in runs if run.arm == arms[0]]
+    common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]
+    if len(common) < 2:
+        return None
+    losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
+    # runs that failed may leave a number of seeds at which no look was planned
+    looks = study.looks if len(common) in study.looks else None
+    return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
+
+
+def verdicts_of(study, runs):
+    """Returns the Verdicts of a study: on the arms with its baseline, then on each arm with the one made for
+    it.
+
+    Arms that have other seeds, because runs failed or an early look decided, have Verdicts of their own;
+    Holm's correction is over all of them the same.
+    """
+    # arms by the seeds that they have
+    by_seeds = {}
+    for arm in study.arms_without_matches()[1:]:
+        by_seeds.setdefault(tuple(final_losses(runs, arm.name)), []).append(arm.name)
+    with_baseline = [[study.baseline.name, *arms] for arms in by_seeds.values()]
+    with_match = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
+    # a family of comparisons with one kind of baseline is judged together
+    found = []
+    for family in with_baseline, with_match:
+        all_verdicts = [v for arms in family if (v := compare_on_common_seeds(study, runs, arms))]
+        if len(all_verdicts) > 1:
+            comparisons = [c for v in all_verdicts for c in v.comparisons.values()]
+            stats.decide(comparisons, study.options.delta, min(v.level for v in all_verdicts))
+        found += all_verdicts
+    return found
+
+
+# -----------------------------------------------------------------------------
+# what the report says of an arm
+
+def summarize_run(run):
+    best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
+    return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
+                      run.train_loss, run.seconds, run.init_hash, run.batch_hash)
+
+
+def curve_of(done):
+    # all runs of an arm are evaluated at the same iterations
+    iters = [e['iter'] for e in done[-1].evaluations] if done else []
+    val, train = ([[e[name] for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
+    return Curve(iters, val, train, [run.seed for run in done])
+
+
+def stats_of(done, iters):
+    """Returns {name: iters, layers [evaluation][layer]} of a variant's statistics, means over runs."""
+    names = sorted({name for run in done for e in run.evaluations for name in e if name.startswith('stats.')})
+    found = {}
+    for name in names:
+        rows = [[e[name] for e in run.evaluations] for run in done] # [run][evaluation][layer]
+        layers = torch.tensor(rows, dtype=torch.float64).mean(0).tolist() # [evaluation][layer]
+        found[name.removeprefix('stats.')] = dict(iters=iters, layers=layers)
+    return found
+
+
+def loss_at_cost(curve, ratio):
+    """Returns an arm's mean loss where it has cost what the baseline costs in all, read off its curve.
+
+    ratio: its cost of a step over the baseline's; None where it is the cheaper. Its schedule was not made to
+    end there: the loss is too high.
+    """
+    if not curve.val or ratio <= 1:
+        return None
+    # the iteration at which the arm has cost as much as the baseline at its end
+    iters, losses = curve.iters, mean_columns(curve.val)
+    at = iters[-1] / ratio
+    # between the evaluations before and after
+    i = max(n for n, it in enumerate(iters) if it <= at)
+    j = min(i + 1, len(iters) - 1)
+    share = (at - iters[i]) / (iters[j] - iters[i]) if j > i else 0.0
+    return LossAtCost(losses[i] + share * (losses[j] - losses[i]), math.floor(at))
+
+
+def arm_result(study, arm, runs):
+    """Returns the ArmResult of an arm from the study's runs."""
+    done = done_runs(runs, arm.name)
+    curve = curve_of(done)
+    result = ArmResult(
+        name=arm.name, variant=arm.options.variant, baseline=arm is study.baseline, options=arm.given,
+        runs=[summarize_run(run) for run in runs if run.arm == arm.name],
+        curve=curve, stats=stats_of(done, curve.iters),
+        position_loss=mean_columns([run.positions for run in done]) if done else None,
+        checks=Checks('skipped', [], None), params=None, price=None,
+        loss_at_equal_time=None, loss_at_equal_flops=None,
+        sample=next((run.sample for run in done if run.sample), None))
+    # checks and prices are there if they were asked for
+    if found := (study.findings.checks or {}).get(arm.name):
+        result.checks = Checks(**found)
+    prices = study.findings.prices or {}
+    if price := prices.get(arm.name):
+        baseline = prices[study.baseline.name]
+        time_ratio, flops_ratio = (price[cost] / baseline[cost] for cost in ('step_ms', 'flops_per_token'))
+        result.params = price['params']
+        result.price = Price(price['step_ms'], time_ratio, flops_ratio, price['forward_flops_per_token'],
+                             price['flops_per_token'], price['peak_bytes'], price['decode_tokens_per_s'],
+                             compile_seconds=price['first_step_seconds'])
+        result.loss_at_equal_time = loss_at_cost(curve, time_ratio)
+        result.loss_at_equal_flops = loss_at_cost(curve, flops_ratio)
+    return result
+
+
+# -----------------------------------------------------------------------------
+# the report
+
+def build_report(study, runs):
+    o, findings, baseline = study.options, study.findings, study.baseline
+    verdicts = verdicts_of(study, runs)
+    prices = findings.prices or {}
+    return Report(
+        name=study.folder.name, command=findings.command, config=findings.config, created=findings.created,
+        plan=Plan(study.seeds, o.delta, o.alpha, o.looks or None, METRIC, o.match, findings.sweep),
+        environment=findings.environment, recipe=dataclasses.asdict(baseline.options) | baseline.model_args,
+        arms=[arm_result(study, arm, runs) for arm in study.arms],
+        comparisons=[report_comparison(study, runs, v, arm) for v in verdicts for arm in v.comparisons],
+        tables=[text_table(v, price_columns(v, prices)) for v in verdicts],
+        paired=Pairing(**findings.paired) if findings.paired else None)
+
+
+def report_comparison(study, runs, verdicts, arm):
+    """Returns the comparison of an arm, with what other text and more steps would have made of it."""
+    c = verdicts.comparisons[arm]
+    baseline_runs, arm_runs = done_runs(runs, verdicts.baseline), done_runs(runs, arm)
+    text = steps = None
+    # window by window, the mean over the seeds that ended in both arms
+    common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
+    if common:
+        baseline_windows, arm_windows = (mean_columns([run.windows for run in both if run.seed in common])
+                                         for both in (baseline_runs, arm_runs))
+        differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
+        text = stats.text_interval(differences, alpha=study.options.alpha)
+    # by the slope of the baseline's mean curve
+    if c.mean is not None:
+        curve = curve_of(baseline_runs)
+        steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))
+    return ReportedComparison(
+        **vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
+        level=verdicts.level, text_interval=text and [text['low'], text['high']], step_equivalents=steps)
+
+
+def price_columns(verdicts, prices):
+    """Returns what arms cost, times the baseline's: {title: {arm: text}} for the text table."""
+    baseline = prices.get(verdicts.baseline)
+    if not baseline:
+        return {}
+    arms = [arm for arm in verdicts.arms if arm in prices]
+    return {title: {arm: f'{prices[arm][cost] / baseline[cost]:.2f}' for arm in arms}
+            for title, cost in {'ms x': 'step_ms', 'FLOP x': 'flops_per_token'}.items()}
+
+
+def check_pairing(study, runs):
+    """Returns the Pairing of the arms' runs, and prints it, a line a seed."""
+    # the null arm's seeds are others on purpose
+    paired = {arm.name for arm in study.arms if not arm.seed_shift}
+    shared = len(study.shared_parameters())
+    batches_equal = init_equal = True
+    for seed in study.seeds:
+        done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm in paired]
+        batches, inits = {run.batch_hash for run in done}, {run.init_hash for run in done}
+        batches_equal, init_equal = batches_equal and len(batches) <= 1, init_equal and len(inits) <= 1
+        if done:
+            words = ['equal' if len(hashes) == 1 else 'NOT EQUAL' for hashes in (batches, inits)]
+            print(f'seed {seed}: batches {words[0]} in {len(done)} arms ({min(batches)}), '
+                  f'initial values of {shared} shared parameters {words[1]} ({min(inits)})')
+    note = f'{shared} parameters that all arms share start equal' if init_equal else 'initial values differ'
+    return Pairing(batches_equal, init_equal, note)

@@ -1,0 +1,199 @@
+"""Runs a study's tasks in worker processes, and shows on a terminal how far they are."""
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+
+import torch
+from tqdm import tqdm
+
+from core.device.flops import flops_per_token
+from core.errors import Stop
+from core.run.folder import last_iteration
+from lab.study.pool import Pool, Slot, WorkerDied
+from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
+from model import load_classes
+
+
+class Runner:
+    def __init__(self, study, slots):
+        self.study, self.slots, self.pool = study, slots, Pool(run_task, slots)
+        signal.signal(signal.SIGTERM, self.interrupt)
+
+    def interrupt(self, number, frame):
+        # a second one often follows, to a process and to its group
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def run(self, tasks, tick=lambda running: None):
+        """Yields (task, result). Ctrl-C: the workers save, and the study can go on."""
+        try:
+            yield from self.pool.run(tasks, tick)
+        except KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt):
+                print_above('stopping: each run saves where it is; a second Ctrl-C does not wait')
+                self.pool.stop()
+            raise Stop(f'stopped; the same command goes on with {self.study.folder}', 130) from None
+        finally:
+            # any other end, an error or a caller that goes no further: nothing is saved
+            if sys.exc_info()[0] is not None:
+                self.pool.stop(0)
+
+    def train(self, arm_seeds, sample_seed=None):
+        """Trains those of [(arm, seed)] that are not done yet, and prints what becomes of them.
+
+        Runs with sample_seed keep some text of their model.
+        """
+        # what is there already, and what is left to do
+        total, todo, counts = len(arm_seeds), [], Counter()
+        for arm, seed in arm_seeds:
+            state = self.state(arm, seed)
+            if state in ('new', 'partial'):
+                todo.append((arm, seed))
+            else:
+                counts[state] += 1
+        if len(todo) < total:
+            failed = f', {counts["failed"]} failed; --retry=True trains them again' * (counts['failed'] > 0)
+            print(f'{counts["done"]} of {total} runs are done already{failed}')
+
+        shared = self.study.shared_parameters()
+        tasks = [self.train_task(arm, seed, shared, seed == sample_seed) for arm, seed in todo]
+        with contextlib.closing(ProgressLine(tasks, total, counts)) as progress:
+            for task, result in self.train_tasks(tasks, progress.update):
+                run = f'{task.arm.name}, seed {task.seed}'
+                # a signal to one worker alone ends the study
+                if result.status == 'stopped':
+                    raise Stop(f'{run}: {result.reason}', 130)
+                progress.ended(task, result.status)
+                if result.status == 'done':
+                    print_above(f'{run}: {result.value:.4f}')
+                else:
+                    print_above(f'{run}: {result.status}: {result.reason}')
+
+    def state(self, arm, seed):
+        """Returns study.state(), after --retry and --redo have made a run new again."""
+        o = self.study.options
+        try:
+            state = self.study.state(arm, seed)
+        except Stop:
+            if not o.redo:
+                raise
+            state = 'other'
+        if state == 'other' or state == 'failed' and o.retry:
+            self.study.forget(arm, seed)
+            state = 'new'
+        return state
+
+    def train_task(self, arm, seed, shared, sample):
+        study = self.study
+        return TrainTask(arm, seed, str(study.run_folder(arm, seed)), study.identity(arm), shared, sample,
+                         study.options.keep_checkpoints)
+
+    def train_tasks(self, tasks, tick):
+        """Yields (task, TaskResult). A worker is given runs of an arm in groups of group_size()."""
+        arms = {task.arm.name: task.arm for task in tasks}
+        sizes = {name: group_size(arm, self.study.options.at_once) for name, arm in arms.items()}
+        # groups in the order of their first tasks: (arm, number of its group) -> tasks
+        groups, count = {}, Counter()
+        for task in tasks:
+            name = task.arm.name
+            groups.setdefault((name, count[name] // sizes[name]), []).append(task)
+            count[name] += 1
+        for group, results in self.run([TaskGroup(tasks) for tasks in groups.values()], tick):
+            # the process took all its runs with it
+            if isinstance(results, WorkerDied):
+                died = TaskResult('failed', f'its process ended with {results.exitcode}')
+                results = [died] * len(group.tasks)
+                for task in group.tasks:
+                    record_failure(task, died)
+            yield from zip(group.tasks, results)
+
+
+def print_above(text):
+    """Prints a line above the moving one, if there is one."""
+    with tqdm.external_write_mode(sys.stdout):
+        print(text, flush=True)
+
+
+class ProgressLine:
+    """12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left. On a terminal only."""
+
+    def __init__(self, tasks, total_runs, counts):
+        self.total_runs, self.counts = total_runs, counts # Counter of done and failed runs
+        self.first = {task.folder: last_iteration(task.folder) for task in tasks}
+        self.goal = {task.folder: task.arm.options.max_iters for task in tasks}
+        # smoothing 0: the time left goes by the mean speed, because runs of quick and slow arms come and go
+        # delay: the first line comes with the first update
+        self.bar = tqdm(bar_format='{desc}; {remaining} left', smoothing=0, delay=1e-9, leave=False,
+                        file=sys.stdout, disable=not sys.stdout.isatty())
+
+    def ended(self, task, status):
+        self.counts['done' if status == 'done' else 'failed'] += 1
+        if status != 'done':
+            self.goal[task.folder] = self.first[task.folder] # no more to come
+
+    def update(self, running):
+        if self.bar.disable or not running:
+            return
+        # iterations so far, out of the logs that the workers write
+        now = {folder: last_iteration(folder) for folder in self.first}
+        trained = sum(max(0, now[folder] - self.first[folder]) for folder in now)
+        left = sum(max(0, self.goal[folder] - now[folder]) for folder in now)
+        done, failed = f'{self.counts["done"]} of {self.total_runs} runs done', self.counts['failed']
+        tasks = [task for group in running for task in group.tasks]
+        current = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for task in tasks)
+        self.bar.total, self.bar.n = trained + left, trained # from which it has the time left
+        line = f'{done}{f", {failed} failed" if failed else ""}; {current}'
+        # a line that wraps cannot be cleared
+        room = shutil.get_terminal_size().columns - len('; 00:00:00 left ')
+        self.bar.set_description_str(line[:room])
+
+    def close(self):
+        self.bar.close()
+
+
+# -----------------------------------------------------------------------------
+# how much at once
+
+def worker_slots(o, options):
+    """Returns the Slots of a study's workers, o.jobs on each device.
+
+    o: ab.py's options; options: those of an arm.
+    """
+    count = torch.cuda.device_count()
+    if o.devices:
+        names = [d if d.startswith('cuda:') else f'cuda:{d}' for d in o.devices.split(',')]
+        if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
+            has = f'which has {count} CUDA devices'
+            raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, {has}')
+        return [Slot(name, 0) for _ in range(o.jobs or 1) for name in names]
+    if on_gpu(options):
+        return [Slot('', 0) for _ in range(o.jobs or 1)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    # one thread each: sums in one order, however many workers there are
+    return [Slot('', 1) for _ in range(o.jobs or cores)]
+
+
+def group_size(arm, at_once=0):
+    """Returns how many seeds of an arm one process trains at once. at_once: asked for by the user, or 0.
+
+    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.4
+    times (LOG.md); with larger ones nothing is gained, and memory lost.
+    """
+    if at_once or not on_gpu(arm.options):
+        return at_once or 1
+    classes, o = load_classes(arm.options.variant), arm.options
+    tokens = o.batch_size * o.gradient_accumulation_steps * arm.model_args['block_size']
+    _, train_flops = flops_per_token(classes, classes.GPTConfig(**arm.model_args))
+    return 8 if tokens * train_flops < 2e12 else 1 # FLOPs of an iteration
+
+
+def on_gpu(options):
+    return options.device.startswith('cuda') or options.device == 'auto' and torch.cuda.is_available()
+
+
+def format_duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}' if minutes >= 60 else f'{minutes}:{seconds:02}'

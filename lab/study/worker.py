@@ -1,0 +1,324 @@
+"""A worker's tasks: train runs of one arm, check an arm, time all arms.
+
+A task never raises: what goes wrong is its TaskResult, and the study goes on.
+"""
+import dataclasses
+import gc
+import hashlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+import bench
+import train
+from core.device.cuda_graph import GraphPool
+from core.device.machine import machine
+from core.errors import BUSY, DIVERGED, Stop, out_of_memory
+from core.rng import key
+from core.run.folder import RunFolder, read_json
+from core.run.weights import weights
+from core.training.signals import Signals
+from lab import checks
+from lab.study.arm import Arm
+from lab.study.study import DONE, FAILED, STARTED, write_json
+from model import Step
+
+SAMPLE_TOKENS = 400
+
+
+@dataclass
+class TrainTask:
+    """Train one arm with one seed."""
+    arm: Arm
+    seed: int
+    folder: str                 # of the run
+    identity: dict = field(repr=False) # all that the run depends on
+    shared: tuple = ()          # parameters that all arms have, for the hash of their initial values
+    sample: bool = False        # keep some text of the model
+    keep_checkpoints: bool = False
+
+
+@dataclass
+class TaskGroup:
+    """Train runs of one arm at once. Its result is a list, a TaskResult a run."""
+    tasks: list[TrainTask]
+
+    @property
+    def arm(self):
+        return self.tasks[0].arm
+
+    @property
+    def affinity(self): # a worker that has compiled an arm is best at its other seeds
+        return 'train', self.arm.name
+
+
+@dataclass
+class CheckTask:
+    """Check one arm for leaks. Its value: [(check, what it found, why it failed or '')]."""
+    arm: Arm
+
+    @property
+    def affinity(self):
+        return 'check', self.arm.name
+
+
+@dataclass
+class PriceTask:
+    """Time all arms in turn. Its value: dict(results={arm: numbers of bench.py}, device, dtype, compile)."""
+    arms: tuple
+    affinity = ('price', '')
+
+
+@dataclass
+class TaskResult:
+    status: str                 # done, diverged, failed, or stopped by a signal
+    reason: str = ''            # why it is not done
+    value: object = None        # of training: the final validation loss
+
+
+def run_task(task, slot, worker_state):
+    """Returns the result of a task, for pool.Pool.
+
+    worker_state: what this process remembers between its tasks.
+    """
+    if slot.threads:
+        torch.set_num_threads(slot.threads)
+    # training prints into the runs' folders, the other tasks print nothing
+    if isinstance(task, TaskGroup):
+        with output_to(task.tasks[0].folder):
+            try:
+                return train_group(task, slot, worker_state)
+            except Exception as error:
+                return [failed_run(one, error, worker_state) for one in task.tasks]
+    try:
+        value = check_arm(task) if isinstance(task, CheckTask) else time_arms(task, slot, worker_state)
+        return TaskResult('done', value=value)
+    except Exception as error:
+        return result_of_error(error, worker_state)
+
+
+def failed_run(task, error, worker_state):
+    """Returns the TaskResult of a run that ended with this exception, and notes it in the run's folder."""
+    result = result_of_error(error, worker_state)
+    # a run that was stopped is not over
+    if result.status != 'stopped':
+        record_failure(task, result)
+    return result
+
+
+def result_of_error(error, worker_state):
+    if isinstance(error, Stop):
+        status = 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed'
+        return TaskResult(status, str(error))
+    # whatever a variant's code raises is one arm's failure, not the study's; it may leave this process in any
+    # state
+    worker_state['retire'] = True
+    traceback.print_exception(error)
+    first_line = (str(error).strip().splitlines() or [''])[0]
+    return TaskResult('failed', f'{type(error).__name__}: {first_line[:300]}')
+
+
+def record_failure(task, result):
+    failure = dict(identity=task.identity, status=result.status, reason=result.reason)
+    write_json(f'{task.folder}/{FAILED}', failure)
+
+
+def open_output(folder):
+    """Opens the file for what a run prints."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return open(Path(folder) / 'output.txt', 'a', encoding='utf-8', buffering=1)
+
+
+@contextmanager
+def output_to(folder):
+    """Sends all that this process prints, libraries in C too, to output.txt in the run's folder."""
+    # file descriptors 1 and 2, because libraries do not know sys.stdout
+    with open_output(folder) as f:
+        saved = os.dup(1), os.dup(2)
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, old in zip((1, 2), saved):
+                os.dup2(old, fd)
+                os.close(old)
+
+
+# -----------------------------------------------------------------------------
+# training
+
+def train_group(group, slot, worker_state):
+    """Trains runs of one arm in turn, an iteration each, and returns a TaskResult for each.
+
+    On a GPU each has a stream, and their kernels overlap. A run is what it would be alone. What does not fit
+    into memory beside the others is trained after them, one by one.
+    """
+    arm, signals = group.arm, Signals()
+    device = slot.device or arm.options.device
+    on_gpu = machine(device).type == 'cuda'
+    # all that runs of one arm share is compiled code, of which Dynamo keeps eight versions
+    if worker_state.get('arm') != arm.name:
+        torch._dynamo.reset()
+        worker_state['arm'] = arm.name
+
+    waiting, width, results = group.tasks, len(group.tasks), {}
+    while waiting:
+        # frees what the runs before these held on the device
+        gc.collect()
+        current, waiting = waiting[:width], waiting[width:]
+        runs = {n: train_run(task, device, signals) for n, task in enumerate(current)}
+        streams = [torch.cuda.Stream() if on_gpu and len(current) > 1 else None for _ in current]
+        with ExitStack() as files:
+            outputs = [files.enter_context(open_output(task.folder)) for task in current]
+            # an iteration of each, until all have ended
+            while runs:
+                for n in list(runs):
+                    task, output = current[n], outputs[n]
+                    try:
+                        with redirect_stdout(output), redirect_stderr(output), torch.cuda.stream(streams[n]):
+                            next(runs[n])
+                        continue
+                    except StopIteration as end:
+                        results[task.seed] = TaskResult('done', value=end.value)
+                    except Exception as error:
+                        # it may fit alone
+                        if len(current) > 1 and out_of_memory(error):
+                            waiting, width = [*waiting, task], 1
+                        else:
+                            results[task.seed] = failed_run(task, error, worker_state)
+                    del runs[n]
+    return [results[task.seed] for task in group.tasks]
+
+
+def train_run(task, device, signals):
+    """Trains one run and writes what is to be kept of it; returns its final validation loss.
+
+    A generator that yields after each iteration.
+    """
+    arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
+    # a run that was killed goes on from its newest checkpoint
+    resume = (folder / STARTED).exists() and (folder / 'config.json').exists()
+    write_json(folder / STARTED, dict(identity=task.identity))
+    o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), device=device,
+                            init_from='resume' if resume else 'scratch')
+    # every model option counts as given: a resumed run compares those with what it was
+    origin = arm.origin | dict(out_dir='command line', seed='ab.py')
+    origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
+    config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
+    for attempt in range(100):
+        try:
+            m, data, model = yield from train.train(config, signals)
+            break
+        except Stop as stop: # a worker of a study that was killed may hold the folder for a moment
+            if stop.code != BUSY or attempt == 99:
+                raise
+            time.sleep(0.1)
+
+    # what the report needs of the model, before its weights are deleted
+    windows, positions = token_losses(m, data, model, o)
+    result = read_json(folder / 'result.json')
+    # the null arm has other batches and initial values on purpose
+    paired = not arm.seed_shift
+    write_json(folder / DONE, dict(
+        identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
+        init=hash_initial_values(arm.build(seed), task.shared) if paired else None,
+        batches=hash_batches(data, o) if paired else None,
+        sample=sample_text(m, data, model, o) if task.sample else None))
+    if not task.keep_checkpoints:
+        shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
+    return result['val_loss']
+
+
+@torch.no_grad()
+def token_losses(m, data, model, o):
+    """Returns mean losses in nats of each validation window, in order, and at each position."""
+    model.eval()
+    it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
+    for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
+        with m.autocast():
+            logits, _ = model(x, y, Step(it=it)) # (B, T, V)
+        # (B, T), in float32 whatever the logits are
+        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
+        losses, is_target = losses.view(y.shape), y >= 0
+        windows.append(losses.sum(1) / is_target.sum(1))
+        total, count = total + losses.double().sum(0), count + is_target.sum(0)
+    model.train()
+    # the last window may have no target at some positions
+    return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
+
+
+def hash_initial_values(model, names):
+    """Returns a hash of the values of these parameters."""
+    digest, tensors = hashlib.sha256(), weights(model)
+    for name in names:
+        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_batches(data, o):
+    """Returns a hash of where the rows of (up to a thousand of) the batches begin."""
+    digest, rows = hashlib.sha256(), o.batch_size * o.gradient_accumulation_steps
+    for it in range(0, o.max_iters, max(1, o.max_iters // 1000)):
+        digest.update(data.starts('train', it, rows, o.seed).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def sample_text(m, data, model, o):
+    """Returns text after a line break, at temperature 0.8 from the top 200 tokens."""
+    model.eval()
+    idx = torch.tensor([data.tokenizer.encode('\n')], device=m.device)
+    generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
+    it = torch.tensor(float(o.max_iters), device=m.device)
+    with m.autocast():
+        tokens = list(model.stream(idx, SAMPLE_TOKENS, 0.8, 200, generator=generator, it=it))
+    model.train()
+    return data.tokenizer.decode(torch.cat(tokens, dim=1)[0].tolist())
+
+
+# -----------------------------------------------------------------------------
+# checking and timing
+
+def check_arm(task):
+    """Returns [(check, what it found, why it failed or '')] of the leak suite without its slow part."""
+    outcomes = checks.outcomes(task.arm.options.variant, fast=True, **task.arm.variant_args)
+    return [(c.name, c.said, c.why or '') for c in outcomes]
+
+
+def time_arms(task, slot, worker_state):
+    """Returns what each arm costs, by bench.py: all are built, then timed in turn, because machines drift."""
+    worker_state.clear()
+    # each arm compiles the same functions anew
+    torch._dynamo.config.recompile_limit = 8 * len(task.arms)
+    timed, pool = {}, None
+    for arm in task.arms:
+        o = arm.options
+        m = machine(slot.device or o.device, o.dtype, o.compile)
+        pool = pool or (GraphPool() if m.type == 'cuda' else None)
+        decode_tokens = min(64, arm.model_args['block_size'] - 1)
+        size = bench.Options(batch_size=o.batch_size, decode_tokens=decode_tokens, seed=o.seed,
+                             optimizer=o.optimizer)
+        try:
+            timed[arm.name] = bench.Arm(o.variant, size, m, arm.model_args, pool)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            where = f'the memory of {m.name}'
+            raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
+    bench.interleave(list(timed.values()), 5, 0.05)
+    # medians are kept, the samples behind them are not
+    results = {name: one.result(None) for name, one in timed.items()}
+    for result in results.values():
+        del result['samples_ms']
+    return dict(results=results, device=m.name, dtype=m.dtype, compile=m.compile)
