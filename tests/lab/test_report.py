@@ -11,7 +11,9 @@ import pytest
 
 from lab.report import figures
 from lab.report.report import read as read_report, write_html, write_plots
-from lab.stats import in_words, step_equivalents, study
+from lab.stats import compare_arms, step_equivalents
+from lab.study.schema import to_dict
+from lab.study.words import verdict_sentence
 
 HOSTILE = ['<script>alert(1)</script>', 'a&b"c', "x' onload='alert(2)", '</script><img src=x onerror=alert(3)>', '$_{\\frac',
            '_under', 'a_very_long_name_of_an_arm_that_does_not_fit_in_any_column_of_a_phone', '\x1b[31mred\x00', '']
@@ -50,12 +52,12 @@ def compared(arms, delta=0.005):
     """report['comparisons'] of arms, from lab.stats."""
     table = {arm['name']: {run['seed']: run['val_loss'] if run['status'] == 'done' else math.inf for run in arm['runs']}
              for arm in arms}
-    result, base = study(table, delta=delta), arms[0]['curve']
+    verdicts, base = compare_arms(table, delta=delta), arms[0]['curve']
     curve = np.mean(base['val'], axis=0)
-    return [{'arm': arm, **c, 'words': in_words(c, result),
-             'step_equivalents': None if c['mean'] is None else step_equivalents(c['mean'], base['iters'], curve),
-             'text_interval': None if c['mean'] is None else [c['mean'] - 0.0014, c['mean'] + 0.0016]}
-            for arm, c in result['comparisons'].items()]
+    return [{'arm': arm, **to_dict(c), 'words': verdict_sentence(c, verdicts),
+             'step_equivalents': None if c.mean is None else step_equivalents(c.mean, base['iters'], curve),
+             'text_interval': None if c.mean is None else [c.mean - 0.0014, c.mean + 0.0016]}
+            for arm, c in verdicts.comparisons.items()]
 
 
 def realistic(names=('base', 'soft_window', 'alibi', 'head_scaling', 'gated'), n=5):

@@ -1,5 +1,5 @@
-"""The statistics behind a verdict: against scipy, brute force and hand-computed values; then by simulation, where the truth
-is known: how often studies of no effect find one, and planted effects are found."""
+"""The statistics behind a verdict: against scipy, brute force and hand-computed values; then by simulation, where the
+truth is known: how often studies of no effect find one, and planted effects are found."""
 import json
 from itertools import combinations, product
 from math import inf, nan, sqrt
@@ -9,27 +9,30 @@ import pytest
 from scipy.stats import binomtest, mannwhitneyu, nct, t as student, ttest_ind, ttest_rel
 
 from core.errors import BAD_INPUT, Stop
+from lab import stats
 from lab.stats import (
-    LOOKS,
-    benjamini_hochberg,
-    clopper_pearson,
+    NOMINAL_LEVELS,
     compare,
+    compare_arms,
+    decide,
     holm,
-    nominal_p,
+    nominal_level,
     paired_power,
-    rank_sum,
+    rank_sum_test,
     read_csv,
     seeds_needed,
-    sign_flip,
+    sign_flip_test,
     step_equivalents,
-    study,
     text_interval,
-    text_table,
     tost_power,
     unpaired_power,
     verdict,
+    wins_interval,
 )
+from lab.study.schema import to_dict
+from lab.study.words import text_table
 
+DECIDED = 'holm_p', 'bh_p', 'tost_holm_p', 'verdict' # by decide(), of several comparisons together
 STUDIES = 4000          # simulated; the standard error of a rate of 5 % is then .34 %
 
 
@@ -55,40 +58,40 @@ def test_difference_interval_and_p_are_scipys(n):
     for base, var in zip(*arms(n, n, d=0.002, studies=5)):
         c, ours = compare(base, var), ttest_rel(var, base)
         interval, tost_interval = ours.confidence_interval(0.95), ours.confidence_interval(0.9)
-        np.testing.assert_allclose([c['mean'], *c['interval'], c['t'], c['p'], *c['tost_interval'], c['welch_p']],
+        np.testing.assert_allclose([c.mean, *c.interval, c.t, c.p, *c.tost_interval, c.welch_p],
                                    [(var - base).mean(), *interval, ours.statistic, ours.pvalue, *tost_interval,
                                     ttest_ind(var, base, equal_var=False).pvalue], rtol=1e-12, atol=0)
         low, high = (ttest_rel(var - base, np.full(n, at), alternative=side).pvalue
                      for at, side in ((-0.005, 'greater'), (0.005, 'less')))
-        assert c['tost_p'] == pytest.approx(max(low, high), rel=1e-9)
-        assert c['equivalent'] == (c['tost_p'] < 0.05)
+        assert c.tost_p == pytest.approx(max(low, high), rel=1e-9)
+        assert c.equivalent == (c.tost_p < 0.05)
 
 
 def test_the_other_numbers_by_hand():
     base, var = np.array([1.0, 2.0, 4.0, 5.0]), np.array([1.0, 1.0, 4.5, 3.0])
     c = compare(base, var, delta=1.0)                   # d = 0, -1, .5, -2
-    assert (c['mean'], c['wins'], c['n']) == (-0.625, 2, 4)
-    assert c['sd'] ** 2 == pytest.approx((0.625 ** 2 + 0.375 ** 2 + 1.125 ** 2 + 1.375 ** 2) / 3)
-    assert c['sd_base'] ** 2 == pytest.approx(10 / 3)
-    assert c['rho'] == pytest.approx(np.corrcoef(base, var)[0, 1])
-    assert c['pairing_gain'] == pytest.approx((c['sd_base'] ** 2 + c['sd_var'] ** 2) / c['sd'] ** 2)
+    assert (c.mean, c.wins, c.n) == (-0.625, 2, 4)
+    assert c.sd ** 2 == pytest.approx((0.625 ** 2 + 0.375 ** 2 + 1.125 ** 2 + 1.375 ** 2) / 3)
+    assert c.sd_base ** 2 == pytest.approx(10 / 3)
+    assert c.rho == pytest.approx(np.corrcoef(base, var)[0, 1])
+    assert c.pairing_gain == pytest.approx((c.sd_base ** 2 + c.sd_var ** 2) / c.sd ** 2)
     pairs = [(v < b) + 0.5 * (v == b) for b in base for v in var]
-    assert c['p_improve'] == sum(pairs) / 16 == 10 / 16
-    assert c['mde'] == pytest.approx((student.ppf(0.975, 3) + student.ppf(0.8, 3)) * c['sd'] / 2)
-    assert c['flip_floor'] == 1 / 8
-    assert c['diverged'] == dict(base=0, var=0, both=0)
+    assert c.p_improve == sum(pairs) / 16 == 10 / 16
+    assert c.mde == pytest.approx((student.ppf(0.975, 3) + student.ppf(0.8, 3)) * c.sd / 2)
+    assert c.flip_floor == 1 / 8
+    assert c.diverged == dict(base=0, var=0, both=0)
 
 
 def test_equal_to_the_bit_and_always_the_same_difference():
     same = compare(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert (same['mean'], same['p'], same['flip_p'], same['p_improve'], same['tost_p']) == (0, 1, 1, 0.5, 0)
-    assert (same['wins_interval'], same['pairing_gain'], verdict(same)) == ([0, 1], None, 'equivalent')
+    assert (same.mean, same.p, same.flip_p, same.p_improve, same.tost_p) == (0, 1, 1, 0.5, 0)
+    assert (same.wins_interval, same.pairing_gain, verdict(same)) == ([0, 1], None, 'equivalent')
     shifted = compare(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([1.5, 2.5, 3.5, 4.5, 5.5]))
-    assert (shifted['p'], shifted['t'], shifted['tost_p'], verdict(shifted)) == (0, None, 1, 'worse')
+    assert (shifted.p, shifted.t, shifted.tost_p, verdict(shifted)) == (0, None, 1, 'worse')
     flat = compare(np.ones(5), np.ones(5) + 1)
-    assert (flat['rho'], flat['welch_p'], verdict(flat)) == (None, None, 'worse')
+    assert (flat.rho, flat.welch_p, verdict(flat)) == (None, None, 'worse')
     for c in same, shifted, flat:
-        json.dumps(c, allow_nan=False)
+        json.dumps(to_dict(c), allow_nan=False)
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 6, 9])
@@ -96,8 +99,8 @@ def test_sign_flip_counts_every_assignment(n):
     rng = np.random.default_rng(n)
     for d in (*rng.standard_normal((5, n)), rng.integers(-2, 3, n) * 0.1, np.full(n, -0.1)): # the last two: ties
         sums = [abs(sum(s * x for s, x in zip(signs, d))) for signs in product((1, -1), repeat=n)]
-        assert sign_flip(d) == (np.mean([s >= sums[0] - 1e-9 for s in sums]), 0)
-    assert sign_flip(np.full(n, -0.1))[0] == 2.0 ** (1 - n) # its floor
+        assert sign_flip_test(d) == (np.mean([s >= sums[0] - 1e-9 for s in sums]), 0)
+    assert sign_flip_test(np.full(n, -0.1))[0] == 2.0 ** (1 - n) # its floor
 
 
 def test_sign_flip_of_twenty_seeds_and_of_too_many():
@@ -105,30 +108,30 @@ def test_sign_flip_of_twenty_seeds_and_of_too_many():
     sums = np.zeros(1)
     for x in d:
         sums = np.add.outer(sums, (x, -x)).ravel()
-    assert sign_flip(d) == (np.mean(abs(sums) >= abs(d.sum()) - 1e-9), 0)
+    assert sign_flip_test(d) == (np.mean(abs(sums) >= abs(d.sum()) - 1e-9), 0)
     many = np.random.default_rng(0).standard_normal(60) + 0.3
-    p, draws = sign_flip(many)
-    assert draws == 99_999 and p == sign_flip(many)[0]
+    p, draws = sign_flip_test(many)
+    assert draws == 99_999 and p == sign_flip_test(many)[0]
     assert p == pytest.approx(ttest_rel(many, 0 * many).pvalue, rel=0.2)
-    assert sign_flip(many + 3)[0] == 1e-5 # the + 1: never 0
+    assert sign_flip_test(many + 3)[0] == 1e-5 # the + 1: never 0
 
 
-def test_rank_sum():
+def test_rank_sum_test():
     base, var = (x[0] for x in arms(0, 7, d=0.004, studies=1))
-    assert rank_sum(base, var) == pytest.approx(mannwhitneyu(base, var, method='exact').pvalue, rel=1e-12)
+    assert rank_sum_test(base, var) == pytest.approx(mannwhitneyu(base, var, method='exact').pvalue, rel=1e-12)
     base, var = np.array([1.0, 2.0, inf, 3.0]), np.array([2.0, inf, inf, 5.0])
     ranks = np.array([1, 2.5, 7, 4, 2.5, 7, 7, 5])
     off = [abs(ranks[list(chosen)].sum() - 18) for chosen in combinations(range(8), 4)]
-    assert rank_sum(base, var) == rank_sum(var, base) == pytest.approx(np.mean([x >= 21.5 - 18 for x in off]))
-    assert rank_sum(np.full(5, inf), np.full(5, inf)) == 1
-    assert rank_sum(np.arange(5.0), np.full(5, inf)) == pytest.approx(2 / 252)
+    assert rank_sum_test(base, var) == rank_sum_test(var, base) == pytest.approx(np.mean([x >= 21.5 - 18 for x in off]))
+    assert rank_sum_test(np.full(5, inf), np.full(5, inf)) == 1
+    assert rank_sum_test(np.arange(5.0), np.full(5, inf)) == pytest.approx(2 / 252)
 
 
 def test_the_interval_of_wins():
     for n, k in (5, 0), (5, 5), (8, 7), (10, 3):
         expected = binomtest(k, n).proportion_ci(0.95, method='exact')
-        assert clopper_pearson(k, 0, n, 0.05) == pytest.approx([expected.low, expected.high])
-    assert clopper_pearson(3, 2, 8, 0.05) == [clopper_pearson(3, 0, 8, 0.05)[0], clopper_pearson(5, 0, 8, 0.05)[1]]
+        assert wins_interval(k, 0, n, 0.05) == pytest.approx([expected.low, expected.high])
+    assert wins_interval(3, 2, 8, 0.05) == [wins_interval(3, 0, 8, 0.05)[0], wins_interval(5, 0, 8, 0.05)[1]]
 
 
 # -----------------------------------------------------------------------------
@@ -152,8 +155,8 @@ def test_seeds_needed():
     assert seeds_needed(lambda n: tost_power(n, 0.006, 0.003, 0.005, 0.05)) is None # it is not equivalent
     base, var = (x[0] for x in arms(1, 8, studies=1))
     c = compare(base, var, delta=0.002)
-    assert c['seeds'] == seeds_needed(lambda n: paired_power(n, 0.002, c['sd'], 0.05))
-    assert c['seeds_unpaired'] == seeds_needed(lambda n: unpaired_power(n, 0.002, c['sd_base'], c['sd_var'], 0.05))
+    assert c.seeds == seeds_needed(lambda n: paired_power(n, 0.002, c.sd, 0.05))
+    assert c.seeds_unpaired == seeds_needed(lambda n: unpaired_power(n, 0.002, c.sd_base, c.sd_var, 0.05))
 
 
 def test_unpaired_power_by_simulation():
@@ -175,26 +178,33 @@ def tost(base, var, delta=0.005, level=0.9):
 
 @pytest.mark.parametrize('looks', [(4,), (2, 3)])
 def test_the_level_of_looks_that_are_not_in_the_table(looks):
-    assert nominal_p(looks) == 0.05 if len(looks) == 1 else 0.025 < nominal_p(looks) < 0.035
+    assert nominal_level(looks) == 0.05 if len(looks) == 1 else 0.025 < nominal_level(looks) < 0.035
 
 
 def test_the_table_of_looks_is_what_simulation_gives(monkeypatch):
-    known = dict(LOOKS)
-    monkeypatch.setattr('lab.stats.LOOKS', {})
+    known = dict(NOMINAL_LEVELS)
+    monkeypatch.setattr('lab.stats.NOMINAL_LEVELS', {})
     for looks in (5, 10), (4, 6, 8, 10, 12):
-        nominal_p.cache_clear()
-        assert nominal_p(looks) == pytest.approx(known[looks], rel=0.02)
-    nominal_p.cache_clear()
+        nominal_level.cache_clear()
+        assert nominal_level(looks) == pytest.approx(known[looks], rel=0.02)
+    nominal_level.cache_clear()
 
 
 @pytest.mark.parametrize('looks', [(), (5, 5), (10, 5), (1, 5)])
 def test_looks_that_are_no_plan(looks):
     with pytest.raises(Stop, match='looks='):
-        nominal_p(looks)
+        nominal_level(looks)
 
 
 # -----------------------------------------------------------------------------
 # by simulation: the truth is known
+
+@pytest.fixture
+def no_planning(monkeypatch):
+    """compare() without what takes most of its time, and no part in a verdict."""
+    monkeypatch.setattr(stats, 'seeds_needed', lambda power: None)
+    monkeypatch.setattr(stats, 'wins_interval', lambda *args: [0.0, 1.0])
+
 
 def figure(what, *rates):
     """For pytest -s: what a simulation found."""
@@ -202,7 +212,7 @@ def figure(what, *rates):
 
 
 def share_of_verdicts(base, var, alpha=0.05):
-    """How often the whole verdict is better or worse; it can only be where the t test's p is below alpha, as is checked."""
+    """How often the whole verdict is better or worse; as is checked, only where the t test's p is below alpha."""
     p = ttest_rel(var, base, axis=1).pvalue
     said = lambda rows: [verdict(compare(base[i], var[i], alpha=alpha), alpha) in ('better', 'worse') for i in rows]
     assert not any(said(np.flatnonzero(p >= alpha)[:20]))
@@ -210,7 +220,7 @@ def share_of_verdicts(base, var, alpha=0.05):
 
 
 @pytest.mark.parametrize('n', [5, 6, 8, 10, 20])
-def test_studies_of_no_effect_find_one_in_five_percent(n):
+def test_studies_of_no_effect_find_one_in_five_percent(n, no_planning):
     base, var = arms(n, n)
     rate = (ttest_rel(var, base, axis=1).pvalue < 0.05).mean()
     assert 0.035 < rate < 0.065
@@ -220,20 +230,20 @@ def test_studies_of_no_effect_find_one_in_five_percent(n):
     assert whole > 0.01 # it does not get there by saying nothing
 
 
-@pytest.mark.parametrize('looks', LOOKS)
+@pytest.mark.parametrize('looks', NOMINAL_LEVELS)
 def test_looking_again_keeps_five_percent(looks):
     base, var = arms(sum(looks), looks[-1])
     ps = [ttest_rel(var[:, :n], base[:, :n], axis=1).pvalue for n in looks]
-    rate, uncorrected = (np.any([p < level for p in ps], axis=0).mean() for level in (nominal_p(looks), 0.05))
+    rate, uncorrected = (np.any([p < level for p in ps], axis=0).mean() for level in (nominal_level(looks), 0.05))
     figure(f'A/A, looks at {looks}: rate of a difference, and without correction', rate, uncorrected)
     assert 0.035 < rate < 0.065
     assert uncorrected > 0.068 # what looking costs otherwise
 
 
 @pytest.mark.parametrize('looks', [(5, 10), (4, 8)])
-def test_the_whole_verdict_with_looks(looks):
+def test_the_whole_verdict_with_looks(looks, no_planning):
     base, var = arms(7, looks[-1], studies=1000)
-    level = nominal_p(looks)
+    level = nominal_level(looks)
     rates = [share_of_verdicts(base[:, :n], var[:, :n], level) for n in looks]
     figure(f'A/A, looks at {looks}: rate of a verdict at each', *rates)
     assert sum(rates) <= 0.065
@@ -241,7 +251,7 @@ def test_the_whole_verdict_with_looks(looks):
 
 
 @pytest.mark.parametrize('n, effect', [(5, 2), (8, 1), (10, 1.5)])
-def test_planted_effects_are_found_as_predicted(n, effect):
+def test_planted_effects_are_found_as_predicted(n, effect, no_planning):
     sd = 0.003 # of the differences too, at rho .5
     base, var = arms(n, n, d=-effect * sd)
     found = (ttest_rel(var, base, axis=1).pvalue < 0.05).mean()
@@ -253,8 +263,8 @@ def test_planted_effects_are_found_as_predicted(n, effect):
 
 
 @pytest.mark.parametrize('n', [5, 8, 20])
-def test_intervals_cover(n):
-    low, high = np.array([compare(b, v)['interval'] for b, v in zip(*arms(n + 50, n, d=0.002, studies=300))]).T
+def test_intervals_cover(n, no_planning):
+    low, high = np.array([compare(b, v).interval for b, v in zip(*arms(n + 50, n, d=0.002, studies=300))]).T
     assert 0.915 < ((low < 0.002) & (0.002 < high)).mean() < 0.985 # compare() itself, few
     base, var = arms(n, n, d=0.002, studies=20_000)
     interval = ttest_rel(var, base, axis=1).confidence_interval()
@@ -265,7 +275,7 @@ def test_intervals_cover(n):
 
 @pytest.mark.parametrize('n', [5, 10])
 @pytest.mark.parametrize('side', [-1, 1])
-def test_a_difference_of_delta_is_called_equivalent_in_five_percent(n, side):
+def test_a_difference_of_delta_is_called_equivalent_in_five_percent(n, side, no_planning):
     base, var = arms(n, n, d=side * 0.005, sd=0.002)
     rate = tost(base, var).mean()
     figure(f'TOST at a difference of {side:+} delta, n={n}: rate of equivalence', rate)
@@ -277,11 +287,11 @@ def test_a_difference_of_delta_is_called_equivalent_in_five_percent(n, side):
 @pytest.mark.parametrize('looks', [(5, 10), (4, 6, 8, 10, 12)])
 def test_looking_again_for_equivalence_keeps_five_percent(looks):
     base, var = arms(sum(looks), looks[-1], d=0.005, sd=0.002)
-    level = 1 - 2 * nominal_p(looks)
+    level = 1 - 2 * nominal_level(looks)
     assert np.any([tost(base[:, :n], var[:, :n], level=level) for n in looks], axis=0).mean() < 0.06
 
 
-def test_runs_that_diverge_by_chance_find_nothing():
+def test_runs_that_diverge_by_chance_find_nothing(no_planning):
     base, var = arms(8, 6, studies=1000)
     lost = np.random.default_rng(8).random((2, 1000, 6)) < 0.15
     said = [verdict(compare(*pair)) for pair in zip(np.where(lost[0], inf, base), np.where(lost[1], inf, var))]
@@ -309,9 +319,11 @@ def test_holm_by_hand():
 
 
 def test_benjamini_hochberg_by_hand():
-    assert benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.02, 0.04, 0.04, 0.02])
-    assert benjamini_hochberg([0.9, 0.5]) == [0.9, 0.9]
-    assert benjamini_hochberg([]) == []
+    family = [compare(np.zeros(5), np.array([0.1, -0.1, 0.2, 0.1, 0.0])) for _ in range(4)]
+    for c, p in zip(family, (0.01, 0.04, 0.03, 0.005)):
+        c.p = p
+    decide(family, delta=0.005, level=0.05)
+    assert [c.bh_p for c in family] == pytest.approx([0.02, 0.04, 0.04, 0.02])
 
 
 def said(d, base=None, **kwargs):
@@ -332,9 +344,9 @@ def test_verdicts():
 def test_the_sign_flip_test_has_a_say():
     four_of_five = [-0.02, -0.021, -0.019, -0.022, 0.0005]
     c = compare(np.zeros(5), np.array(four_of_five))
-    assert c['p'] < 0.05 and c['flip_p'] == 0.125 and verdict(c) == "can't tell"
+    assert c.p < 0.05 and c.flip_p == 0.125 and verdict(c) == "can't tell"
     c = compare(np.zeros(6), np.array([-0.02, -0.021, -0.019, -0.022, -0.02, -0.018]))
-    assert c['flip_p'] == c['flip_floor'] < 0.05 and verdict(c) == 'better'
+    assert c.flip_p == c.flip_floor < 0.05 and verdict(c) == 'better'
     assert verdict(c, alpha=0.01) == 'better' # its floor, .031, is the most it can say
 
 
@@ -344,11 +356,10 @@ def test_corrected_p_values_decide():
     same = compare(np.zeros(5), np.array([0.001, -0.001, 0.0005, 0.0, -0.0004]))
     assert verdict(same, tost_p=0.06) == "can't tell"
     one, many = ({f'v{i}': d for i in range(k)} for k, d in ((1, -0.003), (6, -0.003)))
-    alone, among = (study(table(11, 6, **shifts))['comparisons'] for shifts in (one, many))
-    assert alone['v0']['holm_p'] == alone['v0']['p']
-    assert [c['holm_p'] for c in among.values()] == holm([c['p'] for c in among.values()])
-    assert [c['bh_p'] for c in among.values()] == benjamini_hochberg([c['p'] for c in among.values()])
-    assert [c['tost_holm_p'] for c in among.values()] == holm([c['tost_p'] for c in among.values()])
+    alone, among = (compare_arms(table(11, 6, **shifts)).comparisons for shifts in (one, many))
+    assert alone['v0'].holm_p == alone['v0'].p
+    assert [c.holm_p for c in among.values()] == holm([c.p for c in among.values()])
+    assert [c.tost_holm_p for c in among.values()] == holm([c.tost_p for c in among.values()])
 
 
 def test_runs_that_diverged():
@@ -357,16 +368,16 @@ def test_runs_that_diverged():
     assert said(d(0), base) == "can't tell"                     # lower wherever it ends
     assert said(d(0, 1, 2, 3, 4), base) == 'worse'
     c = compare(np.array(base), np.array(base) + d(0))
-    assert (c['test'], c['mean'], c['interval'], c['equivalent']) == ('rank sum', None, None, False)
-    assert (c['wins'], c['p_improve']) == (4, 0.8)
-    assert c['diverged'] == dict(base=0, var=1, both=0)
+    assert (c.test, c.mean, c.interval, c.equivalent) == ('rank sum', None, None, False)
+    assert (c.wins, c.p_improve) == (4, 0.8)
+    assert c.diverged == dict(base=0, var=1, both=0)
     better = compare(np.array([inf] * 4 + [1.5]), np.array(base)) # the baseline's fault
-    assert better['p'] < 0.05 and verdict(better) == 'better'
+    assert better.p < 0.05 and verdict(better) == 'better'
     both = compare(np.array([inf, inf, 1.5, 1.6, 1.7]), np.array([inf, 1.1, 1.2, 1.3, 1.4]))
-    assert both['diverged'] == dict(base=2, var=1, both=1)
+    assert both.diverged == dict(base=2, var=1, both=1)
     many = np.linspace(1.40, 1.49, 10)
     once = np.where(np.arange(10) == 3, inf, many - 0.2)
-    assert rank_sum(many, once) < 0.05 and verdict(compare(many, once)) == "can't tell" # never better
+    assert rank_sum_test(many, once) < 0.05 and verdict(compare(many, once)) == "can't tell" # never better
     assert verdict(compare(many, many, alpha=0.05)) == 'equivalent'
     assert verdict(compare(np.append(many, inf), np.append(many, inf))) == "can't tell" # never equivalent
 
@@ -375,29 +386,32 @@ def test_runs_that_diverged():
 # a study
 
 def test_a_study():
-    result = study(table(2, 8, good=-0.02, same=0.0, bad=0.02))
-    assert json.loads(json.dumps(result, allow_nan=False))['seeds'] == list(range(1337, 1345))
-    assert {arm: c['verdict'] for arm, c in result['comparisons'].items()} == dict(good='better', same='equivalent', bad='worse')
-    assert result['arms']['base']['losses'] == table(2, 8)['base']
+    result = compare_arms(table(2, 8, good=-0.02, same=0.0, bad=0.02))
+    assert json.loads(json.dumps(to_dict(result), allow_nan=False))['seeds'] == list(range(1337, 1345))
+    verdicts = {arm: c.verdict for arm, c in result.comparisons.items()}
+    assert verdicts == dict(good='better', same='equivalent', bad='worse')
+    assert result.arms['base'].losses == table(2, 8)['base']
     base, good = (np.array(list(table(2, 8, good=-0.02, same=0.0, bad=0.02)[arm].values())) for arm in ('base', 'good'))
-    assert result['comparisons']['good'].items() >= compare(base, good).items()
-    assert (result['arms']['good']['mean'], result['arms']['good']['sd']) == (good.mean(), good.std(ddof=1))
-    turned = study(table(2, 8, good=-0.02, same=0.0), baseline='good')
-    assert turned['comparisons']['base']['verdict'] == 'worse'
-    assert list(turned['comparisons']) == ['base', 'same']
+    alone = {name: value for name, value in to_dict(compare(base, good)).items() if name not in DECIDED}
+    assert to_dict(result.comparisons['good']).items() >= alone.items()
+    assert (result.arms['good'].mean, result.arms['good'].sd) == (good.mean(), good.std(ddof=1))
+    turned = compare_arms(table(2, 8, good=-0.02, same=0.0), baseline='good')
+    assert turned.comparisons['base'].verdict == 'worse'
+    assert list(turned.comparisons) == ['base', 'same']
 
 
 def test_seeds_are_paired_by_name_not_by_place():
     shuffled = table(2, 8, good=-0.02)
     shuffled['good'] = dict(reversed(shuffled['good'].items()))
-    assert study(shuffled)['comparisons'] == study(table(2, 8, good=-0.02))['comparisons']
+    assert compare_arms(shuffled).comparisons == compare_arms(table(2, 8, good=-0.02)).comparisons
 
 
 def test_looks_lower_the_level():
-    result = study(table(2, 5, good=-0.02), looks=[5, 10])
-    assert (result['level'], result['looks']) == (0.0279, [5, 10])
+    result = compare_arms(table(2, 5, good=-0.02), looks=[5, 10])
+    assert (result.level, result.looks) == (0.0279, [5, 10])
     base, good = (np.array(list(x.values())) for x in table(2, 5, good=-0.02).values())
-    assert result['comparisons']['good']['interval'] == pytest.approx(list(ttest_rel(good, base).confidence_interval(1 - 0.0279)))
+    interval = ttest_rel(good, base).confidence_interval(1 - 0.0279)
+    assert result.comparisons['good'].interval == pytest.approx(list(interval))
     assert 'the next is at 10' in text_table(result)
 
 
@@ -421,58 +435,60 @@ BROKEN = [
 @pytest.mark.parametrize('broken, options, message', BROKEN)
 def test_a_study_that_cannot_be_judged(broken, options, message):
     with pytest.raises(Stop) as stop:
-        study(broken, **options)
+        compare_arms(broken, **options)
     assert message in str(stop.value) and '\n' not in str(stop.value) and stop.value.code == BAD_INPUT
 
 
 def test_the_table():
     t = table(3, 6, soft_window=-0.0024, alibi=-0.02, same=0.0)
     t['mine'] = {seed: inf if seed == 1337 else 1.47 for seed in t['base']}
-    result = study(t)
+    result = compare_arms(t)
     text = text_table(result, extra={'s/step x': {'alibi': '1.31'}})
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:6]] == ['variant', 'base', 'soft_window', 'alibi', 'same', 'mine']
     assert max(map(len, text_table(result).splitlines()[:6])) <= 130
     ends = {line.split()[0]: line for line in lines[1:6]}
-    assert ends['base'].endswith('baseline') and ends['alibi'].endswith('1.31      better') and ends['mine'].endswith("can't tell")
-    c = result['comparisons']['alibi']
-    assert f'{c["mean"]:+.4f}'.replace('0.', '.') in ends['alibi'] and '6/6' in ends['alibi']
+    assert ends['base'].endswith('baseline') and ends['mine'].endswith("can't tell")
+    assert ends['alibi'].endswith('1.31      better')
+    c = result.comparisons['alibi']
+    assert f'{c.mean:+.4f}'.replace('0.', '.') in ends['alibi'] and '6/6' in ends['alibi']
     start = lines[0].index('verdict')
     assert all(line[start - 1] == ' ' != line[start] for line in lines[1:6]) # aligned
     words = {line.split(':')[0]: line for line in lines[7:]}
-    assert words['alibi'].startswith(f'alibi: better by {abs(c["mean"]):.4f}'.replace('0.', '.'))
+    assert words['alibi'].startswith(f'alibi: better by {abs(c.mean):.4f}'.replace('0.', '.'))
     assert 'it diverged in 1 of 6 runs' in words['mine']
-    c = result['comparisons']['soft_window']
-    assert c['seeds_equivalence'] < c['seeds_difference']
-    assert f'.0025, {c["seeds_equivalence"] - 6} that it is within ±0.005' in words['soft_window']
+    c = result.comparisons['soft_window']
+    assert c.seeds_equivalence < c.seeds_difference
+    assert f'.0025, {c.seeds_equivalence - 6} that it is within ±0.005' in words['soft_window']
     for word in 'better, worse', "can't tell", 'd':
         assert word in words
 
 
 def test_what_would_settle_it():
     lean = dict(zip(range(8), [-0.0050, 0.0030, -0.0040, -0.0045, 0.0006, -0.0038, -0.0060, 0.0005]))
-    result = study(dict(base=dict.fromkeys(lean, 1.5), mine={s: 1.5 + d for s, d in lean.items()}), delta=0.002)
-    c = result['comparisons']['mine']
-    assert c['verdict'] == "can't tell"
-    more = seeds_needed(lambda n: paired_power(n, c['mean'], c['sd'], 0.05)) - 8
+    result = compare_arms(dict(base=dict.fromkeys(lean, 1.5), mine={s: 1.5 + d for s, d in lean.items()}), delta=0.002)
+    c = result.comparisons['mine']
+    assert c.verdict == "can't tell"
+    more = seeds_needed(lambda n: paired_power(n, c.mean, c.sd, 0.05)) - 8
     assert f"mine: can't tell; about {more} more seeds would settle a difference of -.0024" in text_table(result)
-    level = study(dict(base={s: 1.5 for s in range(6)}, mine={s: 1.5 + 0.01 * (-1) ** s for s in range(6)}))
-    more = seeds_needed(lambda n: tost_power(n, 0.0, level['comparisons']['mine']['sd'], 0.005, 0.05)) - 6
+    level = compare_arms(dict(base={s: 1.5 for s in range(6)}, mine={s: 1.5 + 0.01 * (-1) ** s for s in range(6)}))
+    more = seeds_needed(lambda n: tost_power(n, 0.0, level.comparisons['mine'].sd, 0.005, 0.05)) - 6
     assert f"can't tell; about {more} more seeds would show that it is within ±0.005" in text_table(level)
-    hopeless = study(dict(base={s: 1.5 for s in range(6)}, mine={s: 1.5 + 10 * (-1) ** s for s in range(6)}))
+    hopeless = compare_arms(dict(base={s: 1.5 for s in range(6)}, mine={s: 1.5 + 10 * (-1) ** s for s in range(6)}))
     assert 'not even 1000 seeds' in text_table(hopeless)
 
 
 def test_words_for_the_rest():
-    assert '3 seeds give no verdict, 5 do' in text_table(study(table(3, 3, mine=0.0)))
+    assert '3 seeds give no verdict, 5 do' in text_table(compare_arms(table(3, 3, mine=0.0)))
     t = table(3, 5, mine=0.0)
-    assert 'equal to the bit' in text_table(study(t | dict(mine=t['base'])))
+    assert 'equal to the bit' in text_table(compare_arms(t | dict(mine=t['base'])))
     small = {s: 1.5 + 0.001 + 1e-5 * s for s in range(5)}
-    assert 'also counts as equivalent' in text_table(study(dict(base=dict.fromkeys(small, 1.5), mine=small)))
-    apart = study(dict(base={s: 1.5 + 0.001 * s for s in range(5)}, mine={s: 1.5 - 0.001 * s for s in range(5)}))
+    assert 'also counts as equivalent' in text_table(compare_arms(dict(base=dict.fromkeys(small, 1.5), mine=small)))
+    apart = compare_arms(dict(base={s: 1.5 + 0.001 * s for s in range(5)}, mine={s: 1.5 - 0.001 * s for s in range(5)}))
     assert 'seeds do not pair, rho -1.00' in text_table(apart)
     four = dict(enumerate([-0.02, -0.021, -0.019, -0.022, 0.0005]))
-    assert 'the sign-flip test does not agree, p .125' in text_table(study(dict(base=dict.fromkeys(four, 0.0), mine=four)))
+    mixed = compare_arms(dict(base=dict.fromkeys(four, 0.0), mine=four))
+    assert 'the sign-flip test does not agree, p .125' in text_table(mixed)
 
 
 # -----------------------------------------------------------------------------
@@ -480,7 +496,8 @@ def test_words_for_the_rest():
 
 def test_read_csv(tmp_path):
     path = tmp_path / 'ab.csv'
-    path.write_text('\ufeffloss, note,seed ,arm\n1.5,x,1,base\n1.6,,2,base\n\n1.4,"a\nb",2,mine\ninf,,1,mine\n', encoding='utf-8')
+    text = '\ufeffloss, note,seed ,arm\n1.5,x,1,base\n1.6,,2,base\n\n1.4,"a\nb",2,mine\ninf,,1,mine\n'
+    path.write_text(text, encoding='utf-8')
     assert read_csv(path) == dict(base={1: 1.5, 2: 1.6}, mine={2: 1.4, 1: inf})
 
 
@@ -513,7 +530,8 @@ def test_a_file_that_cannot_be_read(tmp_path, old, new, message):
         return
     with pytest.raises(Stop) as stop:
         read_csv(path)
-    assert str(stop.value).startswith(f'{path}{message}') and '\n' not in str(stop.value) and stop.value.code == BAD_INPUT
+    assert str(stop.value).startswith(f'{path}{message}') and '\n' not in str(stop.value)
+    assert stop.value.code == BAD_INPUT
 
 
 def test_no_such_file(tmp_path):
@@ -550,7 +568,8 @@ def test_blocks_of_the_text_interval():
     one, two = text_interval(x), text_interval(x)
     assert one == two and one['block'] == 8 and one['mean'] == x.mean()
     assert one['low'] < one['mean'] < one['high']
-    assert np.mean([text_interval(windows(seed, 435, 0.0))['se'] for seed in range(20)]) == pytest.approx(1 / sqrt(435), rel=0.07)
+    errors = [text_interval(windows(seed, 435, 0.0))['se'] for seed in range(20)]
+    assert np.mean(errors) == pytest.approx(1 / sqrt(435), rel=0.07)
     assert text_interval(windows(1, 435, 0.8))['block'] > 15
     even = text_interval(np.tile([1.0, -1.0], 50), block=2)
     assert (even['low'], even['high'], even['se']) == (0, 0, 0) # every block of two is 0

@@ -1,32 +1,25 @@
-"""A study: its arms, its pairs, what survives a kill, and the statistics of files that others bring."""
-import ast
+"""A study as its user sees it: bad arms, its pairs, what survives a kill, and losses that others bring."""
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from helpers import ENV, ROOT, TINY, call, flags, forks, log, shakespeare
+from helpers import TINY, call, flags, forks, log, shakespeare, wait_for
 from scipy.stats import ttest_rel
 
 import ab
 import train
-from configurator import arguments, construct, options_of, parse_option
-from core.assemble import variant_names
-from core.device.flops import flops_per_token
-from core.errors import BAD_INPUT, Stop
-from lab.stats import holm
-from lab.study import pool, study as lab_study
-from lab.study.study import Study, Together
-from model import load_classes
+from core.errors import BAD_INPUT, run as run_main
+from core.run.folder import last_iteration
+from lab.study import pool
 
-SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False, always_save_checkpoint=False)
+SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
+                    always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
 
 
@@ -45,55 +38,22 @@ def somewhere_else(tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, handler)
 
 
-def arms_of(data, **options):
-    known, given = options_of(ab.Options), arguments(flags(**SMALL | dict(dataset=data) | options))
-    o = construct(ab.Options, {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known})
-    return ab.read_arms(o, [g for g in given if g.name not in known])
+@pytest.fixture
+def no_page(monkeypatch):
+    """The page and its plots, which tests/lab/test_report.py looks at, take longer than a small study."""
+    monkeypatch.setattr(ab, 'write_page', lambda report, folder: None)
 
 
 def ran(data, *args, **options):
     return call(ab.main, *args, **SMALL | QUICK | dict(dataset=data) | options)
 
 
+def report_of(name):
+    return json.loads(Path(f'out-ab/{name}/report.json').read_text())
+
+
 def losses(name):
-    report = json.loads(Path(f'out-ab/{name}/report.json').read_text())
-    return {arm['name']: {run['seed']: run['val_loss'] for run in arm['runs']} for arm in report['arms']}
-
-
-# -- arms
-
-def test_arms_of_a_list_of_variants(data):
-    base, soft, both = arms_of(data, variants='soft_window,alibi+gated_attention', window_init=16)
-    assert [a.options.variant for a in (base, soft, both)] == ['base', 'soft_window', 'alibi+gated_attention']
-    assert soft.model_args['window_init'] == 16 and 'window_init' not in base.model_args | both.model_args
-    assert base.options.max_iters == 6 and base.model_args['vocab_size'] == 52
-
-
-def test_variants_stand_on_the_variant_of_the_recipe(data):
-    assert [a.options.variant for a in arms_of(data, variant='rope', variants='gqa')] == ['rope', 'rope+gqa']
-
-
-def test_any_option_may_differ(data):
-    base, far, cool = arms_of(data, arms='base; far: variant=soft_window window_init=128; cool: learning_rate=1e-4')
-    assert (far.options.variant, far.model_args['window_init']) == ('soft_window', 128)
-    assert cool.options.learning_rate == 1e-4 and base.options.learning_rate == SMALL['learning_rate']
-    assert [a.name for a in arms_of(data, arms='a; b: dropout=0.1'.replace('a;', 'base;'), baseline='b')] == ['b', 'base']
-
-
-def test_code_that_computes_is_part_of_what_a_run_is():
-    """All that models, steps and compiled graphs import, at the top of a file or where they need it."""
-    waiting = ['model.py', 'core/training/train_step.py', 'core/device/inductor.py', *(f'variants/{f.name}' for f in (ROOT / 'variants').glob('*.py'))]
-    found = set(waiting)
-    while waiting:
-        for node in ast.walk(ast.parse((ROOT / waiting.pop()).read_text(encoding='utf-8'))):
-            if isinstance(node, ast.ImportFrom) and re.match(r'(lab|variants\.kernels)(\.|$)', node.module or ''):
-                names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
-                files = {f"{name.replace('.', '/')}.py" for name in names}
-                new = {file for file in files if (ROOT / file).exists()} - found
-                found |= new
-                waiting += new
-    computes_nothing = {'core/errors.py', 'configurator.py', 'core/nn/sampling.py'}
-    assert {file for file in found if not re.match(r'variants/\w+\.py', file)} - computes_nothing <= set(lab_study.CODE)
+    return {arm['name']: {run['seed']: run['val_loss'] for run in arm['runs']} for arm in report_of(name)['arms']}
 
 
 @pytest.mark.parametrize('options, says', [
@@ -114,6 +74,7 @@ def test_code_that_computes_is_part_of_what_a_run_is():
     (dict(variants='alibi', lr_sweep='0,1'), 'lr_sweep=0,1: takes positive numbers'),
     (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
     (dict(report=__file__), 'holds no study'),
+    (dict(variants='alibi', seeds=1), 'seeds=1: takes 2 or more'),
     (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
     (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
 ])
@@ -122,45 +83,27 @@ def test_bad_arms_are_one_line(data, options, says):
     assert not Path('out-ab').exists()
 
 
-@pytest.mark.parametrize('text, says', [('{"arms"', 'is not a record in JSON'), ('[]', 'is not a record in JSON'),
-                                        ('{}', 'is not what this ab.py writes'), ('{"arms": []}', 'is not what this ab.py writes'),
-                                        ('{"arms": [], "options": {"sedes": 5}}', 'is not what this ab.py writes')])
+@pytest.mark.parametrize('text, says', [
+    ('{"arms"', 'is not a record in JSON'), ('[]', 'is not a record in JSON'),
+    ('{}', 'is not what this ab.py writes'), ('{"arms": []}', 'is not what this ab.py writes'),
+    ('{"arms": [], "options": {"sedes": 5}}', 'is not what this ab.py writes')])
 def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
     (tmp_path / 'study.json').write_text(text)
     assert f'study.json: {says}' in ran(data, report=tmp_path).line(BAD_INPUT)
 
 
-def test_matched_baselines_hit_within_a_percent(data):
-    """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
-    size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
-    base, *others = arms_of(data, variants='gated_attention,embedding_gate,surprise,gqa,mod', **size)
-    flops = {a.name: dict(flops_per_token=flops_per_token((classes := load_classes(a.options.variant)),
-                                                          classes.GPTConfig(**a.model_args))[1]) for a in (base, *others)}
-    for arm in others:
-        wide, longer = ab.matched(base, arm, 'params', None), ab.matched(base, arm, 'flops', flops)
-        assert wide.model().num_params() == pytest.approx(arm.model().num_params(), rel=0.01)
-        assert longer.options.max_iters == longer.options.lr_decay_iters
-        spent = [a.options.max_iters * flops[name]['flops_per_token'] for a, name in ((longer, base.name), (arm, arm.name))]
-        assert spent[0] == pytest.approx(spent[1], rel=0.01)
+# -----------------------------------------------------------------------------
+# a study
 
-
-# -- a study
-
-@pytest.mark.parametrize('at_once', [1, 2])
-def test_a_study_is_its_runs(data, at_once):
-    """Each run, the second of a process or beside another, is to the bit what train.py makes of the same options alone."""
-    done = ran(data, variants='alibi', seeds=2, name='s', null=True, at_once=at_once, dropout=0.1)
+def test_a_study_is_its_runs(data):
+    """Each run, the second of a process too, is to the bit what train.py makes of the same options alone."""
+    done = ran(data, variants='alibi', seeds=2, name='s', null=True, at_once=1, dropout=0.1)
     assert done.code == 0, done
     assert 'seed 1338: batches equal in 2 arms' in done.out and 'alibi: screen' in done.out
-    for seed in 1337, 1338:
-        for arm, variant in ('base', 'base'), ('alibi', 'alibi'):
-            call(train.main, **SMALL | dict(dataset=data, seed=seed, variant=variant, out_dir='alone', dropout=0.1))
-            assert log(f'out-ab/s/{arm}/seed_{seed}') == log('alone')
-            said = Path(f'out-ab/s/{arm}/seed_{seed}/output.txt').read_text()
-            assert said.count('best val loss') == 1 and f'seed_{seed}' in said and f'seed_{2675 - seed}' not in said
+    runs_are_alone(data, 's', dropout=0.1)
     call(train.main, **SMALL | dict(dataset=data, seed=101337, out_dir='alone', dropout=0.1))
     assert log('out-ab/s/null/seed_1337') == log('alone') # the null arm: other seeds
-    report = json.loads(Path('out-ab/s/report.json').read_text())
+    report = report_of('s')
     assert report['paired'] == dict(batches_equal=True, init_equal=True, note=report['paired']['note'])
     comparison, _ = report['comparisons']
     found = losses('s')
@@ -180,17 +123,32 @@ def test_a_study_is_its_runs(data, at_once):
     redone = ran(data, variants='alibi', seeds=2, name='s', redo=True, learning_rate=5e-3, dropout=0.1)
     assert redone.code == 0 and losses('s')['base'] != found['base']
 
-    call(ab.main, '--report', 'out-ab/s')
+    report = report_of('s')
+    assert call(ab.main, '--report', 'out-ab/s').code == 0 and report_of('s') == report
     listed = call(ab.main, '--ledger')
     assert '3 comparisons in 2 studies' in listed.out, listed # the first study was reported twice, with one result
     assert Path('out-ab/LEDGER.md').read_text() == listed.out
 
 
-def test_a_sweep_gives_each_arm_its_best_learning_rate(data):
+def runs_are_alone(data, name, **options):
+    for seed in 1337, 1338:
+        for arm, variant in ('base', 'base'), ('alibi', 'alibi'):
+            call(train.main, **SMALL | dict(dataset=data, seed=seed, variant=variant, out_dir='alone') | options)
+            assert log(f'out-ab/{name}/{arm}/seed_{seed}') == log('alone')
+            said = Path(f'out-ab/{name}/{arm}/seed_{seed}/output.txt').read_text()
+            assert said.count('best val loss') == 1 and f'seed_{seed}' in said and f'seed_{2675 - seed}' not in said
+
+
+def test_runs_beside_each_other_are_what_they_are_alone(data, no_page):
+    assert ran(data, variants='alibi', seeds=2, name='s', at_once=2, dropout=0.1).code == 0
+    runs_are_alone(data, 's', dropout=0.1)
+
+
+def test_a_sweep_gives_each_arm_its_best_learning_rate(data, no_page):
     done = ran(data, arms='base; hot: learning_rate=10', seeds=2, name='l', lr_sweep='0.001,1')
     assert done.code == 0, done
-    sweep = json.loads(Path('out-ab/l/report.json').read_text())['plan']['lr_sweep']
-    best = {arm: min(there, key=there.get) for arm, there in sweep['losses'].items()}
+    sweep = report_of('l')['plan']['lr_sweep']
+    best = {arm: min(tried, key=tried.get) for arm, tried in sweep['losses'].items()}
     assert best == dict(base='1', hot='0.001') and sweep['seed'] not in (1337, 1338) # 1e-5 hardly learns, 10 ruins
     for arm, rates in ('base', {}), ('hot', dict(learning_rate=0.01, min_lr=1e-6)):
         assert f'lr_sweep, {arm}: ' in done.out and f'x{best[arm]} is used' in done.out
@@ -198,105 +156,59 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data):
         assert log(f'out-ab/l/{arm}/seed_1338') == log('alone')
 
 
-def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
-    """Of four at once one has an error of its own and two no memory beside others: these are trained again, alone."""
-    arm, = [a for a in arms_of(data, arms='base', null=True)]
-    study, alone, trained = Study('study', [arm]), train.train, []
-
-    def crowded(config, signals):
-        seed = config.options.seed
-        trained.append(seed)
-        yield
-        if seed == 2:
-            raise ValueError('its own')
-        if seed > 2 and trained.count(seed) == 1:
-            raise torch.OutOfMemoryError('CUDA out of memory.')
-        return (yield from alone(config, signals))
-
-    monkeypatch.setattr(train, 'train', crowded)
-    tasks = [study.task(arm, seed) for seed in (1, 2, 3, 4)]
-    done = lab_study.perform(Together(tasks), pool.Place('', 1), {})
-    assert [result['status'] for result in done['results']] == ['done', 'failed', 'done', 'done'] and done['leave']
-    assert 'ValueError: its own' in done['results'][1]['reason'] and trained == [1, 2, 3, 4, 3, 4]
-    assert [study.state(arm, seed)[0] for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
-
-
-def test_what_no_run_can_begin_with_fails_them_all(data):
-    arm, = arms_of(data, arms='base', null=True, device='cuda:77')
-    tasks = [Study('study', [arm]).task(arm, seed) for seed in (1, 2)]
-    done = lab_study.perform(Together(tasks), pool.Place('', 1), {})
-    assert [(r['status'], 'device=cuda:77: not on this machine' in r['reason']) for r in done['results']] == [('failed', True)] * 2
-
-
-def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
-    """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile_(f, **options | dict(backend='eager')))
-    arms = arms_of(data, variants=','.join(variant_names()[:10]), compile=True, max_iters=1, eval_iters=1)
-    study, kept = Study('study', arms), {}
-    for arm in arms:
-        torch._dynamo.utils.counters.clear()
-        done = lab_study.perform(Together([study.task(arm, seed) for seed in (1, 2)]), pool.Place('', 1), kept)
-        assert done['results'] == [dict(status='done')] * 2, done
-        assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
-
-
-def test_a_diverged_arm_counts_against_it(data):
-    done = ran(data, arms='base; hot: learning_rate=1e30 grad_clip=0', seeds=5, name='d')
+def test_a_diverged_arm_counts_against_it(data, no_page):
+    """It is worse at the first look, trains no further, and counts in Holm's correction all the same."""
+    options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d',
+                   max_iters=2, lr_decay_iters=2)
+    done = ran(data, **options)
     assert done.code == 0, done
     assert 'hot, seed 1337: diverged: diverged at iteration' in done.out
-    report = json.loads(Path('out-ab/d/report.json').read_text())
-    comparison, = report['comparisons']
-    assert comparison['verdict'] == 'worse' and comparison['diverged']['var'] == 5
-    assert [run['status'] for run in report['arms'][1]['runs']] == ['diverged'] * 5
-    again = ran(data, arms='base; hot: learning_rate=1e30 grad_clip=0', seeds=5, name='d', retry=True)
-    assert again.out.count('hot, seed') == 5 and 'base, seed' not in again.out
+    assert 'hot is decided at 6 seeds: worse' in done.out
+    report = report_of('d')
+    hot, same = report['comparisons']
+    assert (hot['n'], hot['verdict'], hot['diverged']['var']) == (6, 'worse', 6) and (same['n'], same['mean']) == (7, 0)
+    assert hot['holm_p'] == 2 * hot['p']
+    assert [run['status'] for run in report['arms'][1]['runs']] == ['diverged'] * 6 + ['missing']
+    again = ran(data, **options, retry=True)
+    assert again.out.count('hot, seed') == 6 and 'base, seed' not in again.out
 
 
-def test_an_arm_that_failed_does_not_take_seeds_from_others(data, monkeypatch):
-    """A run that failed, not diverged, is left out of its own arm's comparison; Holm's correction counts all arms."""
-    done = ran(data, variants='alibi,gated_attention', seeds=5, name='f')
-    assert done.code == 0, done
-    alone = json.loads(Path('out-ab/f/report.json').read_text())
-    folder = Path('out-ab/f/alibi/seed_1340')
-    record = json.loads((folder / 'ab.json').read_text())
-    (folder / 'ab.json').unlink()
-    lab_study.write_json(folder / 'failed.json', dict(identity=record['identity'], status='failed', reason='out of memory'))
-    assert call(ab.main, '--report', 'out-ab/f').code == 0
-    report = json.loads(Path('out-ab/f/report.json').read_text())
-    before, after = ({c['arm']: c for c in r['comparisons']} for r in (alone, report))
-    assert (after['alibi']['n'], after['gated_attention']['n']) == (4, 5)
-    assert after['gated_attention']['p'] == before['gated_attention']['p']
-    assert [c['holm_p'] for c in report['comparisons']] == pytest.approx(holm([c['p'] for c in report['comparisons']]))
-    assert report['arms'][1]['runs'][3] | dict(status='failed', reason='out of memory') == report['arms'][1]['runs'][3]
+# -----------------------------------------------------------------------------
+# kills: of a study in a process that was forked from one with torch imported, and forks its workers
+
+class CleanFork(ForkProcess):
+    """Holds no files of its parent's but those it is given, as a spawned process does."""
+
+    def run(self):
+        kept = {0, 1, 2, *(arg.fileno() for arg in self._args if hasattr(arg, 'fileno'))}
+        for fd in map(int, os.listdir('/proc/self/fd')):
+            if fd not in kept:
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass # the one that listed them
+        super().run()
 
 
-def test_a_change_of_code_is_named(data, monkeypatch):
-    arms = arms_of(data, variants='alibi')
-    study = lab_study.Study('s', arms)
-    lab_study.write_json(study.run_folder(arms[1], 1) / 'ab.json', dict(identity=study.identity(arms[1])))
-    assert study.state(arms[1], 1)[0] == 'done' and study.state(arms[0], 1)[0] == 'new'
-    monkeypatch.setattr(lab_study, 'sha256', lambda path: 'other' if path.name == 'alibi.py' else 'same')
-    now = study.identity(arms[1])
-    lab_study.write_json(study.run_folder(arms[1], 1) / 'ab.json', dict(identity=now))
-    monkeypatch.setattr(lab_study, 'sha256', lambda path: 'same')
-    with pytest.raises(Stop, match=r'another code: variants/alibi.py; --redo'):
-        study.state(arms[1], 1)
+class CleanForks(ForkContext):
+    Process = CleanFork
 
 
-def test_at_equal_cost():
-    curve = dict(iters=[0, 100, 200], val=[[4.0, 2.0, 1.0], [4.0, 2.2, 1.2]])
-    assert lab_study.at_ratio(curve, 1.0) is None and lab_study.at_ratio(curve, 0.9) is None
-    assert lab_study.at_ratio(curve, 4 / 3) == dict(loss=pytest.approx(1.6), iters=150)
+def play(folder, args):
+    os.chdir(folder)
+    os.dup2(os.open('said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    pool.SPAWN, ab.write_page = CleanForks(), lambda report, folder: None
+    sys.argv = ['ab.py', *args]
+    run_main(ab.main)
 
 
-# -- kills
-
-def spawned(data, name, **more):
-    options = SMALL | QUICK | dict(dataset=data, variants='alibi', seeds=2, name=name, jobs=2, max_iters=300, lr_decay_iters=300,
-                                   eval_interval=100, checkpoint_minutes=0.005) | more
-    return subprocess.Popen([sys.executable, str(ROOT / 'ab.py'), *flags(**options)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env=ENV)
+def started(data, name, **more):
+    options = SMALL | QUICK | dict(dataset=data, variants='alibi', seeds=2, name=name, jobs=2, max_iters=300,
+                                   lr_decay_iters=300, eval_interval=100, checkpoint_minutes=0.005) | more
+    study = forks().Process(target=play, args=(os.getcwd(), flags(**options)))
+    study.start()
+    return study
 
 
 def descendants(pid):
@@ -315,15 +227,6 @@ def descendants(pid):
     return found
 
 
-def gone(pids, seconds=20):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not any(running(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def running(pid):
     try:
         return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
@@ -340,79 +243,86 @@ def without_times(x):
     return [without_times(value) for value in x] if isinstance(x, list) else x
 
 
+def ended(study):
+    study.join(120)
+    assert study.exitcode == 0, Path('said').read_text()
+
+
+def kill(study):
+    """Kills a study; its two workers must not outlive it."""
+    children = descendants(study.pid)
+    study.kill()
+    study.join()
+    assert len(children) == 2
+    wait_for(lambda: not any(map(running, children)), seconds=20)
+
+
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
-def test_killed_and_continued_is_the_same_study(data):
-    whole = spawned(data, 'whole')
-    assert whole.wait(120) == 0, whole.stdout.read()
-    for moment in 5, 90, 220: # iterations of both first runs, or so
-        run, began = spawned(data, 'killed'), time.monotonic()
-        while run.poll() is None and time.monotonic() - began < 60:
-            if sum(ab.last_iteration(folder) for folder in Path('out-ab/killed').glob('*/seed_*')) > moment * 2:
-                break
-            time.sleep(0.02)
-        children = descendants(run.pid)
-        run.kill()
-        run.wait()
-        assert children and gone(children), 'a worker outlived its runner'
-    last = spawned(data, 'killed')
-    assert last.wait(120) == 0, last.stdout.read()
-    reports = [json.loads(Path(f'out-ab/{name}/report.json').read_text()) for name in ('whole', 'killed')]
-    assert without_times(reports[0]) == without_times(reports[1])
+def test_no_worker_outlives_its_study(data):
+    """It would train for hours."""
+    study = started(data, 'k', max_iters=10_000_000)
+    both_train = lambda: sum(last_iteration(f) > 0 for f in Path('out-ab/k').glob('*/seed_*')) == 2
+    wait_for(both_train, study.is_alive)
+    kill(study)
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
+@pytest.mark.parametrize('moments', [(90,), pytest.param((5, 90, 220), marks=pytest.mark.slow)])
+def test_killed_and_continued_is_the_same_study(data, moments):
+    ended(started(data, 'whole'))
+    for moment in moments: # iterations of both first runs, or so
+        study = started(data, 'killed')
+        wait_for(lambda moment=moment: sum(map(last_iteration, Path('out-ab/killed').glob('*/seed_*'))) > moment * 2,
+                 study.is_alive)
+        kill(study)
+    ended(started(data, 'killed'))
+    assert without_times(report_of('whole')) == without_times(report_of('killed'))
     for folder in sorted(Path('out-ab/whole').glob('*/seed_*')):
         assert log(folder) == log(Path(str(folder).replace('whole', 'killed')))
 
 
-@pytest.mark.skipif(not hasattr(os, 'setsid'), reason='POSIX signals')
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='lists open files')
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_ctrl_c_saves_and_goes_on(data, at_once):
-    run = spawned(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
-    while len(list(Path('out-ab/c').glob('*/seed_*/log.jsonl'))) < 2 * at_once: # two processes
-        assert run.poll() is None, run.stdout.read()
-        time.sleep(0.05)
+    study = started(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
+    wait_for(lambda: len(list(Path('out-ab/c').glob('*/seed_*/log.jsonl'))) == 2 * at_once, study.is_alive)
     time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
-    out, _ = run.communicate(timeout=60)
-    assert run.returncode == 130 and 'the same command goes on' in out.splitlines()[-1], out
-    assert len(list(Path('out-ab/c').glob('*/seed_*/ckpt'))) == 2 * at_once, out
+    os.kill(study.pid, signal.SIGINT)
+    study.join(60)
+    said = Path('said').read_text()
+    assert study.exitcode == 130 and 'the same command goes on' in said.splitlines()[-1], said
+    assert len(list(Path('out-ab/c').glob('*/seed_*/ckpt'))) == 2 * at_once, said
 
 
-def fails(task, place, kept):
-    if task == 'die':
-        os.kill(os.getpid(), signal.SIGKILL)
-    return dict(status='done', said=task)
-
-
-class Word(str):
-    like = ''
-
-
-def test_a_dead_worker_is_one_failed_task():
-    workers = pool.Pool(fails, [pool.Place('', 1)])
-    results = {str(task): result for task, result in workers.run([Word('die'), Word('a'), Word('b')])}
-    workers.stop()
-    assert results['die'] == pool.Died(-9) and results['a']['said'] == 'a' and results['b']['said'] == 'b'
-
-
-# -- other people's results
+# -----------------------------------------------------------------------------
+# other people's results
 
 def write_csv(rows, header='arm,seed,loss'):
     Path('r.csv').write_text('\n'.join([header, *rows]) + '\n')
 
 
-def test_from_csv_is_scipy(tmp_path):
+def test_from_csv_is_scipy(no_page):
     rng = np.random.default_rng(0)
     base, var = rng.normal(1.5, 0.01, (2, 7))
     write_csv([f'{arm},{seed},{float(x)!r}' for arm, xs in (('a', base), ('b', var)) for seed, x in enumerate(xs)])
     done = call(ab.main, from_csv='r.csv')
     assert done.code == 0, done
-    c, = json.loads(Path('out-ab/r/report.json').read_text())['comparisons']
+    c, = report_of('r')['comparisons']
     test = ttest_rel(var, base)
     low, high = test.confidence_interval()
-    assert c['mean'] == pytest.approx((var - base).mean(), abs=1e-12) and c['p'] == pytest.approx(test.pvalue, abs=1e-12)
-    assert c['interval'] == pytest.approx([low, high], abs=1e-12)
-    assert call(ab.main, '--report', 'out-ab/r').code == 0
+    found, expected = [c['mean'], c['p'], *c['interval']], [(var - base).mean(), test.pvalue, low, high]
+    assert found == pytest.approx(expected, abs=1e-12)
     assert call(ab.main, from_csv='r.csv', baseline='b', name='other').code == 0
-    assert json.loads(Path('out-ab/other/report.json').read_text())['comparisons'][0]['arm'] == 'a'
+    assert report_of('other')['comparisons'][0]['arm'] == 'a'
+
+
+def test_losses_from_a_file_are_reported_again(no_page):
+    write_csv(['a,1,1.5', 'a,2,1.6', 'b,1,1.4', 'b,2,inf'])
+    assert call(ab.main, '--from_csv', 'r.csv').code == 0
+    report = report_of('r')
+    assert call(ab.main, '--report', 'out-ab/r').code == 0
+    assert without_times(report_of('r')) == without_times(report)
+    assert [run['status'] for run in report['arms'][1]['runs']] == ['done', 'diverged']
 
 
 @pytest.mark.parametrize('rows, says', [
@@ -427,13 +337,13 @@ def test_bad_csv_is_one_line(rows, says):
     assert not Path('out-ab').exists()
 
 
-def test_three_seeds_give_no_verdict():
+def test_three_seeds_give_no_verdict(no_page):
     write_csv([f'{arm},{seed},{1.5 - (arm == "b") + seed / 100}' for arm in 'ab' for seed in range(3)])
     assert call(ab.main, from_csv='r.csv').code == 0
-    c, = json.loads(Path('out-ab/r/report.json').read_text())['comparisons']
+    c, = report_of('r')['comparisons']
     assert c['verdict'] == 'screen'
 
 
-def test_what_people_type():
-    assert ab.plain_switches(['--ledger', '--report', 'out-ab/x', '--null', '--seeds=3']) == [
-        '--ledger=True', '--report=out-ab/x', '--null=True', '--seeds=3']
+def test_without_scipy_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(ab.importlib.util, 'find_spec', lambda name: None)
+    assert 'pip install scipy' in call(ab.main, '--ledger').line(BAD_INPUT)

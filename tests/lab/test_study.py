@@ -1,0 +1,250 @@
+"""The parts of a study: its arms, what a run depends on, workers, and what is read out of its folders."""
+import ast
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, TINY, flags, shakespeare
+from pool_tasks import Word, run_word
+
+import ab
+import train
+from configurator import arguments, construct, options_of, parse_known
+from core.assemble import variant_names
+from core.device.flops import flops_per_token
+from core.errors import Stop
+from lab.stats import holm
+from lab.study import arm as arm_module, pool
+from lab.study.arm import matched_baseline, parse_arms
+from lab.study.results import build_report, load_runs, loss_at_cost
+from lab.study.schema import Curve, to_dict
+from lab.study.study import Findings, Study, write_json
+from lab.study.worker import TaskGroup, TrainTask, run_task
+from model import load_classes
+
+SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
+                    always_save_checkpoint=False)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return shakespeare(tmp_path_factory.mktemp('data') / 'tiny')
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def arms_of(data, **options):
+    known, given = options_of(ab.Options), arguments(flags(**SMALL | dict(dataset=data) | options))
+    o = construct(ab.Options, parse_known(known, given))
+    return parse_arms(o, [g for g in given if g.name not in known])
+
+
+def study_of(arms, seeds=(1, 2, 3, 4), **options):
+    findings = Findings('python ab.py', None, '2026-01-31T12:00:00Z', {})
+    return Study(Path('study'), arms, ab.Options(**options), list(seeds), findings)
+
+
+def task_of(study, arm, seed):
+    return TrainTask(arm, seed, str(study.run_folder(arm, seed)), study.identity(arm))
+
+
+# -----------------------------------------------------------------------------
+# arms
+
+def test_arms_of_a_list_of_variants(data):
+    base, soft, both = arms_of(data, variants='soft_window,alibi+gated_attention', window_init=16)
+    assert [a.options.variant for a in (base, soft, both)] == ['base', 'soft_window', 'alibi+gated_attention']
+    assert soft.model_args['window_init'] == 16 and 'window_init' not in base.model_args | both.model_args
+    assert base.options.max_iters == 6 and base.model_args['vocab_size'] == 52
+
+
+def test_variants_stand_on_the_variant_of_the_recipe(data):
+    assert [a.options.variant for a in arms_of(data, variant='rope', variants='gqa')] == ['rope', 'rope+gqa']
+
+
+def test_any_option_may_differ(data):
+    base, far, cool = arms_of(data, arms='base; far: variant=soft_window window_init=128; cool: learning_rate=1e-4')
+    assert (far.options.variant, far.model_args['window_init']) == ('soft_window', 128)
+    assert cool.options.learning_rate == 1e-4 and base.options.learning_rate == SMALL['learning_rate']
+    assert [a.name for a in arms_of(data, arms='base; b: dropout=0.1', baseline='b')] == ['b', 'base']
+
+
+def test_matched_baselines_hit_within_a_percent(data):
+    """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
+    size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
+    base, *others = arms_of(data, variants='gated_attention,embedding_gate,surprise,gqa,mod', **size)
+    flops = {}
+    for arm in (base, *others):
+        classes = load_classes(arm.options.variant)
+        _, train_flops = flops_per_token(classes, classes.GPTConfig(**arm.model_args))
+        flops[arm.name] = dict(flops_per_token=train_flops)
+    for arm in others:
+        wide, longer = (matched_baseline(base, arm, match, flops) for match in ('params', 'flops'))
+        assert wide.meta_model().num_params() == pytest.approx(arm.meta_model().num_params(), rel=0.01)
+        assert longer.options.max_iters == longer.options.lr_decay_iters
+        spent = [a.options.max_iters * flops[b.name]['flops_per_token'] for a, b in ((longer, base), (arm, arm))]
+        assert spent[0] == pytest.approx(spent[1], rel=0.01)
+
+
+# -----------------------------------------------------------------------------
+# what a run depends on
+
+def imported_files(file):
+    """Files of the repository that a file imports, at its top or where it needs them."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding='utf-8'))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
+        found |= {f"{name.replace('.', '/')}.py" for name in names}
+    return {name for name in found if (ROOT / name).exists()}
+
+
+def test_code_that_computes_is_part_of_what_a_run_is(data):
+    """All that training imports, of all variants; nothing of what examines models is among it."""
+    arms = arms_of(data, variants=','.join(name for name in variant_names() if name != 'base'))
+    code = {name for arm in arms for name in arm.identity('')['code']}
+    waiting = ['train.py', *(f'variants/{name}.py' for name in variant_names() if name != 'base')]
+    found = set(waiting)
+    while waiting:
+        new = imported_files(waiting.pop()) - found
+        found |= new
+        waiting += new
+    assert found <= code and not any(name.startswith('lab/') for name in code)
+
+
+def test_a_change_of_code_is_named(data, monkeypatch):
+    base, alibi = arms_of(data, variants='alibi')
+    study = study_of([base, alibi])
+    write_json(study.run_folder(alibi, 1) / 'ab.json', dict(identity=study.identity(alibi)))
+    assert study.state(alibi, 1) == 'done' and study.state(base, 1) == 'new'
+    monkeypatch.setattr(arm_module, 'sha256', lambda path: 'other' if path.name == 'alibi.py' else 'same')
+    write_json(study.run_folder(alibi, 1) / 'ab.json', dict(identity=study.identity(alibi)))
+    monkeypatch.setattr(arm_module, 'sha256', lambda path: 'same')
+    with pytest.raises(Stop, match=r'another code: variants/alibi.py; --redo'):
+        study.state(alibi, 1)
+
+
+# -----------------------------------------------------------------------------
+# workers
+
+def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
+    """Of four at once one has an error of its own and two no memory beside others: these are trained again, alone."""
+    arm, = arms_of(data, arms='base', null=True)
+    study, alone, trained, state = study_of([arm]), train.train, [], {}
+
+    def crowded(config, signals):
+        seed = config.options.seed
+        trained.append(seed)
+        yield
+        if seed == 2:
+            raise ValueError('its own')
+        if seed > 2 and trained.count(seed) == 1:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return (yield from alone(config, signals))
+
+    monkeypatch.setattr(train, 'train', crowded)
+    results = run_task(TaskGroup([task_of(study, arm, seed) for seed in (1, 2, 3, 4)]), pool.Slot('', 1), state)
+    assert [result.status for result in results] == ['done', 'failed', 'done', 'done'] and state['retire']
+    assert 'ValueError: its own' in results[1].reason and trained == [1, 2, 3, 4, 3, 4]
+    assert [study.state(arm, seed) for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
+
+
+def test_what_no_run_can_begin_with_fails_them_all(data):
+    arm, = arms_of(data, arms='base', null=True, device='cuda:77')
+    study = study_of([arm])
+    results = run_task(TaskGroup([task_of(study, arm, seed) for seed in (1, 2)]), pool.Slot('', 1), {})
+    assert [result.status for result in results] == ['failed', 'failed']
+    assert all('device=cuda:77: not on this machine' in result.reason for result in results)
+
+
+def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
+    """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile_(f, **options | dict(backend='eager')))
+    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 2)
+    arms = arms_of(data, variants='alibi,gated_attention,rope', compile=True, max_iters=1, eval_iters=1)
+    study, state = study_of(arms), {}
+    for arm in arms:
+        torch._dynamo.utils.counters.clear()
+        results = run_task(TaskGroup([task_of(study, arm, seed) for seed in (1, 2)]), pool.Slot('', 1), state)
+        assert [result.status for result in results] == ['done', 'done'], results
+        assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_workers_die_retire_and_keep_to_their_kind():
+    """A death is one task's failure. A spoiled process does no other task. One worker does all of a kind first."""
+    workers = pool.Pool(run_word, [pool.Slot('', 1)])
+    words = 'die', 'ax', 'bx', 'ay', 'by', 'last', 'c'
+    results = list(workers.run([Word(word) for word in words]))
+    workers.stop()
+    assert results == [('die', pool.WorkerDied(-9)), ('ax', 'ax 1'), ('ay', 'ay 2'), ('bx', 'bx 3'), ('by', 'by 4'),
+                       ('last', 'last 5'), ('c', 'c 1')]
+
+
+# -----------------------------------------------------------------------------
+# what is read out of a study's folders
+
+def write_run(study, arm, seed, loss):
+    """A run's folder as a worker leaves it; loss: after the last iteration, None if the run failed."""
+    folder, identity = study.run_folder(arm, seed), study.identity(arm)
+    if loss is None:
+        return write_json(folder / 'failed.json', dict(identity=identity, status='failed', reason='out of memory'))
+    result = dict(val_loss=loss, train_loss=loss - 0.1, seconds=2.0)
+    write_json(folder / 'ab.json', dict(identity=identity, seed=seed, result=result, windows=[loss] * 12, sample=None,
+                                        positions=[loss] * 16, init='00', batches=f'{seed:02}'))
+    evaluations = [{'iter': 0, 'val_loss': 4.0, 'train_loss': 4.0, 'stats.gate': [0.0, 1.0]},
+                   {'iter': 6, 'val_loss': loss, 'train_loss': loss - 0.1, 'stats.gate': [1.0, float(seed)]}]
+    lines = [json.dumps(dict(iter=0, loss=4.0)), *map(json.dumps, evaluations)]
+    (folder / 'log.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+LOSSES = {'base': [1.50, 1.52, 1.49, 1.51, 1.53], 'alibi': [1.51, 1.51, 1.50, 1.49, 1.52],
+          'gated_attention': [1.47, 1.49, 1.46, 1.49, 1.50]}
+
+
+def report_of(data, losses):
+    arms = arms_of(data, variants='alibi,gated_attention')
+    study = study_of(arms, seeds=range(1, 6))
+    for arm in arms:
+        for seed, loss in zip(study.seeds, losses[arm.name]):
+            study.forget(arm, seed)
+            write_run(study, arm, seed, loss)
+    return to_dict(build_report(study, load_runs(study)))
+
+
+def test_an_arm_that_failed_does_not_take_seeds_from_others(data):
+    """A run that failed, not diverged, is left out of its own arm's comparison; Holm's correction counts all arms."""
+    whole = report_of(data, LOSSES)
+    report = report_of(data, LOSSES | dict(alibi=[1.51, 1.51, 1.50, None, 1.52]))
+    before, after = ({c['arm']: c for c in r['comparisons']} for r in (whole, report))
+    assert (after['alibi']['n'], after['gated_attention']['n']) == (4, 5)
+    assert after['gated_attention']['p'] == before['gated_attention']['p']
+    assert [c['holm_p'] for c in report['comparisons']] == pytest.approx(holm([c['p'] for c in report['comparisons']]))
+    assert report['arms'][1]['runs'][3] | dict(status='failed', reason='out of memory') == report['arms'][1]['runs'][3]
+    assert len(whole['tables']) == 1 and len(report['tables']) == 2
+
+
+def test_the_report_holds_what_the_folders_do(data):
+    report = report_of(data, LOSSES)
+    gated = report['arms'][2]
+    assert [run['val_loss'] for run in gated['runs']] == LOSSES['gated_attention']
+    assert gated['curve']['iters'] == [0, 6] and [row[-1] for row in gated['curve']['val']] == LOSSES['gated_attention']
+    assert gated['stats']['gate'] == dict(iters=[0, 6], layers=[[0.0, 1.0], [1.0, 3.0]])
+    assert gated['runs'][0]['best_val_loss'] == 1.47 and gated['runs'][0]['batch_hash'] == '01'
+    c = report['comparisons'][1]
+    assert (c['arm'], c['baseline'], c['wins'], c['verdict']) == ('gated_attention', 'base', 5, 'better')
+    assert c['text_interval'] == pytest.approx([c['mean']] * 2) # all windows are alike here
+    assert c['step_equivalents'] == pytest.approx(c['mean'] / ((sum(LOSSES['base']) / 5 - 4) / 6))
+
+
+def test_at_equal_cost():
+    curve = Curve([0, 100, 200], [[4.0, 2.0, 1.0], [4.0, 2.2, 1.2]], [], [])
+    assert loss_at_cost(curve, 1.0) is None and loss_at_cost(curve, 0.9) is None
+    assert to_dict(loss_at_cost(curve, 4 / 3)) == dict(loss=pytest.approx(1.6), iters=150)
