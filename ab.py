@@ -54,26 +54,32 @@ Match = Literal['none', 'params', 'flops', 'time']
 
 @dataclass
 class Options:
+    # what is compared
     variants: str = ''              # arms beside the baseline, one for each of a,b,a+b
     arms: str = '' # or arms by name, with any options: 'base; soft: variant=soft_window window_init=16'
     seeds: Count = 5                # runs of each arm; fewer than 5 give no verdict
     first_seed: Whole = 1337        # seeds are this and the following numbers
     name: str = '' # of the study: its folder is out-ab/NAME; '': from the config file and the arms
     baseline: str = ''              # the arm that others are compared with; '': the first
+    # how it is judged
     delta: Positive = 0.005         # differences smaller than this, in nats, count as equivalent
     alpha: Level = 0.05 # how often a study of ideas that do nothing may say that one does something
     looks: str = '' # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
     null: bool = False              # an arm that is the baseline with other seeds: the noise floor
     match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
+    # where and how it runs
     jobs: Whole = 0                 # processes at once on each device; 0: one on a GPU, one a core on CPUs
     at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
+    # before training
     check: bool = True              # look for leaks before training
     price: bool = True              # time the arms before training
+    # what becomes of runs that are there
     retry: bool = False             # train again what failed
     redo: bool = False              # train again what was run with other code or options
     keep_checkpoints: bool = False  # leave the last weights of every run, for sample.py
+    # instead of a study
     report: str = ''                # only write the report of the study in this folder
     from_csv: str = ''              # only the statistics of a file with columns arm, seed, loss
     ledger: bool = False            # only list all studies
@@ -87,23 +93,22 @@ def run_study(o, given):
 
     given: what the user set beside ab.py's own options.
     """
-    # what is asked for; nothing is written before all of it is understood
+    # all that can be wrong with the options is found before anything is written
     arms = parse_arms(o, given)
     seeds, factors = parse_plan(o)
     slots = worker_slots(o, arms[0].options)
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
+    folder = OUT / (o.name or default_name(config, arms, o))
     findings = Findings(command_line(), config or None, timestamp(), dict(versions=versions(), git=git()))
-    study = Study(OUT / (o.name or default_name(config, arms, o)), arms, o, seeds, findings)
-    findings.environment['data'] = study.data_hashes[arms[0].options.dataset]
-    holder = RunFolder(study.folder) # held as long as we live
+    study = Study(folder, arms, o, seeds, findings)
+    findings.environment['data'] = study.data_hashes[study.baseline.options.dataset]
+
+    # one process a study, as long as it lives
+    holder = RunFolder(folder)
     holder.lock()
     if o.null:
-        arms.append(null_arm(arms[0]))
-    iterations, looks = arms[0].options.max_iters, f', looks at {o.looks}' if o.looks else ''
-    print(f'study {study.folder}: {len(arms)} arms x {len(seeds)} seeds, {iterations} iterations each{looks}')
-    for arm in arms:
-        options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
-        print(f'arm {arm.name}: {options or "the baseline"}')
+        arms.append(null_arm(study.baseline))
+    print_plan(study)
 
     # leak checks, learning rates, prices; then the training
     runner = Runner(study, slots)
@@ -116,11 +121,10 @@ def run_study(o, given):
     findings.paired = dataclasses.asdict(check_pairing(study, runs))
     study.save()
     report = build_report(study, runs)
-    publish(report, study.folder)
+    publish(report, folder)
     add_to_ledger(report, OUT)
     if not report.comparisons:
-        page = study.folder / 'report.html'
-        raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {page}')
+        raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {folder}/report.html')
 
 
 def parse_plan(o):
@@ -134,6 +138,15 @@ def parse_plan(o):
     return list(range(o.first_seed, o.first_seed + looks[-1])), factors
 
 
+def print_plan(study):
+    iterations, looks = study.baseline.options.max_iters, study.options.looks
+    print(f'study {study.folder}: {len(study.arms)} arms x {len(study.seeds)} seeds, '
+          f'{iterations} iterations each' + (f', looks at {looks}' if looks else ''))
+    for arm in study.arms:
+        options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
+        print(f'arm {arm.name}: {options or "the baseline"}')
+
+
 def train_to_each_look(study, runner):
     """Trains up to each look; an arm that is better or worse there is decided, and trains no further."""
     print_time_left(study, len(runner.slots))
@@ -143,11 +156,13 @@ def train_to_each_look(study, runner):
         runner.train([(arm, seed) for seed in seeds for arm in active], sample_seed=seeds[0])
         if look == looks[-1]:
             break
+        # verdicts on those still in the race, by the seeds so far
         undecided = [arm.name for arm in study.arms_without_matches() if arm in active]
         verdicts = compare_on_common_seeds(study, load_runs(study, seeds), undecided)
         for name, c in verdicts.comparisons.items() if verdicts else ():
             if c.verdict in ('better', 'worse'):
                 print(f'{name} is decided at {look} seeds: {c.verdict}')
+                # with the baseline that was made for it
                 decided = {name, study.matches[name].name} if name in study.matches else {name}
                 active = [arm for arm in active if arm.name not in decided]
         if len(active) == 1: # the baseline
@@ -161,6 +176,7 @@ def print_time_left(study, workers):
         return
     ms = 0.0
     for arm in study.arms:
+        # baselines made for an arm were not timed then
         if arm.name in prices['results']:
             o, left = arm.options, sum(not study.ended(arm, seed) for seed in study.seeds)
             ms += left * o.max_iters * o.gradient_accumulation_steps * prices['results'][arm.name]['step_ms']
@@ -169,6 +185,7 @@ def print_time_left(study, workers):
 
 def default_name(config, arms, o):
     """Returns the name of a study's folder, of bearable length: ab_shakespeare_char-soft_window-alibi."""
+    # a later config file beats an earlier one
     last_config = Path(config.split(', ')[-1]).stem
     words = [last_config, *(arm.folder for arm in arms[1:]), 'null' * o.null]
     return file_name('-'.join(filter(None, words)))[:80].strip('_.-') or 'study'
@@ -191,7 +208,7 @@ def timestamp():
 
 def publish(report, folder):
     """Writes report.json, report.html and the plots, and prints the tables."""
-    d = to_dict(report)
+    d = to_dict(report) # as lab/study/schema.py says
     write_json(folder / 'report.json', d)
     write_page(d, folder)
     for table in report.tables:
@@ -227,6 +244,7 @@ def report_losses(losses, o, folder, command):
     from lab.stats import compare_arms
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else None
     verdicts = compare_arms(losses, o.baseline or None, o.delta, o.alpha, looks)
+    # such a report knows losses, no runs
     arms, comparisons = [], []
     for arm in verdicts.arms:
         runs = [RunSummary(seed, 'done' if isfinite(loss) else 'diverged', loss)
@@ -250,12 +268,15 @@ def main():
     argv = expand_flags(sys.argv[1:], Options, valued=('report', 'from_csv', 'name'))
     if {'-h', '--help'} & set(argv):
         configure(Options, argv=argv)
+    # ours, and what is left for train.py and the variants
     given, known = arguments(argv), options_of(Options)
     o = construct(Options, parse_known(known, given))
+    # workers and --help do without
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
     if o.name and Path(o.name).name != o.name or o.name == '..':
         raise Stop(f'name={o.name}: takes the name of a folder in {OUT}')
+    # what trains nothing
     if o.ledger:
         return print(ledger_text(OUT))
     if o.report:

@@ -4,8 +4,8 @@ Lower is better; losses are in nats; +inf is a run that diverged. Arms are compa
 seed.
 
 better, worse   Holm's p over all comparisons is below alpha, by the paired t test, and the exact sign-flip
-                test, which does without the normal distribution, agrees: p <= alpha. With 5 seeds its smallest
-                p is .0625, so there it must be at that floor: all five seeds on one side.
+                test, which does without the normal distribution, agrees: p <= alpha. With 5 seeds its
+                smallest p is .0625, so there it must be at that floor: all five seeds on one side.
 equivalent      not better or worse, and the difference lies within +-delta: both one-sided t tests (TOST),
                 after Holm.
 screen          fewer than MIN_SEEDS seeds: numbers, no verdict.

@@ -53,6 +53,7 @@ class Arm:
 
     def identity(self, data_hash):
         """Returns all that a run of this arm depends on, seed apart: runs with one identity are one run."""
+        # all code that training runs through
         files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py']
         files += sorted(ROOT.glob('core/**/*.py'))
         files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
@@ -81,8 +82,11 @@ def parse_arms(o, given):
     given: all else that the user set, options of train.py and of the variants: each goes to the arms that
     have it.
     """
+    # the variant of the recipe is the baseline's, and the others stand on it
     common = next((g.value for g in reversed(given) if g.name == 'variant'), 'base')
     given = [g for g in given if g.name != 'variant']
+
+    # the arms by name, each with the options that are its own
     specs = parse_specs(o, common) # [(name, {option: text})]
     names = [name for name, _ in specs]
     if not names:
@@ -93,7 +97,7 @@ def parse_arms(o, given):
         raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
     specs.sort(key=lambda spec: spec[0] != (o.baseline or names[0]))
 
-    # an option that is nobody's is a typo, one that is some variant's goes to the arms with that variant
+    # an option that no arm has is a typo; one that some have goes to those
     known = []
     for _, own in specs:
         GPTConfig = load_classes(own.get('variant', common)).GPTConfig
@@ -148,6 +152,7 @@ def make_arm(name, own, given):
     """Returns the arm with its own options, {name: text}, over those given for all arms."""
     if wrong := next((option for option in own if option in SET_BY_AB), None):
         raise Stop(f'arms: {name}: {wrong} is the same for all arms, and is set by ab.py')
+    # later beats earlier
     given = given + [Given(option, value, COMMAND_LINE) for option, value in own.items()]
     try:
         config = configure(train.Options, load_classes, argv=[], given=given, say=lambda text: None)
@@ -175,17 +180,19 @@ def matched_baseline(baseline, arm, match, prices):
     costs}.
     """
     name, o = f'{baseline.name} ({match} of {arm.name})', baseline.options
+    # as many parameters, in wider MLPs
     if match == 'params':
         args = baseline.model_args
         missing = arm.meta_model().num_params() - baseline.meta_model().num_params()
-        # an MLP of width r * C has 2 C * r * C weights, and with biases r * C more that depend on r
-        a_unit = args['n_layer'] * args['n_embd'] * (2 * args['n_embd'] + args['bias'])
-        mlp_ratio = 4.0 + missing / a_unit
+        # MLPs of width r * C have r * (2 C^2 + C) parameters a layer; without biases r * 2 C^2
+        a_unit_of_r = args['n_layer'] * args['n_embd'] * (2 * args['n_embd'] + args['bias'])
+        mlp_ratio = 4.0 + missing / a_unit_of_r
         variant = 'wide_mlp' if o.variant == 'base' else f'{o.variant}+wide_mlp'
         wide_args = args | dict(mlp_ratio=max(mlp_ratio, 1 / args['n_embd']))
         wide_args = dataclasses.asdict(construct(load_classes(variant).GPTConfig, wide_args))
         return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, variant=variant),
                                    model_args=wide_args, given=dict(mlp_ratio=f'{mlp_ratio:.4f}'))
+    # the same model, trained for what the arm's training costs
     cost = dict(flops='flops_per_token', time='step_ms')[match]
     ratio = prices[arm.name][cost] / prices[baseline.name][cost]
     longer = {n: round(getattr(o, n) * ratio) for n in ('max_iters', 'lr_decay_iters')}

@@ -34,6 +34,7 @@ def ledger_entries(out):
 
 def ledger_text(out):
     """Returns the ledger as Markdown, a row a comparison."""
+    # a row a comparison, or one for a study that had too few runs for any
     entries = ledger_entries(out)
     titles = ('study', 'when', 'arm', 'against', 'seeds', 'difference', '95 % interval', 'p (Holm)',
               'verdict', 'failed runs')

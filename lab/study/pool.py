@@ -52,6 +52,7 @@ class Worker:
     def receive(self):
         """Returns (result, whether the worker leaves); the result is there to be read, or WorkerDied."""
         self.task = None
+        # its end of the pipe closes when it dies
         try:
             return self.conn.recv()
         except (EOFError, ConnectionResetError):
@@ -114,6 +115,7 @@ class Pool:
 
     def stop(self, patience=60):
         """Asks busy workers to save and leave, and waits; ends what does not leave within so many seconds."""
+        # SIGTERM, at which train.py writes a checkpoint
         for worker in self.workers:
             if worker.task and worker.process.is_alive():
                 worker.process.terminate()

@@ -14,8 +14,10 @@ from lab.study.worker import CheckTask, PriceTask
 def prepare(study, runner, factors):
     """Does what the study's options ask for; fills in study.findings, study.arms and study.matches."""
     o, findings = study.options, study.findings
+    # first what may refuse an arm
     if o.check:
         findings.checks = check_arms(study, runner)
+    # from here on the arms have their final learning rates
     if factors:
         findings.sweep = sweep_lr(study, runner, factors)
     if o.price or o.match in ('flops', 'time'):
@@ -24,6 +26,7 @@ def prepare(study, runner, factors):
         study.matches = {arm.name: matched_baseline(study.baseline, arm, o.match, findings.prices)
                          for arm in study.arms[1:] if not arm.seed_shift}
         study.arms += study.matches.values()
+        # once more, beside the baselines made for them: ratios are of one session
         if o.price:
             findings.prices = price_arms(study, runner, 'price_matched.json')
     device = read_json(study.folder / 'price.json') or {}
@@ -35,7 +38,7 @@ def check_arms(study, runner):
 
     Stop if an arm leaks and its variant does not say so.
     """
-    found = {}
+    found = {} # in the order in which they end
     for task, result in runner.run([CheckTask(arm) for arm in study.arms]):
         arm = task.arm
         if why := failure(result):
@@ -44,6 +47,7 @@ def check_arms(study, runner):
         for name, _, why in outcomes:
             if why:
                 raise Stop(f'arm {arm.name}: {name}: {why}; --check=False trains it all the same')
+        # a leak that the variant declares, with these options
         why = checks.leak_reason(arm.options.variant, arm.variant_args)
         lines = [f'{name}: {line}' for name, line, _ in outcomes]
         found[arm.name] = dict(status='declared leak' if why else 'ok', why=why, lines=lines)
@@ -64,11 +68,13 @@ def failure(result):
 
 
 def price_arms(study, runner, file):
-    """Returns {arm: numbers of bench.py}.
+    """Returns {arm: numbers of lab/timing.py}.
 
     They come from the file if it is about these arms: iterations that were matched to them must not move.
     """
-    path, identity = study.folder / file, {arm.name: study.identity(arm) for arm in study.arms}
+    path = study.folder / file
+    identity = {arm.name: study.identity(arm) for arm in study.arms}
+    # the same arms and the same code: the same prices
     saved = read_json(path)
     if saved is None or saved['identity'] != identity:
         (_, result), = runner.run([PriceTask(tuple(study.arms))])
@@ -95,6 +101,7 @@ def sweep_lr(study, runner, factors):
     tried = {(arm.name, factor): dataclasses.replace(scale_lr(arm, factor), name=f'{arm.name} lr x{factor:g}')
              for arm in study.arms for factor in factors}
     runner.train([(arm, seed) for arm in tried.values()])
+    # the best of each arm; rates that failed do not count
     for arm in study.arms:
         found = {factor: load_run(study, tried[arm.name, factor], seed).val_loss for factor in factors}
         losses[arm.name] = {f'{factor:g}': loss for factor, loss in found.items()}

@@ -52,6 +52,7 @@ def load_runs(study, seeds=None):
 
 def load_run(study, arm, seed):
     folder = study.run_folder(arm, seed)
+    # a run that is done, whatever a try before it came to
     if record := read_json(folder / DONE):
         result = record['result']
         evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
@@ -60,6 +61,7 @@ def load_run(study, arm, seed):
             seconds=result['seconds'], init_hash=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
             evaluations=evaluations)
+    # one that diverged or failed
     if failure := read_json(folder / FAILED):
         return RunResult(arm.name, seed, failure['status'], failure['reason'])
     return RunResult(arm.name, seed, 'missing')
@@ -91,6 +93,7 @@ def compare_on_common_seeds(study, runs, arms):
     if len(common) < 2:
         return None
     losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
+    # runs that failed may leave a number of seeds at which no look was planned
     looks = study.looks if len(common) in study.looks else None
     return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
 
@@ -102,11 +105,13 @@ def verdicts_of(study, runs):
     Arms that have other seeds, because runs failed or an early look decided, have Verdicts of their own;
     Holm's correction is over all of them the same.
     """
+    # arms by the seeds that they have
     by_seeds = {}
     for arm in study.arms_without_matches()[1:]:
         by_seeds.setdefault(tuple(final_losses(runs, arm.name)), []).append(arm.name)
     with_baseline = [[study.baseline.name, *arms] for arms in by_seeds.values()]
     with_match = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
+    # a family of comparisons with one kind of baseline is judged together
     found = []
     for family in with_baseline, with_match:
         all_verdicts = [v for arms in family if (v := compare_on_common_seeds(study, runs, arms))]
@@ -127,6 +132,7 @@ def summarize_run(run):
 
 
 def curve_of(done):
+    # all runs of an arm are evaluated at the same iterations
     iters = [e['iter'] for e in done[-1].evaluations] if done else []
     val, train = ([[e[name] for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
     return Curve(iters, val, train, [run.seed for run in done])
@@ -138,7 +144,7 @@ def stats_of(done, iters):
     found = {}
     for name in names:
         rows = [[e[name] for e in run.evaluations] for run in done] # [run][evaluation][layer]
-        layers = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+        layers = torch.tensor(rows, dtype=torch.float64).mean(0).tolist() # [evaluation][layer]
         found[name.removeprefix('stats.')] = dict(iters=iters, layers=layers)
     return found
 
@@ -151,6 +157,7 @@ def loss_at_cost(curve, ratio):
     """
     if not curve.val or ratio <= 1:
         return None
+    # the iteration at which the arm has cost as much as the baseline at its end
     iters, losses = curve.iters, mean_columns(curve.val)
     at = iters[-1] / ratio
     # between the evaluations before and after
@@ -172,6 +179,7 @@ def arm_result(study, arm, runs):
         checks=Checks('skipped', [], None), params=None, price=None,
         loss_at_equal_time=None, loss_at_equal_flops=None,
         sample=next((run.sample for run in done if run.sample), None))
+    # checks and prices are there if they were asked for
     if found := (study.findings.checks or {}).get(arm.name):
         result.checks = Checks(**found)
     prices = study.findings.prices or {}
@@ -209,12 +217,14 @@ def report_comparison(study, runs, verdicts, arm):
     c = verdicts.comparisons[arm]
     baseline_runs, arm_runs = done_runs(runs, verdicts.baseline), done_runs(runs, arm)
     text = steps = None
+    # window by window, the mean over the seeds that ended in both arms
     common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
     if common:
         baseline_windows, arm_windows = (mean_columns([run.windows for run in both if run.seed in common])
                                          for both in (baseline_runs, arm_runs))
         differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
         text = stats.text_interval(differences, alpha=study.options.alpha)
+    # by the slope of the baseline's mean curve
     if c.mean is not None:
         curve = curve_of(baseline_runs)
         steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))

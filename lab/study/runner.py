@@ -47,20 +47,20 @@ class Runner:
         Runs with sample_seed keep some text of their model.
         """
         # what is there already, and what is left to do
-        total, todo, states = len(arm_seeds), [], Counter()
+        total, todo, counts = len(arm_seeds), [], Counter()
         for arm, seed in arm_seeds:
             state = self.state(arm, seed)
             if state in ('new', 'partial'):
                 todo.append((arm, seed))
             else:
-                states[state] += 1
+                counts[state] += 1
         if len(todo) < total:
-            failed = f', {states["failed"]} failed; --retry=True trains them again' * (states['failed'] > 0)
-            print(f'{states["done"]} of {total} runs are done already{failed}')
+            failed = f', {counts["failed"]} failed; --retry=True trains them again' * (counts['failed'] > 0)
+            print(f'{counts["done"]} of {total} runs are done already{failed}')
 
         shared = self.study.shared_parameters()
         tasks = [self.train_task(arm, seed, shared, seed == sample_seed) for arm, seed in todo]
-        with contextlib.closing(ProgressLine(tasks, total, states)) as progress:
+        with contextlib.closing(ProgressLine(tasks, total, counts)) as progress:
             for task, result in self.train_tasks(tasks, progress.update):
                 run = f'{task.arm.name}, seed {task.seed}'
                 # a signal to one worker alone ends the study
@@ -120,8 +120,8 @@ def print_above(text):
 class ProgressLine:
     """12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left. On a terminal only."""
 
-    def __init__(self, tasks, total_runs, states):
-        self.total_runs, self.states = total_runs, states # {done, failed: number of runs}
+    def __init__(self, tasks, total_runs, counts):
+        self.total_runs, self.counts = total_runs, counts # Counter of done and failed runs
         self.first = {task.folder: last_iteration(task.folder) for task in tasks}
         self.goal = {task.folder: task.arm.options.max_iters for task in tasks}
         # smoothing 0: the time left goes by the mean speed, because runs of quick and slow arms come and go
@@ -130,20 +130,21 @@ class ProgressLine:
                         file=sys.stdout, disable=not sys.stdout.isatty())
 
     def ended(self, task, status):
-        self.states['done' if status == 'done' else 'failed'] += 1
+        self.counts['done' if status == 'done' else 'failed'] += 1
         if status != 'done':
             self.goal[task.folder] = self.first[task.folder] # no more to come
 
     def update(self, running):
         if self.bar.disable or not running:
             return
+        # iterations so far, out of the logs that the workers write
         now = {folder: last_iteration(folder) for folder in self.first}
         trained = sum(max(0, now[folder] - self.first[folder]) for folder in now)
         left = sum(max(0, self.goal[folder] - now[folder]) for folder in now)
-        done, failed = f'{self.states["done"]} of {self.total_runs} runs done', self.states['failed']
+        done, failed = f'{self.counts["done"]} of {self.total_runs} runs done', self.counts['failed']
         tasks = [task for group in running for task in group.tasks]
         current = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for task in tasks)
-        self.bar.total, self.bar.n = trained + left, trained
+        self.bar.total, self.bar.n = trained + left, trained # from which it has the time left
         line = f'{done}{f", {failed} failed" if failed else ""}; {current}'
         # a line that wraps cannot be cleared
         room = shutil.get_terminal_size().columns - len('; 00:00:00 left ')
@@ -176,11 +177,10 @@ def worker_slots(o, options):
 
 
 def group_size(arm, at_once=0):
-    """Returns how many seeds of an arm one process trains at once; at_once: what was asked for, 0 for the
-    best.
+    """Returns how many seeds of an arm one process trains at once. at_once: asked for by the user, or 0.
 
-    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.4
-    times (LOG.md); with larger ones nothing is gained, and memory lost.
+    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.3
+    times (docs/measurements.md, H200); with larger ones nothing is gained, and memory is lost.
     """
     if at_once or not on_gpu(arm.options):
         return at_once or 1

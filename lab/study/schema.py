@@ -84,7 +84,7 @@ class ArmResult:
     checks: Checks = ABSENT
     price: Price | None = ABSENT
     curve: Curve = ABSENT
-    stats: dict = ABSENT        # the variant's: {name: {iters, layers: [evaluation][layer]}}, means over seeds
+    stats: dict = ABSENT        # the variant's: {name: {iters, layers [evaluation][layer]}}, means over seeds
     position_loss: list[float] | None = ABSENT # at each position of the context, mean over seeds
     loss_at_equal_time: LossAtCost | None = ABSENT # at the cost of the baseline in all; None: it is cheaper
     loss_at_equal_flops: LossAtCost | None = ABSENT # the same in training FLOPs

@@ -19,6 +19,7 @@ from core.errors import Stop
 from core.run.files import read_json, to_json, write_atomic
 from lab.study.arm import Arm
 
+# how far a run is, by the file that is there
 STARTED, DONE, FAILED = 'task.json', 'ab.json', 'failed.json'
 
 
@@ -31,7 +32,7 @@ class Findings:
     environment: dict           # versions, git, data (hash), device, dtype, compile
     checks: dict | None = None  # {arm: dict(status, lines, why)} of the leak suite
     sweep: dict | None = None   # seed, losses {arm: {factor on the learning rate: loss}}
-    prices: dict | None = None  # {arm: numbers of bench.py}
+    prices: dict | None = None  # {arm: numbers of lab/timing.py}
     paired: dict | None = None  # batches_equal, init_equal, note
 
 
@@ -45,8 +46,8 @@ class Study:
     matches: dict = field(default_factory=dict) # {arm's name: the baseline made for it, one of the arms}
 
     def __post_init__(self):
-        first = self.baseline
-        Dataset(first.options.dataset, first.model_args['block_size']) # Stop if it is too short
+        # Stop if the data are too short for a window
+        Dataset(self.baseline.options.dataset, self.baseline.model_args['block_size'])
         names = {arm.options.dataset for arm in self.arms}
         self.data_hashes = {name: Dataset(name, 1).hash for name in names}
 
@@ -65,6 +66,7 @@ class Study:
 
     def shared_parameters(self):
         """Returns the parameters that all arms have, in one shape: they start equal, by (seed, name)."""
+        # {name: shape} of each arm
         first, *others = ({n: p.shape for n, p in arm.meta_model().named_parameters()} for arm in self.arms)
         shared = [n for n, shape in first.items() if all(other.get(n) == shape for other in others)]
         return tuple(sorted(shared))
@@ -81,6 +83,7 @@ class Study:
     def state(self, arm, seed):
         """Returns new, partial, done or failed; Stop where the folder holds a run of something else."""
         folder = self.run_folder(arm, seed)
+        # in this order: a run that has ended has begun, too
         for name, state in (DONE, 'done'), (FAILED, 'failed'), (STARTED, 'partial'):
             if (record := read_json(folder / name)) is not None:
                 if what := first_difference(record['identity'], self.identity(arm)):
@@ -100,11 +103,13 @@ class Study:
     # -- study.json
 
     def save(self):
+        # findings are extra and matches are pairs, by which older studies have them
         options, findings = dataclasses.asdict(self.options), dataclasses.asdict(self.findings)
+        extra = {name: found for name, found in findings.items() if found is not None or name == 'config'}
         arms = [arm.as_dict() for arm in self.arms]
         matches = {name: match.as_dict() for name, match in self.matches.items()}
         write_json(self.folder / 'study.json',
-                   dict(options=options, extra=findings, seeds=self.seeds, arms=arms, pairs=matches))
+                   dict(options=options, extra=extra, seeds=self.seeds, arms=arms, pairs=matches))
 
     @classmethod
     def from_dict(cls, folder, d, Options):
@@ -124,6 +129,7 @@ def first_difference(old, new, path=''):
     """Returns the first thing in which two identities differ, in words; None if they are equal."""
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
+        # of code the file is named, of an option both values
         if isinstance(a, dict) and isinstance(b, dict):
             if found := first_difference(a, b, f'{name}: ' if name == 'code' else ''):
                 return found
@@ -143,6 +149,7 @@ def parse_numbers(text, name, kind):
 
 def write_json(path, obj):
     """Writes obj as JSON on one line, in one step; makes the folder."""
+    # atomic, because a kill may come at any time
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(to_json(obj)).encode() + b'\n')

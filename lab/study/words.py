@@ -13,6 +13,7 @@ def text_table(verdicts, extra=None):
     interval_title = f'd vs {verdicts.baseline} [{100 * (1 - verdicts.level):.3g}% t]'
     rows = [['variant', 'n', 'loss', interval_title, 'sd_d', 'rho', 'p', 'Holm', 'flip p', 'wins', 'P(imp)',
              'MDE80', *extra, 'verdict']]
+    # a row an arm
     for name, arm in verdicts.arms.items():
         c = verdicts.comparisons.get(name) # None: the baseline
         if arm.diverged:
@@ -22,6 +23,7 @@ def text_table(verdicts, extra=None):
         more = [column.get(name, '') for column in extra.values()]
         rows.append([name, str(verdicts.n), loss, *(comparison_cells(c) if c else [''] * 9), *more,
                      c.verdict if c else 'baseline'])
+    # columns as wide as their widest cell
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     sentences = [f'{arm}: {verdict_sentence(c, verdicts)}' for arm, c in verdicts.comparisons.items()]
@@ -36,6 +38,7 @@ def comparison_cells(c):
 
 def verdict_sentence(c, verdicts):
     """Returns what follows from a Comparison, and what is missing, on one line."""
+    # the verdict, and what is wrong with the runs
     parts = [c.verdict]
     if c.verdict == 'screen':
         parts.append(f'{c.n} seeds give no verdict, {MIN_SEEDS} do')
@@ -43,6 +46,7 @@ def verdict_sentence(c, verdicts):
         if c.diverged[key]:
             parts.append(f'{who} diverged in {c.diverged[key]} of {c.n} runs')
 
+    # what it rests on, or what is missing
     if c.test == 'rank sum' and c.verdict != 'screen':
         parts.append(f'by ranks, p {format_p(c.holm_p)}')
     elif c.verdict in ('better', 'worse'):
@@ -56,19 +60,22 @@ def verdict_sentence(c, verdicts):
     elif c.verdict == "can't tell":
         parts += what_is_missing(c, verdicts.level, verdicts.delta)
 
+    # pairing has cost seeds instead of saving some
     if c.rho is not None and c.rho <= 0 and c.verdict != 'screen':
         parts.append(f'seeds do not pair, rho {short_number(c.rho, 2)}: unpaired p {format_p(c.welch_p)}')
     return '; '.join(parts)
 
 
 def what_is_missing(c, level, delta):
-    """Yields why a Comparison of two arms that all ended says "can't tell", and the seeds that would settle
+    """Yields why a Comparison says "can't tell", where no run diverged, and the seeds that would settle
     it."""
+    # significant by one test or before the correction, and not by all that is asked for
     if c.holm_p < level:
         yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
     elif c.p < level:
         yield f'p {format_p(c.p)} is {format_p(c.holm_p)} after Holm'
 
+    # seeds beyond those there are, at this difference; None: more than MAX_SEEDS
     more_for_difference, more_for_equivalence = (
         seeds and max(seeds - c.n, 1) for seeds in (c.seeds_difference, c.seeds_equivalence))
     more = more_for_difference or more_for_equivalence
@@ -97,6 +104,7 @@ def legend_lines(verdicts):
     }
     yield ("d: variant - baseline, in nats; P(imp): a variant's run beats a baseline's; "
            'MDE80: what 4 of 5 such studies would find')
+    # only of what was said
     for words, meaning in meanings.items():
         if any(c.verdict in words for c in verdicts.comparisons.values()):
             yield f'{words}: {meaning}'

@@ -74,7 +74,7 @@ class CheckTask:
 
 @dataclass
 class PriceTask:
-    """Time all arms in turn. Its value: dict(results={arm: numbers of bench.py}, device, dtype, compile)."""
+    """Time all arms in turn. Its value: dict(results={arm: numbers of lab/timing.py}, device, dtype, compile)."""
     arms: tuple
     affinity = ('price', '')
 
@@ -93,6 +93,7 @@ def run_task(task, slot, worker_state):
     """
     if slot.threads:
         torch.set_num_threads(slot.threads)
+    # training prints into the runs' folders, the other tasks print nothing
     if isinstance(task, TaskGroup):
         with output_to(task.tasks[0].folder):
             try:
@@ -141,6 +142,7 @@ def open_output(folder):
 @contextmanager
 def output_to(folder):
     """Sends all that this process prints, libraries in C too, to output.txt in the run's folder."""
+    # file descriptors 1 and 2, because libraries do not know sys.stdout
     with open_output(folder) as f:
         saved = os.dup(1), os.dup(2)
         os.dup2(f.fileno(), 1)
@@ -228,6 +230,7 @@ def train_run(task, device, signals):
     # what the report needs of the model, before its weights are deleted
     windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
+    # the null arm has other batches and initial values on purpose
     paired = not arm.seed_shift
     write_json(folder / DONE, dict(
         identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
@@ -247,11 +250,13 @@ def token_losses(m, data, model, o):
     for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
         with m.autocast():
             logits, _ = model(x, y, Step(it=it)) # (B, T, V)
+        # (B, T), in float32 whatever the logits are
         losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
         losses, is_target = losses.view(y.shape), y >= 0
         windows.append(losses.sum(1) / is_target.sum(1))
         total, count = total + losses.double().sum(0), count + is_target.sum(0)
     model.train()
+    # the last window may have no target at some positions
     return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
 
 
@@ -312,6 +317,7 @@ def time_arms(task, slot, worker_state):
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
     interleave(list(timed.values()), 5, 0.05)
+    # medians are kept, the samples behind them are not
     results = {name: one.result(None) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']

@@ -1,6 +1,5 @@
-"""A study as its user sees it: bad arms, its pairs, what survives a kill, and the statistics of files that others bring."""
+"""A study as its user sees it: bad arms, its pairs, what survives a kill, and losses that others bring."""
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -159,11 +158,12 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data, no_page):
 
 def test_a_diverged_arm_counts_against_it(data, no_page):
     """It is worse at the first look, trains no further, and counts in Holm's correction all the same."""
-    options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d', max_iters=2,
-                   lr_decay_iters=2)
+    options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d',
+                   max_iters=2, lr_decay_iters=2)
     done = ran(data, **options)
     assert done.code == 0, done
-    assert 'hot, seed 1337: diverged: diverged at iteration' in done.out and 'hot is decided at 6 seeds: worse' in done.out
+    assert 'hot, seed 1337: diverged: diverged at iteration' in done.out
+    assert 'hot is decided at 6 seeds: worse' in done.out
     report = report_of('d')
     hot, same = report['comparisons']
     assert (hot['n'], hot['verdict'], hot['diverged']['var']) == (6, 'worse', 6) and (same['n'], same['mean']) == (7, 0)
@@ -261,7 +261,8 @@ def kill(study):
 def test_no_worker_outlives_its_study(data):
     """It would train for hours."""
     study = started(data, 'k', max_iters=10_000_000)
-    wait_for(lambda: sum(last_iteration(folder) > 0 for folder in Path('out-ab/k').glob('*/seed_*')) == 2, study.is_alive)
+    both_train = lambda: sum(last_iteration(f) > 0 for f in Path('out-ab/k').glob('*/seed_*')) == 2
+    wait_for(both_train, study.is_alive)
     kill(study)
 
 
@@ -309,8 +310,8 @@ def test_from_csv_is_scipy(no_page):
     c, = report_of('r')['comparisons']
     test = ttest_rel(var, base)
     low, high = test.confidence_interval()
-    assert c['mean'] == pytest.approx((var - base).mean(), abs=1e-12) and c['p'] == pytest.approx(test.pvalue, abs=1e-12)
-    assert c['interval'] == pytest.approx([low, high], abs=1e-12)
+    found, expected = [c['mean'], c['p'], *c['interval']], [(var - base).mean(), test.pvalue, low, high]
+    assert found == pytest.approx(expected, abs=1e-12)
     assert call(ab.main, from_csv='r.csv', baseline='b', name='other').code == 0
     assert report_of('other')['comparisons'][0]['arm'] == 'a'
 
