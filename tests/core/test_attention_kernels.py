@@ -187,7 +187,8 @@ def test_interpreted_kernels_of_any_size(T, hs, B, nh, bias, small_tiles):
 
 @interpreted
 @pytest.mark.parametrize('dtype, columns_from, bound', [
-    (torch.float16, 2048, 3e-3), (torch.bfloat16, 2048, 2e-2), (torch.bfloat16, 0, 2e-2)])
+    (torch.float16, 2048, 3e-3), pytest.param(torch.bfloat16, 2048, 2e-2, marks=pytest.mark.slow),
+    (torch.bfloat16, 0, 2e-2)])
 def test_interpreted_kernels_in_half_precision(
         dtype, columns_from, bound, small_tiles, bfloat16_products, monkeypatch):
     """Sums over keys in float32, and as products with the keys' columns."""

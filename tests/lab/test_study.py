@@ -163,6 +163,7 @@ def test_what_no_run_can_begin_with_fails_them_all(data):
     assert all('device=cuda:77: not on this machine' in result.reason for result in results)
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
     """Seeds of an arm share what is compiled, and Dynamo's limit of versions is one arm's."""
