@@ -131,7 +131,7 @@ def empty_per_query(q, needed=True):
 # launches, and compilation ahead of them
 
 compile_pool = ThreadPoolExecutor(4)
-pending = [] # futures of compilations
+compilations = [] # futures
 
 
 @functools.cache
@@ -141,7 +141,7 @@ def start_compiling(kernel, device, args, options):
         with torch.cuda.device(device):
             kernel.warmup(*args, grid=(1,), **dict(options))
 
-    pending.append(compile_pool.submit(warm_up))
+    compilations.append(compile_pool.submit(warm_up))
 
 
 def launch(kernel, *grid):
@@ -151,10 +151,10 @@ def launch(kernel, *grid):
             dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
             start_compiling(kernel, args[0].device, dtypes, tuple(options.items()))
             return
-        if pending:
+        if compilations:
             # an error in a thread comes up again here
-            wait(pending)
-            pending.clear()
+            wait(compilations)
+            compilations.clear()
         kernel[grid](*args, **options)
     return run
 

@@ -367,7 +367,7 @@ def test_kernels_that_were_traced_are_compiled_when_they_run(monkeypatch):
     tensors = *inputs(160, 40, torch.bfloat16, 'forget', 50, device='cuda'), seed().cuda()
     with FakeTensorMode():
         forward_and_backward(*map(without_memory, tensors))
-    assert not wait(kernels.pending, timeout=300).not_done
+    assert not wait(kernels.compilations, timeout=300).not_done
     for kernel in kernels.attention_forward_kernel, kernels.backward_q_kernel, kernels.backward_kv_kernel:
         monkeypatch.setattr(kernel, 'compile', pytest.fail)
     forward_and_backward(*tensors)
