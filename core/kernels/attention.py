@@ -409,8 +409,8 @@ def key_columns_kernel(C, COLUMNS, c_strides, T, BASE: tl.constexpr):
     1, c about the first of its BASE keys in thirds, that key's c about the row's first in thirds, and zeros.
     """
     start = tl.program_id(0) * BASE
+    row = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
     b, h = tl.program_id(1), tl.program_id(2)
-    row = b.to(tl.int64) * tl.num_programs(2) + h
     C += b * c_strides[0] + h * c_strides[1]
     j = start + tl.arange(0, BASE)
     # a bfloat16 has 8 bits, three have float32's 24
