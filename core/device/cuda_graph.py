@@ -22,6 +22,7 @@ class GraphPool:
 
     def replayable(self, call, warm_ups=3):
         """Returns a function that replays call() as a graph."""
+        # libraries make their handles on first use, which a capture does not allow
         with torch.cuda.stream(self.stream):
             for _ in range(warm_ups):
                 call()

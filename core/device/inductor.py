@@ -31,10 +31,10 @@ LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.2163
              -1.38095593e-4, 2.92733228e-5, -1.99199469e-6)
 
 # multiply-adds of a product that does not fill a GPU: 768 rows of 128 by 128 x 512 take 50 million
-SMALL = 2 ** 26
+SMALL_PRODUCT = 2 ** 26
 
 
-def configure(index):
+def configure_compile(index):
     """Sets what torch.compile does for CUDA device `index`, in this process."""
     from torch._functorch import config as functorch
     from torch._inductor import config as inductor
@@ -206,6 +206,7 @@ def small_products(graph):
     """Lets core::matmul compute small products in half precision; those that sum over rows leave room."""
     for node in graph.find_nodes(op='call_function', target=aten.mm.default):
         rows, value = node.args[0], node.meta['val']
-        small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default
-        if small and value.dtype.itemsize == 2 and value.device.type == 'cuda':
+        small = value.numel() * rows.meta['val'].size(1) <= SMALL_PRODUCT
+        sums_over_rows = rows.target is aten.permute.default
+        if small and not sums_over_rows and value.dtype.itemsize == 2 and value.device.type == 'cuda':
             node.target = torch.ops.core.matmul.default

@@ -117,5 +117,5 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
                        'allowed: auto, False')
         # here, because Inductor takes a second to import
         from core.device import inductor
-        inductor.configure(int(index))
+        inductor.configure_compile(int(index))
     return Machine(device, type, dtype, compile)

@@ -215,6 +215,7 @@ def fade(left, rate, ramp, RAMP: tl.constexpr):
 @triton.jit
 def first_keys(w, i, BN: tl.constexpr):
     """Returns for each BN of the queries i the first key that one of them sees, or the one before it."""
+    # query i sees keys beyond i + 1 - w
     return tl.min(tl.maximum(i + 1.0 - w, 0.0).reshape(i.shape[0] // BN, BN), 1).to(tl.int32)
 
 
@@ -232,6 +233,7 @@ def load_windows(W, i, start_i, columns, T, ramp, BQ: tl.constexpr, BK: tl.const
     first, inside: where the blocks of keys begin that one of the queries sees, and those that all see.
     in_block (BQ, BK): exp(-u) over that of the block's last key, the same in every block.
     """
+    # both rounded to blocks of keys, and inside not after the queries' own
     w = load_window(W, i, T)
     first = tl.min(first_keys(w, i, BQ)) // BK * BK
     inside = tl.minimum(tl.cdiv(first_inside(w, i, T), BK) * BK, start_i)
@@ -360,6 +362,7 @@ def attention_forward_kernel(
                           + step * move * before)
                 mean += move
                 score = score * fewer + thread_sums(p * s)
+            # after the total: what is left is not divided by its own sum
             if DROPOUT:
                 p = tl.where(dropout_keep(seed, row, i, start_j, cut, BQ, BK), p, 0.0)
             v = load_rows(V, j, T, v_strides[2], HS, D, part == OWN and not EVEN) # (BK, D)
@@ -367,7 +370,7 @@ def attention_forward_kernel(
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             top = new_top
 
-    # merge what the four threads of a row have
+    # merge what the four threads of a row have, and divide by the sum of weights
     thread_total, total = total, tl.sum(total, 1)
     if MOMENTS:
         distance = -tl.sum(thread_total / total[:, None] * mean, 1)
@@ -406,10 +409,11 @@ def key_columns_kernel(C, COLUMNS, c_strides, T, BASE: tl.constexpr):
     1, c about the first of its BASE keys in thirds, that key's c about the row's first in thirds, and zeros.
     """
     start = tl.program_id(0) * BASE
+    row = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
     b, h = tl.program_id(1), tl.program_id(2)
-    row = b.to(tl.int64) * tl.num_programs(2) + h
     C += b * c_strides[0] + h * c_strides[1]
     j = start + tl.arange(0, BASE)
+    # a bfloat16 has 8 bits, three have float32's 24
     base = tl.load(C + start)
     c_1, c_2, c_3 = split_in_thirds(load_each(C, j, T, 0.0, True) - base)
     b_1, b_2, b_3 = split_in_thirds(base - tl.load(C) + tl.zeros((BASE,), tl.float32))
@@ -474,6 +478,7 @@ def backward_q_kernel(
         n = start_i // BN + tl.arange(0, BQ // BN)
         tl.store(FIRST_KEY + row * blocks + n, first_keys(w, i, BN), mask=n < blocks)
     if MOMENTS:
+        # delta and, for the polynomial in the loop, gD, gV and gS
         mean = fi - tl.load(DISTANCE + at, mask=i < T, other=0.0) # of the keys' positions
         ddistance = tl.load(DDISTANCE + at, mask=i < T, other=0.0)
         dvariance = tl.load(DVARIANCE + at, mask=i < T, other=0.0)
@@ -559,6 +564,7 @@ def backward_q_kernel(
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
     if COLUMN_SUMS:
+        # the first column holds ones, the others add up to c
         ones = (tl.arange(0, 16) == 0)[None, :]
         dx_sum, da = tl.sum(tl.where(ones, sums, 0.0), 1), tl.sum(tl.where(ones, 0.0, sums), 1)
         a_share = tl.sum(tl.where(ones, 0.0, shares), 1)
@@ -571,6 +577,7 @@ def backward_q_kernel(
         # the share of c_i; backward_kv_kernel adds that of c_j
         tl.store(DC + at, -a * scale * dx_sum, mask=i < T)
     if WINDOW:
+        # a window that is raised to 2 has no gradient
         du_dw = 1.0 / ramp if RAMP else 1.0 / (w * w)
         dw = tl.sum(dw, 1) - dx_sum * tl.sum(w_share, 1)
         tl.store(DW + at, tl.where(w > 2.0, dw * du_dw, 0.0), mask=i < T)
@@ -588,7 +595,7 @@ def backward_kv_kernel(
 
     Blocks are transposed here, (BK, BQ), so that p and ds come out as their products with dy and q want them.
     """
-    # the first keys have the most queries
+    # the first keys have the most queries, and start first
     start_j = tl.program_id(0) * BK
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
@@ -623,6 +630,7 @@ def backward_kv_kernel(
     unit = scale * LOG2E
     dk, dv = tl.zeros((BK, D), tl.float32), tl.zeros((BK, D), tl.float32)
     dc = tl.zeros((BK,), tl.float32)
+    # first the queries of the same positions, then later ones
     for diagonal in tl.static_range(1, -1, -1):
         first_i = start_j if diagonal else start_j + BK
         stop_i = tl.minimum(start_j + BK, T) if diagonal else stop
@@ -656,6 +664,7 @@ def backward_kv_kernel(
                 else:
                     p = tl.exp2(x * unit - lse[None, :])
                 dp = tl.dot(v, dy.T, input_precision=PRECISION) # (BK, BQ)
+                # dropout masks p in y = p v: so in dv the weights, in z the gradient
                 used = p
                 if DROPOUT:
                     keep = dropout_keep(seed, row, i, start_j, cut, BQ, BK).T

@@ -66,6 +66,7 @@ tf32_allowed._dynamo_marked_constant = True
 def tiles_of(row, T, bias, window, moments, dropout):
     """Returns TILES[row], or for 64 channels in half precision tiles that are faster for these flags."""
     forward, q, kv = TILES[row]
+    # measured: what is summed besides takes registers, long rows pay for larger blocks
     if row == 128:
         if window or moments or dropout or not bias:
             forward = (64, 64, 4, 3, 168)
@@ -89,6 +90,7 @@ def tile_options(tile):
 def kernel_options(q, a, w, ramp, dropout, moments, tf32):
     """Returns the tiles of the three kernels, and the flags that they share."""
     HS, T = q.size(-1), q.size(2)
+    # tl.dot needs 16 at least
     D = max(16, triton.next_power_of_2(HS))
     row = max(32, D * q.element_size())
     tiles = tiles_of(row, T, a is not None, w is not None, moments, dropout > 0)
@@ -131,7 +133,7 @@ def empty_per_query(q, needed=True):
 # launches, and compilation ahead of them
 
 compile_pool = ThreadPoolExecutor(4)
-pending = [] # futures of compilations
+compilations = [] # futures
 
 
 @functools.cache
@@ -141,7 +143,7 @@ def start_compiling(kernel, device, args, options):
         with torch.cuda.device(device):
             kernel.warmup(*args, grid=(1,), **dict(options))
 
-    pending.append(compile_pool.submit(warm_up))
+    compilations.append(compile_pool.submit(warm_up))
 
 
 def launch(kernel, *grid):
@@ -151,10 +153,10 @@ def launch(kernel, *grid):
             dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
             start_compiling(kernel, args[0].device, dtypes, tuple(options.items()))
             return
-        if pending:
+        if compilations:
             # an error in a thread comes up again here
-            wait(pending)
-            pending.clear()
+            wait(compilations)
+            compilations.clear()
         kernel[grid](*args, **options)
     return run
 
@@ -212,6 +214,7 @@ def backward_launches(
     dqkv = empty_dqkv(q)
     dq, dk, dv = dqkv.split(nh, dim=2)
     da, dc, dw = (empty_per_query(q, needed) for needed in (need_a, need_c, w is not None))
+    # the same tiles and flags as forward's
     (_, tile_q, tile_kv), flags = kernel_options(q, a, w, ramp, dropout, moments, tf32)
     strides = strides_of(q, k, v, c)
     sizes = T, nh, scale, ramp, threshold(dropout)
@@ -222,6 +225,7 @@ def backward_launches(
     per_query = q.new_empty(B, nh, blocks * tile_kv[0], 4, dtype=torch.float32)
     per_query_moments = q.new_empty(B, nh, blocks * tile_kv[0] * moments, 4, dtype=torch.float32)
 
+    # sums over keys by tensor cores, where ds is rounded to bfloat16 as for dq
     columns = None
     if (need_a or need_c) and q.dtype == torch.bfloat16 and T >= COLUMNS_FROM:
         columns = torch.empty(B, c.size(1), T, 16, dtype=torch.bfloat16, device=q.device)
@@ -250,6 +254,7 @@ def _(dy, dstats, q, k, v, a, c, w, seed, y, lse, stats, scale, ramp, dropout, m
 
 
 def save_for_backward(ctx, inputs, output):
+    # in the order of forward_launches
     *tensors, ctx.scale, ctx.ramp, ctx.dropout, ctx.moments, ctx.tf32 = inputs
     ctx.save_for_backward(*tensors, *output)
 
@@ -264,6 +269,7 @@ def attention_gradients(ctx, dy, dlse, *dstats):
     # as model.py splits the product, so that torch.compile moves nothing
     dq, dk, dv = (z.transpose(1, 2) for z in dqkv.split(3 * [q.size(1)], dim=2)) # (B, nh, T, hs) each
     if need_c:
+        # heads may share c
         dc = dc.sum_to_size(c.size())
     return dq, dk, dv, da if need_a else None, dc if need_c else None, dw if need_w else None, *[None] * 6
 

@@ -4,8 +4,7 @@ A CUDA graph may contain them. PyTorch's foreach functions and fused AdamW take 
 that a small model keeps only a few multiprocessors busy, and clipping writes all gradients once more. Here
 a block takes 1,024 numbers, and scales a gradient as it reads it.
 
-AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, computed as torch.optim.AdamW(fused=True)
-does.
+AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, as torch.optim.AdamW(fused=True) computes it.
 """
 import math
 
@@ -36,6 +35,7 @@ def load_chunk(table, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
         p, g = tl.multiple_of(p, 16), tl.multiple_of(g, 16)
         m, v = tl.multiple_of(m, 16), tl.multiple_of(v, 16)
         numel = tl.multiple_of(numel, 4)
+    # addresses, which are int64 in the table, become pointers, and bits a float
     kind = tl.pointer_type(tl.float32)
     n = start + tl.arange(0, CHUNK)
     return (p.to(kind) + n, g.to(kind) + n, m.to(kind) + n, v.to(kind) + n, n < numel,
@@ -56,6 +56,7 @@ def chunk_norms_kernel(table, norms, CHUNK: tl.constexpr, ALIGNED: tl.constexpr)
 @triton.jit
 def check_finite_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.constexpr):
     """Does the rest of ClippedAdamW.check() from the norms of the chunks, as one program."""
+    # one order of summing, so that two runs are bit-equal
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, chunks, BLOCK):
         n = start + tl.arange(0, BLOCK)
@@ -63,6 +64,7 @@ def check_finite_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.co
         squares += x * x
     total = tl.sqrt(tl.sum(squares))
     tl.store(norm, total)
+    # only the first that is not finite is noted: the optimizer has stood still since
     finite = tl.abs(tl.load(loss) + total) < float('inf')
     if (finite == 0) & (tl.load(bad) == 0):
         tl.store(bad, 1.0)
@@ -84,9 +86,11 @@ def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.cons
         lr, t = tl.load(rate), tl.load(step).to(tl.float64)
         p, g = tl.load(parameters, mask=mask), tl.load(gradients, mask=mask)
         m, v = tl.load(first_moments, mask=mask), tl.load(second_moments, mask=mask)
+        # clip, as clip_grad_norm_ does
         g *= tl.minimum(max_norm / (tl.load(norm) + 1e-6), 1.0)
         m = BETA1 * m + (1 - BETA1) * g
         v = BETA2 * v + (1 - BETA2) * g * g
+        # both moments without their bias towards the zeros that they start from
         size = lr / (1 - tl.exp2(t * LOG2_BETA1)).to(tl.float32)
         root = tl.sqrt(v) / tl.sqrt((1 - tl.exp2(t * LOG2_BETA2)).to(tl.float32))
         tl.store(parameters, p * (1 - lr * decay) - size * m / (root + EPS), mask=mask)
@@ -167,6 +171,7 @@ class ClippedAdamW:
 
     def step(self, norm, bad):
         """Steps with the norm of check(). Where bad, nothing is changed."""
+        # all groups have the same, see takes()
         betas, eps = self.optimizer.defaults['betas'], self.optimizer.defaults['eps']
         logs = [math.log2(beta) if beta else -math.inf for beta in betas]
         adamw_kernel[len(self.rows),](

@@ -31,6 +31,7 @@ def nll_forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
         top = new_top
     total = top + tl.log2(tl.sum(sums, 0))
 
+    # in base 2 up to here, and in nats from here on
     target = tl.load(targets + row)
     token = (target >= 0) & (target < V)
     x = tl.load(logits + target, mask=token, other=0.0).to(tl.float32) * LOG2_E
@@ -44,6 +45,7 @@ def nll_backward_kernel(dnll, logits, targets, lse, dlogits, V, BLOCK: tl.conste
     row = tl.program_id(0)
     at = row.to(tl.int64) * V
     target, total = tl.load(targets + row), tl.load(lse + row)
+    # a row without a target has no gradient, whatever dnll is
     scale = tl.where(target >= 0, tl.load(dnll + row), 0.0)
     for start in range(0, V, BLOCK):
         n = start + tl.arange(0, BLOCK)

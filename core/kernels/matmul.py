@@ -15,6 +15,7 @@ def matmul_kernel(a, b, y, M, N, K, am, ak, bk, bn,
 
     A program makes ROWS x COLUMNS of y and reads DEPTH of K at a time. GUARD: K is no multiple of DEPTH.
     """
+    # the rows and columns of y that this program makes, of which some may be beyond it
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = (m < M)[:, None], (n < N)[None, :]
@@ -34,6 +35,7 @@ def matmul(a, b):
     """Returns a @ b (M, N) for a (M, K), b (K, N) in bfloat16 or float16; sums are float32, in one order."""
     (M, K), N = a.shape, b.size(1)
     y = a.new_empty(M, N)
+    # blocks of a and b take 32 or 48 KB of shared memory in two stages
     columns, depth = (64, 64) if N >= 256 else (32, 128)
     matmul_kernel[triton.cdiv(M, 64), triton.cdiv(N, columns)](
         a, b, y, M, N, K, *a.stride(), *b.stride(), 64, columns, depth, K % depth > 0,

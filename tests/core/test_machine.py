@@ -71,17 +71,17 @@ def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
     """They are where Inductor's are, by the same assembler, whoever compiles first; users' settings stay."""
     monkeypatch.setattr(os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     monkeypatch.setattr(torch, '__file__', str(tmp_path / '__init__.py'))
-    inductor_settings.configure(1)
+    inductor_settings.configure_compile(1)
     assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
     assert 'TRITON_PTXAS_PATH' not in environ # this PyTorch brings none
     ptxas = tmp_path / 'bin' / 'ptxas'
     ptxas.parent.mkdir()
     ptxas.touch()
-    inductor_settings.configure(0)
+    inductor_settings.configure_compile(0)
     assert environ['TRITON_CACHE_DIR'] == str(tmp_path / 'triton' / '1')
     assert environ['TRITON_PTXAS_PATH'] == str(ptxas)
     environ['TRITON_PTXAS_PATH'] = 'mine'
-    inductor_settings.configure(0)
+    inductor_settings.configure_compile(0)
     assert environ['TRITON_PTXAS_PATH'] == 'mine'
 
 
@@ -96,7 +96,7 @@ def test_backward_is_compiled_before_it_runs(settings, monkeypatch):
 
     backend = aot_autograd(fw_compiler=compiler('forward'), bw_compiler=compiler('backward'))
     for configure, expected in ((lambda: None), ['forward']), \
-                               ((lambda: inductor_settings.configure(0)), ['forward', 'backward']):
+                               ((lambda: inductor_settings.configure_compile(0)), ['forward', 'backward']):
         configure()
         compiled.clear()
         torch._dynamo.reset()
