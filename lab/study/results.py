@@ -252,6 +252,7 @@ def check_pairing(study, runs):
     shared = len(study.shared_parameters())
     batches_equal = init_equal = True
     for seed in study.seeds:
+        # one hash per seed if all arms saw the same
         done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm in paired]
         batches, inits = {run.batch_hash for run in done}, {run.init_hash for run in done}
         batches_equal, init_equal = batches_equal and len(batches) <= 1, init_equal and len(inits) <= 1

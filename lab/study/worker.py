@@ -58,8 +58,8 @@ class TaskGroup:
         return self.tasks[0].arm
 
     @property
-    # a worker that has compiled an arm trains its other seeds without compiling again
     def affinity(self):
+        """The key of runs that share compiled code, so that one worker trains all of them."""
         return 'train', self.arm.name
 
 
