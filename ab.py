@@ -129,7 +129,10 @@ def run_study(o, given):
 
 
 def parse_plan(o):
-    """Returns the seeds of all looks, and the factors on the learning rate to try. Stop if either is invalid."""
+    """Returns the seeds of all looks, and the factors on the learning rate to try.
+
+    Stop if either is invalid.
+    """
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
         if o.looks:

@@ -176,10 +176,10 @@ def wins_interval(wins, ties, n, alpha):
 
 
 def sign_flip_test(d):
-    """Returns the two-sided p of the mean of differences d (n,), and how many assignments of signs were drawn.
+    """Returns the two-sided p of the mean of differences d (n,), and the number of sign assignments drawn.
 
-    Under the null hypothesis every sign is a coin flip. 0 draws: all 2^n assignments were counted, as pairs of
-    halves with sqrt(2^n) each; scipy's permutation_test would list them all, 1e12 for 40 seeds.
+    Under the null hypothesis every sign is a coin flip. 0 draws: all 2^n assignments were counted, as pairs
+    of halves with sqrt(2^n) each; scipy's permutation_test would list them all, 1e12 for 40 seeds.
     """
     d = np.asarray(d, float)
     # a tolerance, because sums that are equal on paper differ by rounding
@@ -302,7 +302,7 @@ def nominal_level(looks, alpha=0.05, studies=400_000):
 # many comparisons, and the verdict
 
 def holm(ps):
-    """Returns p values with Holm's correction: of studies that reject those below alpha, at most alpha err."""
+    """Returns p values with Holm's correction: studies that reject those below alpha err in at most alpha."""
     ps = np.asarray(ps, float)
     order = ps.argsort()
     adjusted = np.empty_like(ps)
@@ -351,7 +351,7 @@ def compare_arms(losses, baseline=None, delta=0.005, alpha=0.05, looks=None):
 
 
 def decide(comparisons, delta, level):
-    """Sets corrected p values, verdicts, and the seeds that would settle them, for one family of comparisons."""
+    """Sets corrected p values, verdicts, and the seeds that would settle them, for one family."""
     family = list(comparisons)
     ps, tost_ps = [c.p for c in family], [1.0 if c.tost_p is None else c.tost_p for c in family]
     bh_ps = scipy.stats.false_discovery_control(ps).tolist() # Benjamini-Hochberg
@@ -379,9 +379,9 @@ def summarize(row, seeds):
 # losses from elsewhere
 
 def validate_losses(losses, baseline, where=''):
-    """Returns {arm: (n,) losses, in the baseline's order of seeds}. Raises Stop with what is missing or wrong.
+    """Returns {arm: (n,) losses, in the baseline's order of seeds}. Stop names what is missing or wrong.
 
-    where: the start of each message.
+    where: the start of its message.
     """
     if len(losses) < 2:
         raise Stop(f'{where}arms: {", ".join(losses) or "none"}: a comparison needs a baseline and a variant')
@@ -452,15 +452,17 @@ def parse_number(text, kind, message):
 # beside the verdict: other text, and steps
 
 def text_interval(diff_per_window, block=None, resamples=10_000, seed=0, alpha=0.05):
-    """Returns how far a difference could move on other text: dict(mean, low, high, se, block, windows, resamples).
+    """Returns how far a difference could move on other text.
+
+    That is dict(mean, low, high, se, block, windows, resamples), losses in nats.
 
     diff_per_window: (W,) loss differences of contiguous validation windows, means over seeds. The interval of
     their mean is from a circular block bootstrap; returns None below 10 windows. It says nothing about other
     seeds, because the windows of one split are not independent runs.
 
     Neighbouring windows are alike, so blocks of them are drawn. A block has W^(1/3) windows, or that times
-    (6 r^2 / (1 - r^2)^2)^(1/3) if longer, the optimum for an AR(1) process with the windows' lag-1 correlation
-    r (Carlstein 1986), but at most W / 3.
+    (6 r^2 / (1 - r^2)^2)^(1/3) if longer, the optimum for an AR(1) process with the windows' lag-1
+    correlation r (Carlstein 1986), but at most W / 3.
     """
     x = np.asarray(diff_per_window, float)
     W = len(x)

@@ -90,7 +90,7 @@ class TimedModel:
         self.model.train()
 
     def result(self, peak_flops):
-        """Returns medians and what follows from them, a dict for JSON. peak_flops: in FLOP/s; None: no MFU."""
+        """Returns medians and what follows from them, a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
         # medians, because a busy machine slows single samples
         median = {call: statistics.median(ms) for call, ms in self.samples.items()}
         tokens = self.batch_size * self.config.block_size

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def the_same_path_for_every_test(monkeypatch):
-    """Restores sys.path: a prepare.py puts its own repository first, which may be a copy in a temporary folder."""
+    """Restores sys.path: a prepare.py puts its own repository first, which may be a temporary copy."""
     monkeypatch.setattr(sys, 'path', list(sys.path))
 
 

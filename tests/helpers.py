@@ -1,4 +1,4 @@
-"""Shared parts of the scripts' tests: tiny data, a tiny model, scripts run here or in a process that can die."""
+"""Shared parts of the scripts' tests: tiny data, a tiny model, scripts run here or in another process."""
 import contextlib
 import gc
 import hashlib
@@ -195,6 +195,6 @@ def files(folder):
 
 
 def same_run(a, b, step):
-    """Asserts that two runs are equal to the last bit: losses, once and in order, weights, optimizer's state."""
+    """Asserts that two runs are equal to the bit: losses, once and in order, weights, optimizer's state."""
     assert log(a) == log(b)
     assert hashes(a, step) == hashes(b, step)

@@ -48,7 +48,7 @@ def row_swap(model, seed=0, it=0):
 
 
 def jacobian(model, seed=0, it=0):
-    """Checks that logits at t have gradient 0, exactly, for later inputs and other rows, but not for their own.
+    """Checks that logits at t have gradient 0 for later inputs and other rows, but not for their own input.
 
     Returns the number of earlier inputs that have a gradient; it may be 0 where a gate is shut.
     """

@@ -1,4 +1,4 @@
-"""Checks that numbers are the same on the fast path, compiled, with NEUTRAL options, and after a checkpoint."""
+"""Checks that numbers are the same: on the fast path, compiled, with NEUTRAL, and after a checkpoint."""
 import math
 
 import torch
@@ -29,7 +29,7 @@ def rms(x):
 
 
 def assert_close(name, got, want, tol, floor=0.0):
-    """Checks that the RMS of got - want is at most tol times the RMS of want, or tol times floor if larger."""
+    """Checks that the RMS of got - want is at most tol times that of want, or times floor if larger."""
     off, scale = rms(got - want), rms(want)
     is_close = math.isfinite(off) and off <= tol * max(scale, floor)
     require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}')
@@ -81,7 +81,7 @@ def fast_path(model, impl, T, tol):
 
 
 def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
-    """Checks that torch.compile makes one graph for all iterations, with the loss and gradients of eager mode.
+    """Checks that torch.compile makes one graph for all iterations, with eager mode's loss and gradients.
 
     Backend 'eager' runs Dynamo's trace as it is, in half the time, but does not test AOTAutograd.
     """
@@ -154,7 +154,10 @@ def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **c
 
 
 def shared_start(variant):
-    """Checks that parameters shared with the baseline start equal to the bit; with NEUTRAL, all are shared."""
+    """Checks that parameters shared with the baseline start equal to the bit.
+
+    With NEUTRAL, all are shared.
+    """
     base = dict(small('base', seed=7).named_parameters())
     # without NEUTRAL, the variant may lack a parameter or give it another shape
     for options in {}, neutral_options(variant) if variant != 'base' else {}:

@@ -51,7 +51,7 @@ def trains(variant, **options):
 
 @torch.no_grad()
 def plain_loss(model):
-    """Checks that the loss in evaluation is the plain cross entropy: no auxiliary losses, no targets of -1."""
+    """Checks that evaluation's loss is the plain cross entropy: no auxiliary losses, no targets of -1."""
     model.eval()
     idx = tokens(model)
     targets = torch.where(tokens(model, seed=1) < 20, -1, tokens(model, seed=2))

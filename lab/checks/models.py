@@ -15,7 +15,7 @@ ITERATIONS = 0, 3, 1000
 # models
 
 def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
-    """Returns a small model whose weights have noise of scale `shake` added; other arguments as for build()."""
+    """Returns a small model, its weights shaken by noise of scale `shake`; the rest is as for build()."""
     model = build(variant, seed, **SMALL | options).to(dtype)
     shake_weights(model, shake)
     return model

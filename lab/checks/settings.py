@@ -25,7 +25,7 @@ def neutral_options(variant):
 
 
 def leak_rules(variant):
-    """Returns [(options, why)] with which the variant declares to see the future or other rows in training."""
+    """Returns [(options, why)]: settings declared to see the future, or other rows, in training."""
     return [rule for file in load_classes(variant).files for rule in getattr(file, 'LEAKS', [])]
 
 

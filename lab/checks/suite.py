@@ -26,7 +26,7 @@ class CheckResult(NamedTuple):
 
 
 def list_checks(variant, fast=False, **options):
-    """Yields (name, check) for the variant with these options, then for each setting that it declares to leak.
+    """Yields (name, check) for the variant with these options, then for each setting declared to leak.
 
     check() raises Failed, or returns True if it saw a declared leak. fast: leaves out the check named SLOW.
     """

@@ -24,7 +24,10 @@ HERE = Path(__file__).parent
 
 
 def write_html(report, path):
-    """Writes the page as one file that needs nothing else, not even a network; report: report.json, a dict."""
+    """Writes the page as one file that needs nothing else, not even a network.
+
+    report: report.json, a dict.
+    """
     r = read_report(report)
     charts, diagnostics = figures.build_charts(r), figures.build_diagnostics(r)
     svg = draw_all(charts + [chart for _, arm_charts in diagnostics for chart in arm_charts])
@@ -82,5 +85,5 @@ def load_template():
 
 
 def printable_if_text(x):
-    """Returns the value of a template's expression without characters that HTML cannot hold, before escaping."""
+    """Returns the value of a template's expression, texts without characters that HTML cannot hold."""
     return printable(x) if type(x) is str else x

@@ -231,7 +231,7 @@ def build_diagnostics(r):
 
 
 def axis_reach(sizes, least):
-    """Returns how far an axis goes: at most four times the median size, so that one outlier cannot flatten all."""
+    """Returns how far an axis goes: at most 4 times the median size, so that no outlier flattens the rest."""
     sizes = sorted(x for x in sizes if x) or [least]
     # 1e-4: for arms that are equal to the bit, where there is no delta
     return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4
@@ -263,7 +263,7 @@ def loss_chart(r, split, title):
 
 
 def paired_differences(arm, base, alpha):
-    """Returns a Series of arm minus baseline at the same seed and iteration, with t intervals; None without any."""
+    """Returns a Series of arm minus baseline by seed and iteration, with t intervals; None without any."""
     # the arms may have been evaluated at different iterations, and a seed may be missing
     iters = [i for i in arm.iters if i in base.iters]
     at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
@@ -307,7 +307,7 @@ def cost_chart(r, field):
 
 
 def position_chart(r):
-    """Returns the Chart of loss differences by position, means over bins of a logarithmic axis; None without any."""
+    """Returns the Chart of loss differences by position, means over logarithmic bins; None without any."""
     n, series = len(r.base.position_loss) if r.base else 0, []
     # four bins per octave; the last one ends with position n
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
@@ -487,7 +487,7 @@ def slim_svg(element, prefix, ids):
 
 
 def slim_style(text):
-    """Returns a style attribute with variables as colors, without fonts, caps and joins, which page.css sets."""
+    """Returns a style attribute with variables as colors; page.css sets its fonts, caps and joins."""
     rules = re.findall(r'([\w-]+): *([^;]+)', text)
     return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules
                     if not name.startswith('font') and name not in ('stroke-linecap', 'stroke-linejoin'))

@@ -26,7 +26,10 @@ def format_ratio(x):
 
 
 def with_minus_signs(text):
-    """Returns text with a minus sign for each hyphen before a number. Not for names, which keep their hyphens."""
+    """Returns text with a minus sign for each hyphen before a number.
+
+    Not for names, which keep their hyphens.
+    """
     # a hyphen inside a word or a number, as in 1e-05, stays
     return re.sub(r'(?<![\w.])-(?=\d)', '−', text)
 
@@ -37,7 +40,7 @@ def with_fixed_spaces(text):
 
 
 def printable(text):
-    """Returns text with U+FFFD for control characters and lone surrogates, which HTML and fonts cannot take."""
+    """Returns text with U+FFFD for control characters and lone surrogates, which HTML cannot hold."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '\ufffd', text)
 
 

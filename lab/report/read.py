@@ -64,7 +64,7 @@ def with_defaults(given, defaults):
 
 
 def drop_nonfinite(x):
-    """Returns a copy of x with None for numbers that are not finite, floats and JSON's words for them alike."""
+    """Returns a copy of x with None for numbers that are not finite, be they floats or words of JSON."""
     if isinstance(x, dict):
         # these hold users' texts, in which NaN is just a word
         texts = 'name', 'options', 'sample'

@@ -117,7 +117,10 @@ def warning_sentences(r):
 # the last section
 
 def plan_sentences(r):
-    """Yields paragraphs on what was fixed before the first run; the page may add a table of learning rates."""
+    """Yields paragraphs on what was fixed before the first run.
+
+    The page may add a table of learning rates.
+    """
     p = r.plan
     seeds = ', '.join(map(str, p.seeds)) or '–'
     yield (f'Measured: {p.metric}. Seeds: {seeds}. The loss at the end decides, not the best one on the way: '

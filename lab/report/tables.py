@@ -162,7 +162,10 @@ def runs_table(r):
 
 
 def sweep_table(r):
-    """Returns the table of final losses at the learning rates tried; an arrow marks the lowest of each arm."""
+    """Returns the table of final losses at the learning rates tried.
+
+    An arrow marks the lowest of each arm.
+    """
     losses = r.plan.lr_sweep.get('losses') or {}
     # arms may have tried different factors; the first arm's order comes first
     factors = list(dict.fromkeys(factor for by_factor in losses.values() for factor in by_factor))

@@ -52,7 +52,7 @@ class Worker:
         self.conn.send(task)
 
     def receive(self):
-        """Returns (result, True if the worker leaves). Call it when conn is ready; the result may be WorkerDied."""
+        """Returns (result or WorkerDied, True if the worker leaves). Waits unless conn is ready."""
         self.task = None
         # a worker's death closes its end of the pipe
         try:
@@ -74,9 +74,9 @@ class Pool:
         os.environ.setdefault('PYTHONWARNINGS', QUIET)
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result) in the order in which tasks end. Calls tick(running tasks) about twice a second.
+        """Yields (task, result) in the order in which tasks end. A worker prefers its last task's affinity.
 
-        A worker prefers tasks that have the affinity of its last one.
+        Calls tick(running tasks) about twice a second.
         """
         waiting = list(tasks)
         while waiting or self.busy():
@@ -118,7 +118,7 @@ class Pool:
         self.free_slots.append(worker.slot)
 
     def stop(self, patience=60):
-        """Asks busy workers to save and leave, waits up to `patience` seconds, and kills those that remain."""
+        """Asks busy workers to save and leave, and after `patience` seconds kills those that remain."""
         # terminate() sends SIGTERM, at which train.py writes a checkpoint
         for worker in self.workers:
             if worker.task and worker.process.is_alive():

@@ -1,4 +1,4 @@
-"""Results of a study: load_runs() reads its run folders once; pure functions turn the runs into the report."""
+"""Results of a study: load_runs() reads its run folders once, and pure functions turn them into a report."""
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ def final_losses(runs, arm):
 
 
 def compare_on_common_seeds(study, runs, arms):
-    """Returns the Verdicts on arms, the baseline first, over the seeds that all have; None below two seeds."""
+    """Returns the Verdicts on arms, the baseline first, over the seeds that all have; None below two."""
     losses = {arm: final_losses(runs, arm) for arm in arms}
     seeds = [run.seed for run in runs if run.arm == arms[0]]
     common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]

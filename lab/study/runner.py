@@ -30,7 +30,7 @@ class Runner:
         raise KeyboardInterrupt
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result) as Pool.run() does. On Ctrl-C the workers save; then raises Stop, code 130."""
+        """Yields (task, result) as Pool.run() does. On Ctrl-C the workers save, and Stop is raised, code 130."""
         try:
             yield from self.pool.run(tasks, tick)
         except KeyboardInterrupt:
@@ -121,7 +121,7 @@ def print_above(text):
 
 
 class ProgressLine:
-    """Progress line, on a terminal only: 12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left."""
+    """Progress line of a terminal: 12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left."""
 
     def __init__(self, tasks, total_runs, counts):
         # counts: a Counter of done and failed runs

@@ -17,7 +17,7 @@ class Plan:
     alpha: float                # how often a study of ideas that do nothing may say that one does something
     looks: str | None           # '5,10': verdicts at these numbers of seeds; None: only at the end
     metric: str                 # the loss that is judged, in words
-    match: str = ABSENT         # params, flops or time: each arm has a baseline that equals it in this; or none
+    match: str = ABSENT         # params, flops, time: each arm has a baseline equal in this; or none
     lr_sweep: dict | None = ABSENT # seed, losses {arm: {factor on the learning rate: loss, None: failed}}
 
 

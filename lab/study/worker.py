@@ -92,7 +92,7 @@ class TaskResult:
 
 
 def run_task(task, slot, worker_state):
-    """Runs a task and returns its result, as pool.Pool asks for it: a list for a TaskGroup, else a TaskResult.
+    """Runs a task for pool.Pool and returns its result: a list for a TaskGroup, else a TaskResult.
 
     worker_state: a dict that this process keeps between tasks.
     """
@@ -113,7 +113,7 @@ def run_task(task, slot, worker_state):
 
 
 def failed_run(task, error, worker_state):
-    """Returns the TaskResult of a run that raised this error, and writes failed.json into the run's folder."""
+    """Returns the TaskResult of a run that raised this error, and writes failed.json into its folder."""
     result = result_of_error(error, worker_state)
     # a stopped run will be resumed, so it has not failed
     if result.status != 'stopped':
@@ -276,7 +276,7 @@ def hash_initial_values(model, names):
 
 
 def hash_batches(data, o):
-    """Returns a hash, 16 hex digits, of where the rows of the batches begin, for up to about 1,000 batches."""
+    """Returns a hash, 16 hex digits, of where the rows of batches begin, for up to about 1,000 batches."""
     digest, rows = hashlib.sha256(), o.batch_size * o.gradient_accumulation_steps
     for it in range(0, o.max_iters, max(1, o.max_iters // 1000)):
         digest.update(data.starts('train', it, rows, o.seed).numpy().tobytes())

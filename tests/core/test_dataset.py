@@ -115,8 +115,8 @@ def test_a_script_in_a_foreign_folder_is_never_run(repo, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-# A script that kills itself with SIGKILL at the k-th dangerous call: amid the tokens, at an fsync, at a rename, or
-# not at all.
+# A script that kills itself with SIGKILL at the k-th dangerous call: amid the tokens, at an fsync, at a rename,
+# or not at all.
 KILLED = '''
 import os, signal, sys
 from pathlib import Path

@@ -16,7 +16,7 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available() or not usable,
 
 
 def fuse_multiply_adds(monkeypatch):
-    """Leaves a product unrounded before it is added to something, as a GPU does: x * y - (x * y) need not be 0."""
+    """Adds to a product before it is rounded, as a GPU does: x * y - (x * y) need not be 0."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def multiply(self, one, two):

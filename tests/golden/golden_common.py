@@ -56,7 +56,7 @@ class Source:
     levels: dict = field(default_factory=dict)
 
     def module(self, golden):
-        """Returns the module of the file's level, with the file's parameters, and the model that it is part of."""
+        """Returns the module of the file's level, with the file's parameters, and the model around it."""
         config = golden.meta['config']
         model = build(self.variant, **self.options(config))
         self.prepare(model)

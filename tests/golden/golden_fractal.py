@@ -66,7 +66,7 @@ class Fractal(Source):
 
 
 def fractal_name(name, c):
-    """Returns our name: queries, keys and values are rows of c_attn, the MLP's gate and its units rows of c_fc."""
+    """Returns our name: queries, keys, values are rows of c_attn, the MLP's gate and its units of c_fc."""
     for theirs, ours in {
         r'^layers\.': 'transformer.h.', r'^token_embedder\.': 'transformer.wte.', r'^final_norm\.': 'transformer.ln_f.',
         r'\bpre_attn_norm\.': 'ln_1.', r'\bpre_mlp_norm\.': 'ln_2.', r'\bw$': 'weight', r'\bb$': 'bias',

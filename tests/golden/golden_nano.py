@@ -164,7 +164,7 @@ def watch_surprise(block):
 
 
 def surprise_outs(block, step, opened, priors):
-    """Returns what the gate saw and did, by the source's names; each reason alone, with the other ruled out."""
+    """Returns what the gate saw and did, by the source's names, for each reason with the other ruled out."""
     (d_st, d_ch, _), gate = opened[0]
     k, step = block.config.k, Step(it=step.it)
     block.config.k = 1e30

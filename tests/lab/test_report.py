@@ -422,7 +422,10 @@ def test_colors_follow_the_page_into_the_dark(page):
 
 
 def test_charts_are_sharp_and_small(page):
-    """Text has 12 units of 360; numbers are finite, to a tenth; a page's size suits the numbers that it holds."""
+    """Text has 12 units of 360; numbers are finite, to a tenth.
+
+    A page's size suits the numbers that it holds.
+    """
     for tag, attributes in page.elements:
         if tag == 'svg':
             assert attributes['viewbox'].startswith('0 0 360 ') and attributes['aria-label']

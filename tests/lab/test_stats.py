@@ -216,7 +216,7 @@ def figure(what, *rates):
 
 
 def share_of_verdicts(base, var, alpha=0.05):
-    """Returns how often the verdict is better or worse; asserts that the t test's p is below alpha there."""
+    """Returns how often the verdict is better or worse; where the t test's p is not below alpha it never is."""
     p = ttest_rel(var, base, axis=1).pvalue
     said = lambda rows: [verdict(compare(base[i], var[i], alpha=alpha), alpha) in ('better', 'worse') for i in rows]
     assert not any(said(np.flatnonzero(p >= alpha)[:20]))

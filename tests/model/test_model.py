@@ -1,4 +1,4 @@
-"""The core: initial values, attention's backends, sampling, sums of variants, and options that must not change."""
+"""The core: initial values, attention's backends, sampling, sums of variants, and its fixed options."""
 import contextlib
 import dataclasses
 import io
@@ -239,7 +239,7 @@ def test_sdpa_in_bfloat16(T, scale):
 @pytest.mark.parametrize('T, grad, dtype', [
     (255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
 def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
-    """Because bfloat16's backward is slow there; the output is bfloat16 all the same, with and without autocast."""
+    """bfloat16's backward is slow there. The output is bfloat16, with and without autocast."""
     seen, sdpa = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, 'scaled_dot_product_attention',
                         lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
@@ -255,7 +255,7 @@ def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
 
 @pytest.mark.parametrize('impl', ['math', 'sdpa'])
 def test_a_subset_of_queries_and_late_positions(impl):
-    """Gives rows of the whole: causality goes by position, for any subset of queries and any first position."""
+    """Gives rows of the whole: causality goes by position, for any queries and any first position."""
     (q, k, v), pos = qkv(20), plain_positions(20)
     slope = torch.rand(2, 3, 20, generator=generator('slope'), dtype=torch.float64)
     whole = attend(q, k, v, pos, pos, distance_bias(slope, pos), impl, True)
@@ -446,7 +446,7 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_gpt2_weights():
-    """A state dict of Hugging Face's GPT2LMHeadModel is loaded: Conv1D transposes, masks, lm_head beside wte."""
+    """A state dict of Hugging Face's GPT2LMHeadModel: Conv1D transposes, masks, lm_head beside wte."""
     model, other = small(shake=0.3, bias=True).eval(), small(seed=2, bias=True).eval()
     theirs = {}
     for name, t in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Sampling from a run folder: which checkpoint, which text, and the message to a user who asks the impossible."""
+"""Sampling from a run folder: which checkpoint, which text, and messages for impossible requests."""
 import json
 import math
 

@@ -68,7 +68,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def go(data, tmp_path):
-    """go('run', n_layer=3) trains the tiny model in tmp_path/run; options that are not given are those of TINY."""
+    """go('run', n_layer=3) trains the tiny model in tmp_path/run.
+
+    Options that are not given are those of TINY.
+    """
     def train_here(out='run', **options):
         return call(train.main, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options)
     return train_here
@@ -82,7 +85,7 @@ def resume(tmp_path):
 
 @pytest.fixture
 def spawn(data, tmp_path):
-    """spawn('run', hook, n_layer=3) does the same in a process that can be killed, and is when the test ends."""
+    """spawn('run', hook, n_layer=3) does the same in a process that is killed when the test ends."""
     children = []
 
     def begin(out, hook, *args, **options):
@@ -229,7 +232,7 @@ def test_control_c_in_a_process_started_in_the_background(spawn, tmp_path):
 
 
 def stuck_run(spawn, tmp_path):
-    """Gives the folder and the process of a run that is stuck in iteration 6 and has a checkpoint of iteration 4."""
+    """Gives the folder and the process of a run that is stuck in iteration 6, with a checkpoint of 4."""
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
     # a signal that comes before the iteration has begun would end the run in order
     wait_for((tmp_path / 'stuck').exists, child.is_alive)
@@ -341,7 +344,7 @@ ARITHMETIC = '0x1.1f113a0000000p+2'
 
 
 def arithmetic():
-    """Returns the bits of three steps of plain PyTorch: machines and versions with equal bits compute alike."""
+    """Returns the bits of three steps of plain PyTorch: where they are equal, machines compute alike."""
     g = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(shape, generator=g)
     x, w = draw(8, 8, 8), [torch.nn.Parameter(draw(n, 8) / 3) for n in (24, 8, 32, 32, 52)]
@@ -422,7 +425,7 @@ def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
 
 
 def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
-    """A buffer that counts the passes in training and scales the output, as running statistics would, survives."""
+    """A buffer that counts passes in training and scales the output, as running statistics would."""
     real_init, real = MLP.__init__, MLP.forward
 
     def init(self, *args):
@@ -556,7 +559,10 @@ def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
 
 
 def test_float16_does_not_skip_forever(go, monkeypatch):
-    """A gradient that is NaN whatever the scale is no overflow; a run that skips every step trains nothing."""
+    """A gradient that is NaN whatever the scale is no overflow.
+
+    A run that skips every step trains nothing.
+    """
     real = TrainStep.__init__
 
     def init(self, *args):

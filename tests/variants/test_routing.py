@@ -1,4 +1,4 @@
-"""Routed blocks: skipped tokens take no time, options decide which are chosen, and nothing is seen too early."""
+"""Routed blocks: skipped tokens are not computed, options decide which those are, nothing is seen early."""
 import pytest
 import torch
 

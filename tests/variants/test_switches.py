@@ -1,4 +1,4 @@
-"""The switches of modern models, where the battery is blind: each against its formula, written another way."""
+"""The switches of modern models, where the battery is blind: each against its formula in other words."""
 import math
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The battery, for every file in variants/ as soon as it is there: pytest tests/variants/test_variants.py -k mine
+"""The battery, for every file in variants/: pytest tests/variants/test_variants.py -k mine
 
 lab/checks says what each check sees; tests/lab/test_checks.py breaks variants on purpose, and a check must see
 every fault. Marked slow, and run before a release: weights that hide what shaken ones show, each variant
@@ -36,7 +36,10 @@ def frozen_heap():
 
 
 def collect(f, names=VARIANTS):
-    """Returns [(variant, x)] for each x in f(variant). A file that cannot be read fails in its tests, not here."""
+    """Returns [(variant, x)] for each x in f(variant).
+
+    A file that cannot be read fails in its tests, not here.
+    """
     found = []
     for name in names:
         with contextlib.suppress(Exception):
