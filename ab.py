@@ -89,11 +89,12 @@ class Options:
 # a study
 
 def run_study(o, given):
-    """Trains all arms with all seeds, or what is left of that, and writes the report.
+    """Trains every arm with every seed, or what is left of that, and writes the report.
 
-    given: what the user set beside ab.py's own options.
+    o: ab.py's Options. given: the Givens of all other options that the user set. Raises Stop for bad options,
+    for a leak that is not declared, and where too few runs ended for a verdict.
     """
-    # all that can be wrong with the options is found before anything is written
+    # options are checked in full before anything is written
     arms = parse_arms(o, given)
     seeds, factors = parse_plan(o)
     slots = worker_slots(o, arms[0].options)
@@ -103,20 +104,20 @@ def run_study(o, given):
     study = Study(folder, arms, o, seeds, findings)
     findings.environment['data'] = study.data_hashes[study.baseline.options.dataset]
 
-    # one process a study, as long as it lives
+    # the lock lasts as long as this process: a second ab.py in the same folder is refused
     holder = RunFolder(folder)
     holder.lock()
     if o.null:
         arms.append(null_arm(study.baseline))
     print_plan(study)
 
-    # leak checks, learning rates, prices; then the training
+    # leak checks, learning rates and prices come first: they may refuse an arm or change its options
     runner = Runner(study, slots)
     prepare(study, runner, factors)
     train_to_each_look(study, runner)
     runner.pool.stop(5)
 
-    # what came out
+    # results are read from disk, so a study that was resumed reports all its runs
     runs = load_runs(study)
     findings.paired = dataclasses.asdict(check_pairing(study, runs))
     study.save()
@@ -128,7 +129,10 @@ def run_study(o, given):
 
 
 def parse_plan(o):
-    """Returns all seeds, and the factors on the learning rate to try."""
+    """Returns the seeds of all looks, and the factors on the learning rate to try.
+
+    Stop if either is invalid.
+    """
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
         if o.looks:
@@ -139,6 +143,7 @@ def parse_plan(o):
 
 
 def print_plan(study):
+    """Prints the size of the study, and what sets each arm apart from the recipe."""
     iterations, looks = study.baseline.options.max_iters, study.options.looks
     print(f'study {study.folder}: {len(study.arms)} arms x {len(study.seeds)} seeds, '
           f'{iterations} iterations each' + (f', looks at {looks}' if looks else ''))
@@ -148,7 +153,7 @@ def print_plan(study):
 
 
 def train_to_each_look(study, runner):
-    """Trains up to each look; an arm that is better or worse there is decided, and trains no further."""
+    """Trains up to each look. An arm found better or worse there is decided, and trains no further."""
     print_time_left(study, len(runner.slots))
     active, looks = list(study.arms), study.looks or [len(study.seeds)]
     for look in looks:
@@ -156,27 +161,28 @@ def train_to_each_look(study, runner):
         runner.train([(arm, seed) for seed in seeds for arm in active], sample_seed=seeds[0])
         if look == looks[-1]:
             break
-        # verdicts on those still in the race, by the seeds so far
+        # only undecided arms are compared, on the seeds trained so far
         undecided = [arm.name for arm in study.arms_without_matches() if arm in active]
         verdicts = compare_on_common_seeds(study, load_runs(study, seeds), undecided)
         for name, c in verdicts.comparisons.items() if verdicts else ():
             if c.verdict in ('better', 'worse'):
                 print(f'{name} is decided at {look} seeds: {c.verdict}')
-                # with the baseline that was made for it
+                # the baseline made for this arm has nothing left to be compared with
                 decided = {name, study.matches[name].name} if name in study.matches else {name}
                 active = [arm for arm in active if arm.name not in decided]
-        if len(active) == 1: # the baseline
+        # only the baseline is left
+        if len(active) == 1:
             break
 
 
 def print_time_left(study, workers):
-    """Says how long the training will take, if the arms have been timed."""
+    """Prints how long training will take on this many workers, if the arms have been timed."""
     prices = read_json(study.folder / 'price.json')
     if prices is None:
         return
     ms = 0.0
     for arm in study.arms:
-        # baselines made for an arm were not timed then
+        # price.json was written before matched baselines were made, so it lacks them
         if arm.name in prices['results']:
             o, left = arm.options, sum(not study.ended(arm, seed) for seed in study.seeds)
             ms += left * o.max_iters * o.gradient_accumulation_steps * prices['results'][arm.name]['step_ms']
@@ -184,22 +190,25 @@ def print_time_left(study, workers):
 
 
 def default_name(config, arms, o):
-    """Returns the name of a study's folder, of bearable length: ab_shakespeare_char-soft_window-alibi."""
-    # a later config file beats an earlier one
+    """Returns a folder name of at most 80 characters: ab_shakespeare_char-soft_window-alibi."""
+    # a later config file overrides an earlier one, so the study is named after the last
     last_config = Path(config.split(', ')[-1]).stem
     words = [last_config, *(arm.folder for arm in arms[1:]), 'null' * o.null]
     return file_name('-'.join(filter(None, words)))[:80].strip('_.-') or 'study'
 
 
 def file_name(text):
+    """Returns text with an underscore for each run of characters that a file name should not have."""
     return re.sub(r'[^\w.+=-]+', '_', text)
 
 
 def command_line():
+    """Returns the command that started this process, quoted for a shell."""
     return ' '.join(map(shlex.quote, ['python', *sys.argv]))
 
 
 def timestamp():
+    """Returns the time in UTC: 2026-01-31T12:00:00Z."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')
 
 
@@ -207,8 +216,9 @@ def timestamp():
 # reports
 
 def publish(report, folder):
-    """Writes report.json, report.html and the plots, and prints the tables."""
-    d = to_dict(report) # as lab/study/schema.py says
+    """Writes report.json, report.html and the plots of a schema.Report into the folder; prints its tables."""
+    # report.json's format is lab/study/schema.py
+    d = to_dict(report)
     write_json(folder / 'report.json', d)
     write_page(d, folder)
     for table in report.tables:
@@ -217,7 +227,7 @@ def publish(report, folder):
 
 
 def write_page(report, folder):
-    """Writes the page and the plots of report.json as a dict."""
+    """Writes report.html and the plots; report: the contents of report.json, a dict."""
     from lab import report as lab_report
     lab_report.write_html(report, folder / 'report.html')
     try:
@@ -227,12 +237,12 @@ def write_page(report, folder):
 
 
 def report_again(folder):
-    """Writes the report of a study that is there, from its run folders."""
+    """Writes the report of an existing study again, from its run folders. Stop if there is none."""
     if (saved := read_json(folder / 'study.json')) is not None:
         study = Study.from_dict(folder, saved, Options)
         return publish(build_report(study, load_runs(study)), folder)
     if (saved := read_json(folder / 'losses.json')) is not None:
-        # JSON's keys are text, and so is infinity
+        # JSON turns keys into text, and has no number for infinity
         losses = {arm: {int(seed): float(loss) for seed, loss in runs.items()}
                   for arm, runs in saved['losses'].items()}
         return report_losses(losses, Options(**saved['options']), folder, saved['command'])
@@ -240,11 +250,11 @@ def report_again(folder):
 
 
 def report_losses(losses, o, folder, command):
-    """Writes the report of losses that somebody brings, {arm: {seed: loss}}, and returns it."""
+    """Writes the report of losses trained elsewhere, {arm: {seed: loss}}, and returns it."""
     from lab.stats import compare_arms
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else None
     verdicts = compare_arms(losses, o.baseline or None, o.delta, o.alpha, looks)
-    # such a report knows losses, no runs
+    # there are losses but no runs: no curves, prices, checks or samples
     arms, comparisons = [], []
     for arm in verdicts.arms:
         runs = [RunSummary(seed, 'done' if isfinite(loss) else 'diverged', loss)
@@ -265,18 +275,19 @@ def report_losses(losses, o, folder, command):
 
 
 def main():
+    """Runs a study, or one of the modes that train nothing: --ledger, --report, --from_csv."""
     argv = expand_flags(sys.argv[1:], Options, valued=('report', 'from_csv', 'name'))
     if {'-h', '--help'} & set(argv):
         configure(Options, argv=argv)
-    # ours, and what is left for train.py and the variants
+    # options of this script; the rest belongs to train.py and the variants
     given, known = arguments(argv), options_of(Options)
     o = construct(Options, parse_known(known, given))
-    # workers and --help do without
+    # only now: workers and --help need no scipy
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
     if o.name and Path(o.name).name != o.name or o.name == '..':
         raise Stop(f'name={o.name}: takes the name of a folder in {OUT}')
-    # what trains nothing
+    # modes that train nothing
     if o.ledger:
         return print(ledger_text(OUT))
     if o.report:

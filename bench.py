@@ -55,11 +55,12 @@ class GPTConfig(GPTConfig):
 # the options of all variants at once
 
 def union_config(variants):
-    """Returns a loader for the configurator: of one config with the options of all these variants."""
-    # the baseline's config is the one above
+    """Returns a loader for configure(), whose one GPTConfig has the options of all these variants."""
+    # the baseline's config is the GPTConfig above, with this script's sizes
     configs = tuple(dict.fromkeys(load_classes(v).GPTConfig for v in variants if v != 'base'))
     if not configs:
         return lambda variant: SimpleNamespace(GPTConfig=GPTConfig)
+    # with the class above first, its defaults win over those of model.py
     union = dataclass(type('GPTConfig', (GPTConfig, *configs), {'__doc__': GPTConfig.__doc__}))
     return lambda variant: SimpleNamespace(GPTConfig=union)
 
@@ -68,7 +69,8 @@ def union_config(variants):
 # tables
 
 def model_table(results):
-    """Returns TimedModel's results as aligned text, times with their ratio to the baseline's."""
+    """Returns TimedModel's results as an aligned table; times come with their ratio to the baseline's."""
+    # the baseline is timed first
     base = results[0]
 
     def with_ratio(r, name):
@@ -76,6 +78,7 @@ def model_table(results):
 
     head = ['variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB',
             'MFU', 'decode tok/s']
+    # only with --seeds above 1
     if base['seeds_step_ms']:
         head.append(f"{base['seeds']} seeds ms (of one)")
     rows = [head]
@@ -97,7 +100,7 @@ def model_table(results):
 
 
 def attention_table(results):
-    """Returns TimedAttention's results as aligned text, time and memory with the ratio to the baseline's."""
+    """Returns TimedAttention's results as an aligned table; time and memory come with their ratios."""
     base = results[0]
 
     def with_ratio(r, name, text):
@@ -112,7 +115,7 @@ def attention_table(results):
 
 
 def aligned(rows):
-    """Returns rows of cells as text, the first column flush left and the others flush right."""
+    """Returns rows of cells as text: the first column is flush left, the others are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -125,9 +128,13 @@ def aligned(rows):
 # -----------------------------------------------------------------------------
 
 def check(variants, model_args):
-    """Runs lab/checks on each variant, with its own options as given; Stop with what failed first."""
+    """Prints a line for each check of each variant; raises Stop with the first failure once all have run.
+
+    model_args: {option: value}, those of all variants.
+    """
     first_failure = None
     for variant in variants:
+        # checks choose the sizes; a variant keeps the options that are its own
         own = {f.name for f in fields(load_classes(variant).GPTConfig)} - {f.name for f in fields(GPTConfig)}
         options = {name: value for name, value in model_args.items() if name in own}
         for c in checks.run_suite(variant, **options):
@@ -139,7 +146,8 @@ def check(variants, model_args):
 
 
 def main():
-    # which variants there are decides which options there are
+    """Times the variants beside the baseline, or checks them with --check."""
+    # --variants is read first, because it decides which other options exist
     argv = expand_flags(sys.argv[1:], Options)
     naming_variants = [arg for arg in argv if arg.startswith('--variants=')]
     names = configure(Options, say=lambda text: None, argv=naming_variants).options.variants
@@ -151,11 +159,12 @@ def main():
     if o.check:
         return check(variants[1:] or variants, config.model_args)
 
-    # one of each, ready to be timed
+    # all arms are built before any is timed, so that they can take turns
     m = machine(o.device, o.dtype, o.compile)
     if m.compile:
-        # every variant compiles the same function anew
+        # Dynamo keeps 8 versions of a function by default, and every variant compiles the same one
         torch._dynamo.config.recompile_limit = 8 * len(variants)
+    # config.model_args has only what the user set; the other sizes are those of GPTConfig above
     sizes = 'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'
     model_args = {name: getattr(GPTConfig, name) for name in sizes} | config.model_args
     pool = GraphPool() if m.type == 'cuda' else None
@@ -166,7 +175,7 @@ def main():
                  for v in variants]
     interleave(timed, o.rounds, o.seconds)
 
-    # a table for people, and a line of JSON for programs
+    # a table for people, then one line of JSON for programs
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
     results = [one.result(peak) for one in timed]
     mode = 'compiled' if m.compile else 'eager'

@@ -12,11 +12,11 @@ from model import Step, build, load_classes
 
 
 class TimedModel:
-    """A variant, ready for interleave(): each key of `samples` is a method, and fills with milliseconds.
+    """A variant, ready for interleave(): each key of `samples` names a method and collects milliseconds.
 
-    machine: a core.device.machine.Machine. batch_size: rows a step. decode_tokens: how many decode() takes,
-    one row, with the cache. optimizer: adamw or muon. seeds: with more than 1, together() is timed too, a
-    step of that many models. pool: on CUDA the GraphPool, the same for all that are timed.
+    machine: a core.device.machine.Machine. batch_size: rows per step. decode_tokens: how many tokens decode()
+    generates, in one row, with the cache. optimizer: adamw or muon. seeds: above 1, together() is timed too,
+    one step of that many models. pool: on CUDA a GraphPool, shared by all that are timed.
     """
 
     def __init__(self, variant, machine, model_args, batch_size, decode_tokens, optimizer='adamw', seed=1337,
@@ -28,7 +28,7 @@ class TimedModel:
         self.config = self.model.config
         self.forward_flops, self.train_flops = flops_per_token(load_classes(variant), self.config)
 
-        # memory: what the first step, compilation included, takes beside the weights
+        # peak memory of the first step, compilation included, in bytes beside the weights
         cuda = machine.type == 'cuda'
         before = torch.cuda.memory_allocated() if cuda else 0
         self.train_step = self.make_train_step(self.model, pool)
@@ -40,13 +40,14 @@ class TimedModel:
         self.first_step_seconds = milliseconds(self.step, 1, machine) / 1000
         self.peak_bytes = torch.cuda.max_memory_allocated() - before if cuda else None
 
-        # more seeds, each a model and a stream of its own, as ab.py trains them
+        # each further seed has its own model and stream, as in ab.py
         more = [build_from_known(variant, seed, machine, model_args) for _ in range(seeds - 1)]
         self.train_steps = [self.train_step, *map(self.make_train_step, more)]
         self.streams = [torch.cuda.Stream() if cuda else None for _ in self.train_steps]
         self.forward, self.backward = self.run_forward, self.run_backward
         if self.train_step.graphed:
-            for _ in range(3): # until every step is a graph
+            # a step becomes a CUDA graph after three ordinary calls
+            for _ in range(3):
                 self.together()
             self.forward, self.backward = pool.replayable(self.forward), pool.replayable(self.backward)
 
@@ -54,8 +55,8 @@ class TimedModel:
         if seeds > 1:
             self.samples['together'] = []
 
-    # of another seed: without the pool, since its step runs beside the first one's
     def make_train_step(self, model, pool=None):
+        """Returns the TrainStep of a model. Steps that run side by side cannot share a pool."""
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), self.machine.type, self.optimizer)
         shape = 1, self.batch_size, self.config.block_size
         return TrainStep(model, optimizer, self.machine, shape, 1.0, self.seed, pool=pool)
@@ -65,21 +66,22 @@ class TimedModel:
         with self.machine.autocast():
             self.train_step.objective(self.x, self.y, self.train_step.it)
 
-    # forward too
     def run_backward(self):
+        """Runs forward and backward, without an optimizer step."""
         self.train_step.accumulate_gradients()
         self.train_step.optimizer.zero_grad(set_to_none=True)
 
     def step(self):
         self.train_step(1, self.x, self.y, 1e-3)
 
-    # a step of every seed
     def together(self):
+        """Runs one step of every seed, each in its own stream."""
         for train_step, stream in zip(self.train_steps, self.streams, strict=True):
             with torch.cuda.stream(stream):
                 train_step(1, self.x, self.y, 1e-3)
 
     def decode(self):
+        """Decodes decode_tokens tokens greedily, in eager mode."""
         self.model.eval()
         idx = torch.zeros(1, 1, dtype=torch.long, device=self.machine.device)
         with self.machine.tf32(), self.machine.autocast():
@@ -88,8 +90,8 @@ class TimedModel:
         self.model.train()
 
     def result(self, peak_flops):
-        """Returns the medians and what follows from them as a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
-        # the median, since a busy machine makes single samples slow
+        """Returns medians and what follows from them, a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
+        # medians, because a busy machine slows single samples
         median = {call: statistics.median(ms) for call, ms in self.samples.items()}
         tokens = self.batch_size * self.config.block_size
         step_seconds = median['step'] / 1000
@@ -113,14 +115,14 @@ class TimedModel:
 
 
 class TimedAttention:
-    """The attention module of a variant's first layer, ready to be timed: backward(), forward included.
+    """The attention module of a variant's first layer; backward(), which runs forward too, is what is timed.
 
-    Arguments and `samples` as of TimedModel; the cotangent is random.
+    Arguments and `samples` are those of TimedModel. The cotangent is random.
     """
 
     def __init__(self, variant, machine, model_args, batch_size, seed=1337, pool=None):
         self.variant, self.machine = variant, machine
-        # two layers, for variants that change every second one
+        # two layers, because some variants change every second one
         model = build_from_known(variant, seed, machine, model_args | dict(n_layer=2))
         self.config = model.config
         self.module = model.transformer.h[0].attn
@@ -133,7 +135,7 @@ class TimedAttention:
             self.forward = torch.compile(self.run_forward, fullgraph=True, dynamic=False)
         self.samples = {'backward': []}
 
-        # once in eager mode, to see which way attention goes
+        # one eager pass notes the backends, [(backend, why)], that attention chooses
         backends = set()
         self.run_forward(self.x, backends)
         self.backends = sorted({way for way, _ in backends})
@@ -149,6 +151,7 @@ class TimedAttention:
                 self.backward = pool.replayable(self.run_backward)
 
     def run_forward(self, x, backends=None):
+        """Returns the module's output (B, T, C); backends: a set that collects (backend, why)."""
         step = Step(backends=backends)
         step.pos = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1) # (B, T)
         step.it = torch.zeros((), device=x.device)
@@ -157,27 +160,27 @@ class TimedAttention:
 
     def run_backward(self):
         y = self.forward(self.x)
-        # a parameter that the rest of the layer reads has no gradient here
+        # allow_unused: a parameter that only the rest of the layer reads has no gradient here
         inputs = [self.x, *self.module.parameters()]
         torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
 
     def result(self, peak_flops):
-        """Returns the median and the ways that attention took as a dict for JSON; there is no MFU."""
+        """Returns the median and the backends of attention, a dict for JSON; peak_flops is not used."""
         median = statistics.median(self.samples['backward'])
         return dict(variant=self.variant, ms=median, peak_bytes=self.peak_bytes, attention=self.backends,
                     samples_ms=self.samples)
 
 
 def build_from_known(variant, seed, machine, model_args):
-    """Returns the model on its device, in training mode, from those of model_args that its config has."""
-    # model_args are those of all variants, each of which has options of its own
+    """Returns the model on its device, in training mode, built from those model_args that its config has."""
+    # model_args holds the options of all variants that are timed
     known = {f.name for f in fields(load_classes(variant).GPTConfig)}
     model = build(variant, seed, **{name: value for name, value in model_args.items() if name in known})
     return model.to(machine.device).train()
 
 
 def milliseconds(call, n, machine):
-    """Returns the milliseconds a call takes, the mean over n calls."""
+    """Returns the mean time of n calls, in milliseconds per call."""
     machine.synchronize()
     t0 = time.perf_counter()
     for _ in range(n):
@@ -187,15 +190,15 @@ def milliseconds(call, n, machine):
 
 
 def interleave(models, rounds, seconds):
-    """Times every TimedModel or TimedAttention in turn, so that a machine that drifts drifts for all.
+    """Times every TimedModel or TimedAttention in turn, so that a machine that drifts drifts for all of them.
 
-    A sample is a mean over calls that take about `seconds` in all; each model gets `rounds` of them a kind of
-    call.
+    A sample is the mean over calls that take about `seconds` together; each model gets `rounds` samples of
+    each kind of call.
     """
-    # one kind of call after the other, not all kinds a round: after decoding, which hardly warms a GPU, the
-    # model that came next would be timed at a higher clock than those after it
+    # all rounds of one kind of call before the next kind: decoding hardly warms a GPU, so the model timed
+    # right after it would run at a higher clock than the others
     for call in models[0].samples:
-        # the same number of calls for all
+        # as many calls for all models as fit into `seconds` for the first one
         once = milliseconds(getattr(models[0], call), 2, models[0].machine)
         n = max(1, round(1000 * seconds / once))
         for _ in range(rounds):

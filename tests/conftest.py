@@ -1,4 +1,4 @@
-"""For all tests: scripts import from a checkout, a variant can be dropped in, tests on a GPU start alike."""
+"""Fixtures of all tests: a fresh sys.path, a variant to drop in, and a clean start for tests on a GPU."""
 import gc
 import importlib
 import os
@@ -8,23 +8,23 @@ import textwrap
 import pytest
 import torch
 
-# Triton, if there at all, must know before its first import that it is to interpret
+# without a GPU Triton, if it is installed, interprets its kernels; it reads this at its first import
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(autouse=True)
 def the_same_path_for_every_test(monkeypatch):
-    """A prepare.py puts its own repository in front of the path, in a test a copy in a temporary folder."""
+    """Restores sys.path: a prepare.py puts its own repository first, which may be a temporary copy."""
     monkeypatch.setattr(sys, 'path', list(sys.path))
 
 
 @pytest.fixture(autouse=True)
 def gpu_tests_start_alike(request, monkeypatch):
-    """Keeps what a test on a GPU leaves in its process from the next one, so that they pass in any order.
+    """Clears what a test on a GPU leaves in its process, so that these tests pass in any order.
 
-    That is what torch.compile has compiled and learnt of sizes, the settings and environment that machine()
-    gives it, the precision of float32, the default generators, and memory left to the garbage collector.
+    That is compiled code and what torch.compile has learnt about sizes, the settings and environment that
+    machine() makes, the precision of float32, the default generators, and memory not yet collected.
     """
     if 'gpu' not in request.keywords:
         yield
@@ -36,7 +36,8 @@ def gpu_tests_start_alike(request, monkeypatch):
         before = os.environ.get(name)
         monkeypatch.setenv(name, before or '')
         if before is None:
-            monkeypatch.delenv(name) # and again when the test ends
+            # and again when the test ends
+            monkeypatch.delenv(name)
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     precisions = [backend.fp32_precision for backend in backends]
     torch._dynamo.reset()
@@ -51,7 +52,7 @@ def gpu_tests_start_alike(request, monkeypatch):
 
 @pytest.fixture
 def drop(tmp_path, monkeypatch):
-    """drop('mine', source): a file variants/mine.py beside the others until the test ends."""
+    """drop('mine', source) puts a file variants/mine.py beside the others until the test ends."""
     import core.assemble
     import variants
 

@@ -1,4 +1,4 @@
-"""What the tests of the scripts share: tiny data, a tiny model, and scripts run here or in a process that can die."""
+"""Shared parts of the scripts' tests: tiny data, a tiny model, scripts run here or in another process."""
 import contextlib
 import gc
 import hashlib
@@ -46,14 +46,14 @@ class Ended(NamedTuple):
     err: str
 
     def line(self, code):
-        """The one line that a script which ends like this has to say."""
+        """Returns the one line with which a script that ends with this code must end."""
         assert self.code == code, self
         assert len(self.err.splitlines()) == 1, self.err
         return self.err.strip()
 
 
 def call(main, *args, **options):
-    """main() with these arguments, as a shell sees it: its exit code and what it wrote."""
+    """Calls main() with these arguments; returns what a shell sees, its exit code and what it wrote."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     sys.argv, code = [f'{main.__module__}.py', *map(str, args), *flags(**options)], 0
@@ -73,7 +73,7 @@ def call(main, *args, **options):
 
 
 def shell(script, *args, cwd=ROOT, **options):
-    """python script.py args: the same in a process of its own."""
+    """Runs python script.py args in a process of its own; returns the same."""
     done = subprocess.run([sys.executable, str(script), *map(str, args), *flags(**options)], cwd=cwd, env=ENV,
                           capture_output=True, text=True, timeout=120)
     return Ended(done.returncode, done.stdout, done.stderr)
@@ -82,7 +82,7 @@ def shell(script, *args, cwd=ROOT, **options):
 # -- processes that can be killed: forked from one that has torch imported, so that each starts at once
 
 def forks():
-    """A context of multiprocessing whose processes start with what takes seconds to import. A session of pytest has one."""
+    """Returns a context of multiprocessing, one per session, whose processes have the slow imports done."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
     return context
@@ -109,7 +109,7 @@ def nothing(*args):
 
 
 def slow_saves(seconds=0.02):
-    """Saves that take a while, as those of large models do, so that a kill can hit one."""
+    """Makes saves slow, as those of large models are, so that a kill can hit one."""
     import core.run.checkpoint
     real = core.run.checkpoint.save_file
     core.run.checkpoint.save_file = lambda *args: (time.sleep(seconds), real(*args))
@@ -123,7 +123,7 @@ def rank(number, port, hook):
 
 
 def overflow(number, at=3):
-    """In the second process a gradient of one iteration is infinite, as a loss scale that is too high makes it."""
+    """Makes a gradient of one iteration infinite in the second process, as a loss scale too high does."""
     from core.training.train_step import TrainStep
     real = TrainStep.__call__
 
@@ -151,7 +151,7 @@ def stuck(at, marker):
 
 
 def wait_for(what, alive=lambda: True, seconds=60):
-    """Waits until what() is true; an AssertionError if alive() ends first."""
+    """Waits until what() is true; AssertionError if alive() becomes false first."""
     until = time.monotonic() + seconds
     while not what():
         assert alive() and time.monotonic() < until, 'waited in vain'
@@ -159,7 +159,7 @@ def wait_for(what, alive=lambda: True, seconds=60):
 
 
 def last_iter(out):
-    """The iteration of the last whole line of a log that somebody is writing."""
+    """Returns the iteration of the last whole line of a log that is being written."""
     with contextlib.suppress(FileNotFoundError, IndexError):
         line = (Path(out) / 'log.jsonl').read_bytes().split(b'\n')[-2]
         return int(line.split(b'"iter": ')[1].split(b',')[0])
@@ -173,27 +173,28 @@ def exact(x):
 
 
 def log(out):
-    """Every record, floats to the last bit, without the clock's."""
+    """Returns every record of a run's log, floats to the last bit, without times."""
     return [{name: exact(x) for name, x in record.items() if name not in CLOCK} for record in RunFolder(out).read_log()]
 
 
 def losses(out):
-    """{iteration: training loss}, as floats."""
+    """Returns {iteration: training loss}, as floats."""
     return {record['iter']: record['loss'] for record in RunFolder(out).read_log() if 'loss' in record}
 
 
 def hashes(out, step):
-    """SHA-256 of a checkpoint's weights and of its optimizer's state."""
-    return [hashlib.sha256((Path(out) / f'ckpt/step_{step:08d}' / name).read_bytes()).hexdigest() for name in TENSOR_FILES]
+    """Returns the SHA-256 of a checkpoint's weights and of its optimizer's state."""
+    folder = Path(out) / f'ckpt/step_{step:08d}'
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in TENSOR_FILES]
 
 
 def files(folder):
-    """{name: bytes} of all that is in a folder, but for the name of whoever locked it last."""
+    """Returns {name: bytes} of all files in a folder, except the name of the process that locked it last."""
     there = (f for f in sorted(Path(folder).rglob('*')) if f.is_file() and f.name != '.lock')
     return {str(f.relative_to(folder)): f.read_bytes() for f in there}
 
 
 def same_run(a, b, step):
-    """Two runs are the same to the last bit: all losses, once and in order, the weights, the optimizer's state."""
+    """Asserts that two runs are equal to the bit: losses, once and in order, weights, optimizer's state."""
     assert log(a) == log(b)
     assert hashes(a, step) == hashes(b, step)

@@ -1,16 +1,16 @@
-"""What must hold for every variant: functions that raise Failed, or Leak, where it does not.
+"""Checks of what must hold for every variant: functions that raise Failed, or Leak, where it does not.
 
-    models      small models and tokens for them
+    models      small models, and tokens for them
     settings    which options to look at
-    causality   does a position see a later one, or a row another?
-    decoding    is what is evaluated what is decoded?
+    causality   does a position see a later one, or a row another row?
+    decoding    does decoding give what evaluation gives?
     equality    are the numbers the same: fast path, NEUTRAL, compiled, after a checkpoint?
-    learning    does every parameter learn, and nothing that cannot be known?
-    suite       all of it, as bench.py --check and ab.py run it
+    learning    does every parameter learn, and does no model predict what cannot be known?
+    suite       all checks, as bench.py --check and ab.py run them
 
-They take a model, or a variant's name and options, and know no variant. They need torch and the model's code
-alone, so that other programs can use them. All models are small, on the CPU, without dropout, in float64
-where it matters.
+They take a model, or a variant's name and options, and know no particular variant. They need only torch and
+the model's code, so other programs can use them. All models are small, on the CPU, without dropout, and in
+float64 where precision matters.
 """
 from lab.checks.causality import causal, declared_leak, has_leak, jacobian, row_swap, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless

@@ -1,4 +1,4 @@
-"""Does a position see a later one, or a row another? By swapping tokens, and by gradients."""
+"""Checks that no position sees a later one and no row another row, by swapping tokens and by gradients."""
 import torch
 
 from core.rng import generator
@@ -8,17 +8,17 @@ from lab.checks.models import ITERATIONS, capture_embeddings, different_tokens, 
 
 @torch.no_grad()
 def suffix_swap(model, times=None, seed=0, it=0):
-    """Checks that logits before t are the same bits whatever the tokens from t on, for each t in `times`.
+    """Checks that other tokens from t on leave logits before t equal to the bit, for each t in `times`.
 
-    Sees choices, such as a top-k over the row, to which gradients are blind. Each row has a t of its own:
-    row_swap has to have shown before that rows do not see each other.
+    Sees choices, such as a top-k over the row, to which gradients are blind. Every row has its own t, so
+    row_swap must have passed first. Raises Leak, or Failed where logits do not depend on their own token.
     """
     T, vocab_size = model.config.block_size, model.config.vocab_size
     if times is None:
-        # both ends, the middle and two more
+        # both ends, the middle and two random places
         random = torch.randint(2, T - 1, (2,), generator=generator(seed, 'times')).tolist()
         times = [1, T // 2, T - 1, *random]
-    # each time in four rows of different tokens
+    # each t in four rows of different tokens
     t = torch.tensor(times).repeat(4)[:, None] # (B, 1)
     later = torch.arange(T) >= t # (B, T)
     idx = tokens(model, len(t), seed=seed)
@@ -27,7 +27,7 @@ def suffix_swap(model, times=None, seed=0, it=0):
 
     swapped = torch.where(later, different_tokens(idx, vocab_size, seed), idx)
     moved = (logits_of(model, swapped, it) != logits).any(-1) # (B, T)
-    # before t nothing may move, from t on everything has to
+    # before t no logit may change; from t on all must
     leaky, deaf = (t[rows.any(-1), 0].tolist() for rows in (moved & ~later, later & ~moved))
     require(not leaky, f'suffix swap: logits before {leaky[:1]} change with the tokens from there on', Leak)
     require(not deaf, f'suffix swap: some logits from {deaf[:1]} on do not depend on their own token')
@@ -35,7 +35,7 @@ def suffix_swap(model, times=None, seed=0, it=0):
 
 @torch.no_grad()
 def row_swap(model, seed=0, it=0):
-    """Checks that a row's logits are the same bits whatever the other rows."""
+    """Checks that other tokens in all other rows leave a row's logits equal to the bit."""
     idx = tokens(model, 4, seed=seed)
     logits = logits_of(model, idx, it)
     for kept in range(4):
@@ -48,9 +48,9 @@ def row_swap(model, seed=0, it=0):
 
 
 def jacobian(model, seed=0, it=0):
-    """Checks that logits at t have a gradient of exactly 0 for later inputs and other rows, but not for their own.
+    """Checks that logits at t have gradient 0 for later inputs and other rows, but not for their own input.
 
-    Returns how many earlier inputs have a gradient, which a shut gate may bring to 0.
+    Returns the number of earlier inputs that have a gradient; it may be 0 where a gate is shut.
     """
     T, earlier = model.config.block_size, 0
     idx = tokens(model, seed=seed)
@@ -64,7 +64,7 @@ def jacobian(model, seed=0, it=0):
         other_rows = torch.arange(len(idx)) != row
         cotangent = torch.randn(model.config.vocab_size, generator=generator(seed, t), dtype=logits.dtype)
         grads = torch.autograd.grad((logits[row, t] * cotangent).sum(), leaves, retain_graph=True)
-        # a model may embed tokens more than once
+        # one leaf per call of wte: a model may embed its tokens more than once
         live = sum((grad != 0).any(-1) for grad in grads) > 0 # (B, T)
         require(not live[row, t + 1:].any(), f'Jacobian: logits at {t} depend on later inputs', Leak)
         require(not live[other_rows].any(), f'Jacobian: logits of row {row} depend on other rows', Leak)
@@ -74,20 +74,20 @@ def jacobian(model, seed=0, it=0):
 
 
 def causal(model, its=ITERATIONS):
-    """Makes all three checks of the model, in its present mode, on other tokens at each iteration."""
+    """Runs all three checks on the model in its present mode, with new tokens at each iteration."""
     for it in its:
-        # rows first, since suffix_swap takes them for independent
+        # rows first, because suffix_swap assumes that they are independent
         row_swap(model, it, it)
         suffix_swap(model, None, it, it)
     require(sum([jacobian(model, it, it) for it in its]) > 0, 'Jacobian: no position looks at an earlier one')
 
 
 def has_leak(make, seeds=range(5)):
-    """Returns True if one of the models make(seed=...) is seen to look, in training, where it must not."""
+    """Returns True if a swap finds a leak, in training mode, in one of the models make(seed=...)."""
     for seed in seeds:
         model = make(seed=seed).train()
         for it in ITERATIONS:
-            # no Jacobian: a choice has no gradient, and what has one moves logits too
+            # no Jacobian: whatever has a gradient changes logits too, and a choice has none
             for check in suffix_swap, row_swap:
                 try:
                     check(model, seed=seed, it=it)
@@ -97,6 +97,6 @@ def has_leak(make, seeds=range(5)):
 
 
 def declared_leak(*makes):
-    """Checks that a declared leak is seen in a model that one of these functions makes, and returns True."""
+    """Checks that the declared leak shows in a model that one of these functions makes; returns True."""
     require(any(has_leak(make) for make in makes), 'declared leak: no check sees it: is it one?')
     return True

@@ -1,4 +1,4 @@
-"""Is what is evaluated what is decoded?"""
+"""Checks that decoding, token by token with a cache, gives what evaluation gives."""
 import torch
 
 from core.rng import seed_cpu
@@ -9,15 +9,16 @@ from model import Step
 
 @torch.no_grad()
 def stateless(model):
-    """Checks that a pass leaves nothing behind that the next one sees. In training a buffer may."""
+    """Checks that a pass leaves nothing behind for the next one. In training, buffers may."""
     was_training = model.training
-    # a buffer is what training may remember
+    # a model with buffers may remember passes in training, so only evaluation is checked
     for training in [False] if list(model.buffers()) else [False, True]:
         model.train(training)
         a, b = tokens(model, seed=1), tokens(model, seed=2)
         results = []
         for idx in a, b, a:
-            seed_cpu(0) # the same noise
+            # the same noise in each pass
+            seed_cpu(0)
             logits, _ = model(idx, idx)
             results.append(logits)
         require(torch.equal(results[0], results[2]),
@@ -27,10 +28,10 @@ def stateless(model):
 
 @torch.no_grad()
 def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
-    """Checks that passes with the cache give the logits of one full pass.
+    """Checks that passes with a cache give the logits of one full pass.
 
-    cuts: a list of numbers of tokens, one each pass, for each iteration. By default token by token, in
-    chunks, and a few tokens after a long context.
+    cuts: for each iteration, the number of tokens of each pass. By default single tokens, chunks, and a few
+    tokens after a long context. atol: relative to 1 + the largest logit.
     """
     model.eval()
     idx = tokens(model, 2)
@@ -39,10 +40,11 @@ def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
         cuts = [1] * T, [5] + [1] * 4 + [3] * 2 + [1] * (T - 15), [T - 4, 3, 1]
     for it, sizes in zip(its, cuts):
         full = logits_of(model, idx, it) # (B, T, vocab_size)
-        # without targets a model computes the last position's logits alone
+        # without targets a model computes logits for the last position only
         last, _ = model(idx, step=Step(it=iteration(it)))
         require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol),
                 'decoding: without targets, other last logits')
+        # one dict per layer, filled by each pass for the next
         cache, done = [{} for _ in model.transformer.h], 0
         for size in sizes:
             new = idx[:, done:done + size]
@@ -57,7 +59,7 @@ def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
 
 @torch.no_grad()
 def greedy_generation(model):
-    """Checks that generate(), past block_size too, gives the tokens of a loop without a cache."""
+    """Checks that generate() gives the tokens of a loop without a cache, beyond block_size too."""
     model.eval()
     idx, size = tokens(model, 2, 5), model.config.block_size
     generated = model.generate(idx, size + 3, temperature=0)

@@ -1,4 +1,4 @@
-"""Are the numbers the same: on the fast path, compiled, in the baseline with NEUTRAL, after a checkpoint?"""
+"""Checks that numbers are the same: on the fast path, compiled, with NEUTRAL, and after a checkpoint."""
 import math
 
 import torch
@@ -29,7 +29,7 @@ def rms(x):
 
 
 def assert_close(name, got, want, tol, floor=0.0):
-    """Checks that the RMS of got - want is at most tol times that of want, or times floor if that is more."""
+    """Checks that the RMS of got - want is at most tol times that of want, or times floor if larger."""
     off, scale = rms(got - want), rms(want)
     is_close = math.isfinite(off) and off <= tol * max(scale, floor)
     require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}')
@@ -37,7 +37,7 @@ def assert_close(name, got, want, tol, floor=0.0):
 
 def assert_grads_close(name, got, want, tol):
     """Checks dicts {parameter: gradient}, each as assert_close does."""
-    # one that is zero but for rounding is measured against a thousandth of the others
+    # a gradient that is zero except for rounding is measured against a thousandth of all gradients' RMS
     floor = 1e-3 * torch.stack([g.double().square().mean() for g in want.values()]).mean().sqrt().item()
     for parameter in want:
         assert_close(f'{name}: the gradient of {parameter}', got[parameter], want[parameter], tol, floor)
@@ -46,17 +46,18 @@ def assert_grads_close(name, got, want, tol):
 def outputs_and_grads(model, idx, it=0, seed=0):
     """Returns logits (B, T, vocab_size), the loss, and {name: gradient} of parameters and embedded tokens.
 
-    The gradients are those of the loss plus the logits times a random cotangent.
+    What is differentiated is the loss plus the logits times a random cotangent.
     """
     leaves, hook = capture_embeddings(model)
     model.zero_grad()
     with frozen_rng_and_buffers(model):
         logits, loss = model(idx, idx, Step(it=iteration(it)))
     hook.remove()
-    # a sum of the outputs would not see what a softmax at the end takes out
+    # a random cotangent, because a plain sum is blind to what a final softmax cancels
     cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
     ((logits * cotangent.to(logits.dtype)).sum() / len(idx) + loss).backward()
     grads = {}
+    # a parameter that the loss does not reach has gradient 0
     for name, p in model.named_parameters():
         grads[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
     grads |= {f'input {i}': x.grad for i, x in enumerate(leaves)}
@@ -67,7 +68,7 @@ def outputs_and_grads(model, idx, it=0, seed=0):
 # speed changes nothing
 
 def fast_path(model, impl, T, tol):
-    """Checks that attn=impl gives what attn=math gives, logits and all gradients. Stop where impl refuses."""
+    """Checks that attn=impl gives the logits and all gradients of attn=math. Raises Stop if impl refuses."""
     idx = tokens(model, 2, T)
     results = {}
     for attn in 'math', impl:
@@ -80,11 +81,12 @@ def fast_path(model, impl, T, tol):
 
 
 def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
-    """Checks that torch.compile makes one graph of the pass, at all iterations, with eager's loss and gradients.
+    """Checks that torch.compile makes one graph for all iterations, with eager mode's loss and gradients.
 
-    Backend 'eager' runs what Dynamo traced as it is: it takes half the time, and is blind to AOTAutograd.
+    Backend 'eager' runs Dynamo's trace as it is, in half the time, but does not test AOTAutograd.
     """
-    from torch._dynamo.testing import CompileCounterWithBackend  # takes as long to import as torch itself
+    # imported here, because it takes as long as importing torch
+    from torch._dynamo.testing import CompileCounterWithBackend
     idx = tokens(model, 2)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
@@ -111,7 +113,7 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
             assert_close('one graph: the loss', got, want, tol)
             require(list(want_losses) == list(got_losses), 'one graph: other losses than in eager mode')
             assert_grads_close('one graph', got_grads, want_grads, tol)
-            # the first call may have taken the compiler two attempts
+            # counted from the first call on, for which Dynamo may need two attempts
             graphs = counter.frame_count if graphs is None else graphs
             require(counter.frame_count == graphs, f'one graph: compiled again at iteration {it}')
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -124,23 +126,23 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
 # the baseline, and other seeds
 
 def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **core_options):
-    """Checks that with its NEUTRAL as options a variant has logits, loss and gradients of `than`, at any weights.
+    """Checks that a variant with its NEUTRAL as options has the logits, loss and gradients of `than`.
 
-    An empty NEUTRAL says that the variant's own weights do it as they start. For a variant a+b and the
-    NEUTRAL of b, than is a; one that draws noise in training would draw other noise there, with b's modules
-    among its own.
+    This must hold at any weights. With an empty NEUTRAL, the variant's own parameters keep their initial
+    values. For a variant a+b and the NEUTRAL of b, than is a. If a draws noise in training, only evaluation
+    is compared, because b's modules would change the draws.
     """
     base, model = small(than, shake=0.3, **core_options), small(variant, **options, **core_options)
     base_names = dict(base.named_parameters()).keys()
     shared = {name: p for name, p in model.named_parameters() if name in base_names}
     require(len(shared) == len(base_names), f'neutral: {than} has parameters that {variant} lacks')
-    # the baseline's weights in all that is shared, shaken ones in the rest
+    # shared parameters get the baseline's values; with options the rest is shaken too
     shake_weights(model, 0.3, only=None if options else shared)
     with torch.no_grad():
         for name, p in base.named_parameters():
             shared[name].copy_(p)
 
-    # evaluation alone where the baseline of this comparison draws noise in training
+    # where `than` draws noise in training, only evaluation can be compared
     idx = tokens(model)
     for training in [False] if uses_rng(base) else [False, True]:
         for it in its:
@@ -152,9 +154,12 @@ def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **c
 
 
 def shared_start(variant):
-    """Checks that what the variant shares with the baseline, with NEUTRAL all of it, starts with the same bits."""
+    """Checks that parameters shared with the baseline start equal to the bit.
+
+    With NEUTRAL, all are shared.
+    """
     base = dict(small('base', seed=7).named_parameters())
-    # without NEUTRAL a parameter may be missing or have another shape
+    # without NEUTRAL, the variant may lack a parameter or give it another shape
     for options in {}, neutral_options(variant) if variant != 'base' else {}:
         params = dict(small(variant, seed=7, **options).named_parameters())
         other_seed = dict(small(variant, seed=8, **options).named_parameters())
@@ -169,12 +174,13 @@ def shared_start(variant):
 
 @torch.no_grad()
 def round_trip(variant, **options):
-    """Checks that a checkpoint's bytes in a fresh model give the same logits."""
+    """Checks that a fresh model gives the same logits after loading a checkpoint's bytes."""
     model = small(variant, 0.3, 1, torch.float32, **options).eval()
     fresh = small(variant, 0.0, 2, torch.float32, **options).eval()
     saved = save_tensors(model_tensors(model))
     idx = tokens(model)
     want = logits_of(model, idx)
+    # the test means something only if the fresh model differs before loading
     require(not torch.equal(logits_of(fresh, idx), want),
             'round trip: another seed and weights give the same logits')
     load_model_tensors(fresh, load_tensors(saved))

@@ -1,12 +1,12 @@
-"""How a check says that something does not hold."""
+"""Exceptions of checks, and require(), which raises them."""
 
 
 class Failed(AssertionError):
-    """A property that must hold for every variant does not."""
+    """A property that every variant must have does not hold."""
 
 
 class Leak(Failed):
-    """A position sees a later one, or a row another."""
+    """A position sees a later one, or a row sees another row."""
 
 
 def require(condition, text, failure=Failed):

@@ -1,4 +1,4 @@
-"""Does every parameter learn, from the loss that is reported, and nothing that cannot be known?"""
+"""Checks that every parameter learns from the reported loss, and that no model predicts random tokens."""
 import math
 
 import torch
@@ -9,7 +9,7 @@ from lab.checks.failures import Leak, require
 from lab.checks.models import iteration, shake_weights, small, tokens
 from model import Step, build
 
-# (T, seed) of training on uniform tokens
+# (T, seed) of each training on uniform tokens
 RUNS = (8, 1), (8, 2), (8, 3), (8, 4), (32, 5)
 
 
@@ -23,7 +23,7 @@ def trains(variant, **options):
     for name, p in model.named_parameters():
         require(grouped.count(id(p)) == 1, f'trains: {name} is in {grouped.count(id(p))} optimizer groups')
 
-    # 0.5 nats is a fraction of what every variant reaches on four rows
+    # 20 steps on the same four rows; every variant gains several times the 0.5 nats asked for
     before = model.eval()(x, y)[1].item()
     model.train()
     for it in range(20):
@@ -37,7 +37,7 @@ def trains(variant, **options):
     after = model.eval()(x, y)[1].item()
     require(after < before - 0.5, f'trains: loss {before:.3f} before, {after:.3f} after 20 steps')
 
-    # a gate may be shut once, so a gradient has to be 0 at three different weights
+    # a gate may happen to be shut, so only a gradient that is 0 at three different weights counts as dead
     model, dead = small(variant, shake=0.3, dtype=torch.float32, **options).train(), None
     for it in range(3):
         model.zero_grad()
@@ -51,7 +51,7 @@ def trains(variant, **options):
 
 @torch.no_grad()
 def plain_loss(model):
-    """Checks that in evaluation the loss is the cross entropy, without targets of -1 and auxiliary losses."""
+    """Checks that evaluation's loss is the plain cross entropy: no auxiliary losses, no targets of -1."""
     model.eval()
     idx = tokens(model)
     targets = torch.where(tokens(model, seed=1) < 20, -1, tokens(model, seed=2))
@@ -63,27 +63,27 @@ def plain_loss(model):
 
 
 def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
-    """Trains on fresh uniform tokens, which nothing can foretell but a look at them.
+    """Trains on fresh uniform tokens, which a model can predict only by seeing them.
 
-    Returns how far the mean loss is below ln(vocab), in standard errors, (over the last third of training, in
-    evaluation after it).
+    Returns (training, evaluation): how far the mean loss is below ln(vocab), in standard errors, over the
+    last third of training and in evaluation after it.
     """
     c = dict(block_size=32, vocab_size=vocab, n_layer=2, n_head=2, n_embd=32) | options
     model, losses = build(variant, seed, **c), {True: [], False: []}
     optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.99), 'cpu')
     for it in range(steps + 100):
         training = it < steps
-        # 512 tokens a step, whatever their rows' length
+        # 512 tokens per step, whatever T is: (512 / T, T + 1)
         idx = torch.randint(vocab, (512 // T, T + 1), generator=generator(seed, 'uniform', it))
         x, y = idx[:, :-1], idx[:, 1:]
         seed_cpu(it)
         with torch.set_grad_enabled(training):
             logits, loss = model.train(training)(x, y, Step(it=iteration(it)))
-        # of the logits: the loss of a variant may have auxiliary ones in it
+        # from the logits, because a variant's training loss may include auxiliary losses
         if it >= steps * 2 // 3:
             losses[training].append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
         if training:
-            # the learning rate goes up, is held, and goes down to 0
+            # warmup for 20 steps, constant to the middle, then linear decay to 0
             for group in optimizer.param_groups:
                 group['lr'] = 1e-2 * group['lr_scale'] * min(1, (it + 1) / 20, 2 - 2 * it / steps)
             optimizer.zero_grad(set_to_none=True)
@@ -99,9 +99,9 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
 def uniform_tokens(variant, runs=RUNS, errors=4, declared=None, **options):
     """Checks that no loss is below chance by 4 standard errors in any of the runs.
 
-    Sees leaks of any kind, through choices, targets or state too, where they are learned: a top-k over the
-    row is in every second run, in short rows sooner than in long ones. With a declared leak only evaluation
-    has to be at chance. Returns True if training was below.
+    Sees every kind of leak that a model learns to use, through choices, targets or state too. A top-k over
+    the row is learned in every second run, sooner in short rows. With a declared leak only evaluation must
+    be at chance. Returns True if training was below chance.
     """
     seen = False
     for T, seed in runs:

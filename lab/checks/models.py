@@ -1,4 +1,4 @@
-"""Small models on the CPU, tokens to feed them, and weights that hide nothing."""
+"""Small models on the CPU, tokens for them, and weights that let a leak show."""
 import contextlib
 
 import torch
@@ -7,7 +7,7 @@ from core.rng import generator, seed_cpu
 from model import Step, build
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
-# at which schedules are looked at: the first one, one of a warmup, one after it
+# for schedules: the first iteration, one within a warmup, one after it
 ITERATIONS = 0, 3, 1000
 
 
@@ -15,7 +15,7 @@ ITERATIONS = 0, 3, 1000
 # models
 
 def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
-    """Returns a small model, its weights shaken by noise of that scale; variant and options as for build()."""
+    """Returns a small model, its weights shaken by noise of scale `shake`; the rest is as for build()."""
     model = build(variant, seed, **SMALL | options).to(dtype)
     shake_weights(model, shake)
     return model
@@ -23,10 +23,10 @@ def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
 
 @torch.no_grad()
 def shake_weights(model, scale, seed=0, only=None):
-    """Adds Gaussian noise of this scale to all parameters, or to those named in `only`.
+    """Adds Gaussian noise of this standard deviation to all parameters, or to those named in `only`.
 
-    Initial weights hide much, zeros most. Noise = f(seed, parameter name), so what two models share stays
-    shared.
+    Initial weights hide leaks, and zeros hide most. The noise depends on (seed, parameter name) alone, so
+    parameters that are equal in two models stay equal.
     """
     if not scale:
         return
@@ -40,7 +40,7 @@ def shake_weights(model, scale, seed=0, only=None):
 def train_small(variant, steps=30, seed=1, **options):
     """Returns a small model after some AdamW steps on random tokens: gates have moved, buffers are filled."""
     model = small(variant, 0.0, seed, **options).train()
-    # a learning rate that is large on purpose
+    # the learning rate is large on purpose: few steps should move the weights far
     optimizer = model.configure_optimizers(0.1, 0.03, (0.9, 0.95), 'cpu')
     for it in range(steps):
         idx = tokens(model, 4, seed=(seed, 'train', it))
@@ -56,19 +56,20 @@ def train_small(variant, steps=30, seed=1, **options):
 # what goes in
 
 def tokens(model, B=3, T=None, seed=0):
-    """Returns random tokens (B, T), by default of the model's whole context."""
+    """Returns random tokens (B, T); T is block_size by default."""
     c = model.config
     return torch.randint(c.vocab_size, (B, T or c.block_size), generator=generator(seed, 'tokens'))
 
 
 def different_tokens(idx, vocab_size, seed):
-    """Returns random tokens of which each one differs from the one in idx."""
+    """Returns random tokens, each different from the one at its place in idx."""
+    # never 0, so no token stays what it is
     offset = torch.randint(1, vocab_size, idx.shape, generator=generator(seed, 'others'))
     return (idx + offset) % vocab_size
 
 
 def iteration(it):
-    """Returns the iteration as Step wants it, a 0-d tensor."""
+    """Returns the iteration as Step takes it, a 0-d float tensor."""
     return torch.tensor(float(it))
 
 
@@ -77,7 +78,7 @@ def iteration(it):
 
 @contextlib.contextmanager
 def frozen_rng_and_buffers(model):
-    """Draws noise from a fixed seed, and restores the buffers afterwards, which a pass in training may update."""
+    """Seeds the noise of a pass, and restores the buffers afterwards, which training may update."""
     before = [(b, b.clone()) for b in model.buffers()]
     seed_cpu(0)
     try:
@@ -89,14 +90,14 @@ def frozen_rng_and_buffers(model):
 
 
 def logits_of(model, idx, it=0):
-    """Returns the logits of every position (B, T, vocab_size)."""
+    """Returns the logits of all positions, (B, T, vocab_size), at iteration it."""
     with frozen_rng_and_buffers(model):
         logits, _ = model(idx, idx, Step(it=iteration(it)))
     return logits
 
 
 def capture_embeddings(model):
-    """Makes leaves of all that comes out of wte, until hook.remove(). Returns (leaves, hook)."""
+    """Turns each output of wte into a leaf until hook.remove(). Returns (leaves, hook); leaves grows."""
     leaves = []
 
     def as_leaf(module, args, out):
@@ -108,6 +109,7 @@ def capture_embeddings(model):
 def uses_rng(model):
     """Returns True if a pass in training draws random numbers."""
     with frozen_rng_and_buffers(model):
+        # the generator's state changes with the first draw
         before = torch.get_rng_state()
         model.train()(tokens(model))
         return not torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Which of a variant's options to look at, and what it declares about them: NEUTRAL and LEAKS."""
+"""Settings of a variant's options to check, and what the variant declares about them: NEUTRAL and LEAKS."""
 from contextlib import suppress
 from itertools import combinations
 from random import Random
@@ -14,7 +14,7 @@ from model import GPTConfig, load_classes
 # what a variant declares
 
 def neutral_options(variant):
-    """Returns the options that make the variant the baseline, all its files' NEUTRAL together."""
+    """Returns the options that make the variant the baseline: NEUTRAL of all its files, merged."""
     found = {}
     for file in load_classes(variant).files:
         options = getattr(file, 'NEUTRAL', None)
@@ -25,14 +25,15 @@ def neutral_options(variant):
 
 
 def leak_rules(variant):
-    """Returns [(options, why)]: with these the variant declares to see the future, or other rows, in training."""
+    """Returns [(options, why)]: settings declared to see the future, or other rows, in training."""
     return [rule for file in load_classes(variant).files for rule in getattr(file, 'LEAKS', [])]
 
 
 def leak_reason(variant, options):
-    """Returns why the variant leaks with these options, None where it declares no leak."""
+    """Returns the declared reason why the variant leaks with these options; None if it declares none."""
     defaults = {name: o.default for name, o in options_of(load_classes(variant).GPTConfig).items()}
     values = defaults | options
+    # a rule applies where all its options have its values
     return next((why for rule, why in leak_rules(variant) if rule.items() <= values.items()), None)
 
 
@@ -40,7 +41,7 @@ def leak_reason(variant, options):
 # which options to look at
 
 def is_valid(config_class, options):
-    """Returns True if the small model's config takes these values, each of its option's type, together."""
+    """Returns True if the small model's config accepts these values together."""
     try:
         config_class(**SMALL | options)
     except Stop:
@@ -49,7 +50,7 @@ def is_valid(config_class, options):
 
 
 def choices(variant):
-    """Returns {option of the variant: values to look at}: its default and a few others, all of them valid."""
+    """Returns {option of the variant: values to check}: its default, then a few others, all valid."""
     found, core_options = {}, options_of(GPTConfig)
     config_class = load_classes(variant).GPTConfig
     for name, option in options_of(config_class).items():
@@ -57,7 +58,7 @@ def choices(variant):
             continue
         found[name] = [option.default]
         for candidates in candidate_values(option):
-            # of each kind of value the first that is valid
+            # the first valid value of each group
             for value in candidates:
                 with suppress(Stop):
                     is_new = parse_option(option, value, '') != option.default
@@ -68,13 +69,14 @@ def choices(variant):
 
 
 def candidate_values(option):
-    """Returns values to try beside an option's default, in lists of which one value each will do.
+    """Returns groups of values to try beside an option's default; one value of each group is enough.
 
-    All words of a Literal, a switch turned, a number doubled and 0.
+    They are every word of a Literal, the opposite of a bool, a number doubled or halved, and 0.
     """
-    # what a variant means by None or by text nobody can guess
+    # what None or free text means to a variant cannot be guessed
     default = option.default
-    kinds = option.kind, *get_args(option.kind) # of Literal[...] | None its parts too
+    # Literal[...] | None is a union, whose parts have the words
+    kinds = option.kind, *get_args(option.kind)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words:
         return [[word] for word in words]
@@ -86,22 +88,23 @@ def candidate_values(option):
 
 
 def covering_options(variant):
-    """Yields a few settings of the variant's options in which each pair of choices meets.
+    """Yields a few settings of the variant's options, {option: value}, that cover every pair of choices.
 
-    One option may hide what another does. First come settings without the rules that are declared to see the
-    future, then, for the pairs that are left, with them.
+    Pairs, because one option may hide what another does. Settings that leak by a declared rule come last, for
+    the pairs that no other setting covers.
     """
     values, rules = choices(variant), leak_rules(variant)
     config_class = load_classes(variant).GPTConfig
+    # seeded by the name: the same settings in every session
     draw = Random(variant).choice # noqa: S311
     met = set()
     for leaky in False, True:
         while True:
-            # the best of a hundred random settings, until it brings no pair that has not met
+            # greedy: the best of a hundred random settings, until none of them adds a pair
             drawn = [{name: draw(some) for name, some in values.items()} for _ in range(100)]
             if not leaky:
                 drawn = [s for s in drawn if not any(rule.items() <= s.items() for rule, why in rules)]
-            # most new pairs first; one in which options exclude each other is passed over
+            # most new pairs first; settings whose options exclude each other are skipped
             drawn.sort(key=lambda s: -len(pairs_of(s) - met))
             best = next((s for s in drawn if pairs_of(s) <= met or is_valid(config_class, s)), {})
             if pairs_of(best) <= met:
@@ -111,5 +114,5 @@ def covering_options(variant):
 
 
 def pairs_of(options):
-    """Returns the set of single options and of pairs of them, each with its value."""
+    """Returns the set of all single (option, value) items and of all pairs of them."""
     return set(options.items()) | set(combinations(options.items(), 2))

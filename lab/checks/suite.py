@@ -1,4 +1,4 @@
-"""All that must hold before anybody believes a variant's loss, as one list of named checks."""
+"""The suite: all that must hold before a variant's loss can be believed, as a list of named checks."""
 import time
 from functools import cache, partial
 from typing import NamedTuple
@@ -14,23 +14,24 @@ from lab.checks.learning import uniform_tokens
 from lab.checks.models import small, train_small
 from lab.checks.settings import leak_reason, leak_rules, neutral_options
 
-SLOW = 'uniform tokens' # how the name of the check begins that takes half a minute
+# the first words of the one check that takes half a minute
+SLOW = 'uniform tokens'
 
 
 class CheckResult(NamedTuple):
     name: str
-    status: str         # ok, declared leak seen, LEAK found, FAILED
-    why: str            # of the last two
+    status: str         # ok, declared leak seen, LEAK found or FAILED
+    why: str            # the failure's message, for the last two; else ''
     seconds: float
 
 
 def list_checks(variant, fast=False, **options):
-    """Yields (name, check) for the variant with these options, and again with those that it declares to leak.
+    """Yields (name, check) for the variant with these options, then for each setting declared to leak.
 
-    check() raises Failed, or returns True if it saw a declared leak. fast: without the one named SLOW.
+    check() raises Failed, or returns True if it saw a declared leak. fast: leaves out the check named SLOW.
     """
     names = [name for name in variant.split('+') if name != 'base']
-    # of a sum each part, with the others left as they are
+    # each part of a sum is made neutral, with the other parts as they are
     for name in names:
         rest = '+'.join(other for other in names if other != name) or 'base'
         yield f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)
@@ -42,27 +43,28 @@ def list_checks(variant, fast=False, **options):
 
 
 def neutral(variant, name, rest):
+    """Checks that the variant is `rest` with the NEUTRAL of its part `name`."""
     neutral_is_base(variant, neutral_options(name), rest)
 
 
 def list_checks_of_options(variant, options):
-    """Yields the part of list_checks() that looks at one setting of the options."""
+    """Yields (name, check) for one setting of the options."""
     declared = leak_reason(variant, options)
-    # initial weights hide much, large ones saturate, and only training fills buffers
+    # four kinds of weights: initial ones hide leaks, large ones saturate, only training fills buffers
     make = partial(small, variant, **options)
     shaken, trained = partial(make, shake=0.3), cache(partial(train_small, variant, **options))
     weights = dict(initial=make, shaken=shaken, wild=partial(make, shake=1.0), trained=trained)
-    # with a declared leak only evaluation has to be causal
+    # a declared leak may show in training, never in evaluation
     for training in [False] if declared else [False, True]:
         mode = 'training' if training else 'evaluation'
         for name, make_model in weights.items():
             yield f'causal in {mode}, {name} weights', partial(causal_in_mode, make_model, training)
-        # kernels and masks work in blocks of 128
+        # kernels and masks work in blocks of 128 tokens
         yield f'causal in {mode}, across blocks of 128', partial(causal_across_blocks, make, training)
     if declared:
         yield 'leak in training', partial(declared_leak, shaken, trained)
 
-    # what is evaluated is what is decoded, and compiles
+    # decoding agrees with evaluation, and the pass compiles
     yield 'stateless', lambda: stateless(shaken())
     yield 'decoding', lambda: cached_decoding(shaken())
     yield 'generating', lambda: greedy_generation(shaken())
@@ -75,14 +77,16 @@ def causal_in_mode(make_model, training):
 
 
 def causal_across_blocks(make, training):
+    """Checks causality on both sides of position 128."""
     model = make(shake=0.3, block_size=160)
     suffix_swap(model.train(training), times=(127, 128, 129))
 
 
 def run_suite(variant, fast=False, **options):
-    """Runs list_checks() and yields a CheckResult as each one ends."""
+    """Runs the checks of list_checks() and yields a CheckResult after each."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1) # more only get in each other's way in models this small
+    # models this small are slower with more threads
+    torch.set_num_threads(1)
     try:
         for name, check in list_checks(variant, fast, **options):
             t0, why = time.perf_counter(), ''

@@ -1,15 +1,16 @@
-"""The report that ab.py writes, for people: report.html, which opens anywhere, and its charts as PNGs.
+"""The report that ab.py writes for people: report.html, which opens anywhere, and its charts as PNGs.
 
-read.py         report.json -> one tidy object, without missing blocks
-sentences.py    what the page says
+read.py         report.json -> one object in which no field is missing
+sentences.py    the sentences of the page
 tables.py       its tables
 figures.py      its charts, each drawn once by matplotlib
 labels.py       numbers, costs and verdicts as short texts
 page.html.j2    the page, from top to bottom
-page.css        its colors, its layout
+page.css        its colors and layout
 page.js         sorting its tables
 
-Texts come from users. The template escapes them, and the page's policy forbids it to load anything.
+report.json's format is lab/study/schema.py. Texts come from users: the template escapes them, and the page's
+content security policy forbids it to load anything.
 """
 from functools import cache
 from pathlib import Path
@@ -23,12 +24,15 @@ HERE = Path(__file__).parent
 
 
 def write_html(report, path):
-    """Writes the page of report.json (a dict) as one file that needs nothing else, not even a network."""
+    """Writes the page as one file that needs nothing else, not even a network.
+
+    report: report.json, a dict.
+    """
     r = read_report(report)
     charts, diagnostics = figures.build_charts(r), figures.build_diagnostics(r)
     svg = draw_all(charts + [chart for _, arm_charts in diagnostics for chart in arm_charts])
     if svg is None:
-        # one line stands for all charts
+        # without matplotlib one line stands in for all charts
         charts, diagnostics = charts or diagnostics, []
     page = load_template().render(
         r=r, report=report,
@@ -43,7 +47,7 @@ def write_html(report, path):
 
 
 def write_plots(report, folder):
-    """Writes the page's charts as PNGs; their paths. ImportError without matplotlib, an extra."""
+    """Writes the page's charts as PNGs and returns their paths. ImportError without matplotlib."""
     r, folder = read_report(report), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     diagnostics = [chart for _, arm_charts in figures.build_diagnostics(r) for chart in arm_charts]
@@ -51,10 +55,10 @@ def write_plots(report, folder):
 
 
 def draw_all(charts):
-    """{chart's name: <svg>}; None without matplotlib."""
+    """Returns {chart's name: <svg>}; None without matplotlib."""
     from markupsafe import Markup
     try:
-        # numbered, since all SVGs of a page share one space of ids
+        # numbered, because all SVGs of a page share one namespace of ids
         return {chart.name: Markup(figures.draw_svg(chart, f'chart{i}')) # noqa: S704 names in it are escaped
                 for i, chart in enumerate(charts)}
     except ImportError:
@@ -63,7 +67,7 @@ def draw_all(charts):
 
 @cache
 def load_template():
-    """page.html.j2, with page.css and page.js inside."""
+    """Returns the template page.html.j2, with page.css and page.js in it. Stop without jinja2."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -73,12 +77,13 @@ def load_template():
                               trim_blocks=True, lstrip_blocks=True, finalize=printable_if_text)
     # StrictUndefined: a misspelt name in the template is an error, not an empty text
     environment.filters['flat_text'] = tables.flat_text
-    environment.policies['json.dumps_kwargs'] = {'default': str}    # of tojson, which escapes <, > and &
+    # for tojson, which escapes <, > and &
+    environment.policies['json.dumps_kwargs'] = {'default': str}
     css, js = (Markup((HERE / name).read_text(encoding='utf-8')) # noqa: S704
                for name in ('page.css', 'page.js'))
     return environment.get_template('page.html.j2', globals=dict(css=css, js=js))
 
 
 def printable_if_text(x):
-    """What becomes of each expression of the template before it is escaped."""
+    """Returns the value of a template's expression, texts without characters that HTML cannot hold."""
     return printable(x) if type(x) is str else x

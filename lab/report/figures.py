@@ -1,8 +1,8 @@
-"""The charts of a report: what each shows, and one drawing of each by matplotlib, as SVG and as PNG.
+"""Charts of a report: the data of each, and one drawing of each by matplotlib, saved as SVG and as PNG.
 
-A chart is 360 units wide, about as many pixels as a phone, so that its text of 12 units is readable there.
-Its colors are the light page's, from page.css. In the SVG each becomes its variable again, for the dark page;
-this is why no two variables have the same color.
+A chart is 360 units wide, about a phone's width in pixels, so text of 12 units is readable there. Its colors
+are those of the light page, from page.css. In the SVG each color becomes its variable again, so that the dark
+page can change it; this is why no two variables may have the same color.
 """
 import contextlib
 import io
@@ -23,7 +23,8 @@ from lab.report.labels import COSTS, format_number, format_si, printable, shorte
 CSS = Path(__file__).with_name('page.css').read_text(encoding='utf-8')
 LIGHT = CSS[CSS.index(':root'):CSS.index('@media')]
 COLORS = dict(re.findall(r'--(\w+): *(#[0-9a-f]{6})', LIGHT))  # by variable
-STYLE = {                               # what differs from matplotlib's defaults
+# what differs from matplotlib's defaults
+STYLE = {
     'svg.fonttype': 'none',             # text stays text
     'font.size': 12,
     'text.parse_math': False,           # a $ in a name is a dollar
@@ -42,6 +43,7 @@ ROW = 46                                        # height of a forest plot's row
 # charts as data, which know how to draw themselves
 
 class LegendEntry(NamedTuple):
+    """A line of a legend, for the page and for the PNG."""
     label: str
     color: str                          # one of COLORS
     dashed: bool
@@ -50,13 +52,14 @@ class LegendEntry(NamedTuple):
 
 @dataclass
 class Series:
+    """A curve or a dot of a chart; low and high are as long as x, or empty."""
     label: str
     index: int                  # of the arm, 0 the baseline, for its color
     x: list
     y: list                     # NaN: a gap
-    low: list = ()              # the edges of a band, or for dots the ends of a bar
+    low: list = ()              # the lower edge of a band, or for a dot the end of its bar
     high: list = ()
-    seeds: list = ()            # the y of each seed
+    seeds: list = ()            # the y values of each seed
     alpha: float = 1.0
 
     @property
@@ -66,15 +69,16 @@ class Series:
 
 @dataclass
 class Chart:
+    """A chart of lines, or of dots with bars."""
     name: str                   # of its PNG
     title: str
     x_label: str                # with units
     y_label: str
     series: list
     note: str = ''
-    log: bool = False           # the x axis: powers of two
-    dots: bool = False          # a dot and a bar a series, no lines
-    delta: float | None = None  # not None: a line at 0 and a band of +-delta
+    log: bool = False           # x axis in powers of two
+    dots: bool = False          # a dot with a bar for each series, in place of lines
+    delta: float | None = None  # not None: draws a line at 0 and a band of +-delta
     y_range: tuple | None = None # None: all of the series
     layers: bool = False        # the series are the layers of a model, in order
 
@@ -84,14 +88,14 @@ class Chart:
 
     @property
     def legend(self):
-        # layers are shades of one color: the first and the last say enough
+        # layers are shades of one color, so the first and the last are enough
         shown = self.series[:1] + self.series[1:][-1:] if self.layers else self.series
         return [s.legend_entry for s in shown]
 
     def draw(self):
-        """The chart as a matplotlib Figure."""
+        """Returns the chart as a matplotlib Figure."""
         figure, ax = new_figure(HEIGHT, LEFT, TOP, RIGHT, BOTTOM)
-        # what comes first lies below what follows
+        # drawn first, so that it lies below the series
         if self.delta is not None:
             ax.axhspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
             ax.axhline(0, color=COLORS['soft'], linewidth=1)
@@ -99,7 +103,7 @@ class Chart:
         for s in self.series:
             draw_series(ax, s)
 
-        # lines go from edge to edge, dots keep away from them
+        # lines run from edge to edge; dots keep away from the edges
         ax.margins(x=0.12 if self.dots else 0, y=0.06)
         if self.y_range:
             low, high = self.y_range
@@ -112,33 +116,35 @@ class Chart:
         set_ticks(ax.yaxis, 5)
         ax.grid(axis='y', color=COLORS['rule'], linewidth=1)
         ax.set_axisbelow(True)
-        # the unit stands above its axis: turned by 90 degrees, it would take width from the curves
+        # the unit stands above its axis, because beside it, turned, it would take width from the curves
         figure.text(4 / WIDTH, 1 - 11 / HEIGHT, self.y_label, color=COLORS['soft'])
         ax.set_xlabel(self.x_label, color=COLORS['soft'])
         return figure
 
 
 class ForestRow(NamedTuple):
+    """An arm in the forest plot."""
     title: str
     comparison: object
     index: int                  # of the arm
-    differences: list           # arm minus baseline, one a seed
+    differences: list           # arm minus baseline, one per seed
 
 
 @dataclass
 class ForestPlot:
+    """The plot of all intervals; its attributes from name on are those of a Chart."""
     rows: list
     delta: float
-    reach: float                # the axis is -reach to +reach; what goes on beyond it ends in an arrow
+    reach: float                # the axis is -reach to +reach; intervals beyond it end in an arrow
     note: str
     name: str = 'differences'
     title: str = 'Difference to the baseline'
     x_label: str = 'nats; below zero the arm is better'
-    legend: tuple = ()          # the rows have names
-    has_seeds: bool = False     # none to be asked for: they are always there
+    legend: tuple = ()          # none, because the rows have names
+    has_seeds: bool = False     # False: seeds are always drawn, so the page has no box for them
 
     def draw(self):
-        """The plot as a matplotlib Figure: a row an arm, with its text above its interval."""
+        """Returns the plot as a matplotlib Figure: one row per arm, its text above its interval."""
         bottom = ROW * len(self.rows) + 8
         figure, ax = new_figure(bottom + 42, 10, 0, WIDTH - 10, bottom)
         ax.set_xlim(-self.reach, self.reach)
@@ -152,7 +158,7 @@ class ForestPlot:
         return figure
 
     def draw_row(self, ax, row, y):
-        """Draws one arm; y is where its interval goes."""
+        """Draws one arm; y: the height of its interval."""
         c, color = row.comparison, COLORS[arm_style(row.index)[0]]
         low, high = c.interval or (c.mean, c.mean)
         mean, *ends = (format_number(x, sign='+') for x in (c.mean, low, high))
@@ -161,11 +167,11 @@ class ForestPlot:
         from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
         ax.text(0, y - 17, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
         ax.text(1, y - 17, numbers, transform=from_left, color=COLORS['soft'], ha='right')
-        # zero, but not through the numbers
+        # the line at zero, interrupted by the text of each row
         ax.plot([0, 0], [y - 11, y + 13], color=COLORS['soft'], linewidth=1)
 
         def plot(x, y, *marker, **style):
-            """Plots at x, clipped to the axis; a marker at its very end stays whole."""
+            """Plots at x, clipped to the axis; a marker at its end is drawn whole."""
             ax.plot(np.clip(x, -self.reach, self.reach), y, *marker, color=color, clip_on=False, **style)
         if low < high:
             plot([low, high], [y, y], linewidth=3)
@@ -173,17 +179,18 @@ class ForestPlot:
             plot(low, y, '<', markersize=10)
         if high > self.reach:
             plot(high, y, '>', markersize=10)
-        # rings for the seeds, on the interval; the mean over them
+        # rings for the seeds on the interval, and the mean on top of them
         seeds = [d for d in row.differences if abs(d) <= self.reach]
         plot(seeds, [y] * len(seeds), 'o', markersize=4.4, markeredgewidth=1, markerfacecolor=COLORS['bg'])
         if abs(c.mean) <= self.reach:
             plot(c.mean, y, 'o', markersize=10)
+        # the interval over text: a thin dashed line below
         if c.text_interval and c.text_interval[0] < self.reach and c.text_interval[1] > -self.reach:
             plot(c.text_interval, [y + 9, y + 9], linewidth=1, dashes=(3, 3))
 
 
 def arm_style(index):
-    """(color, dashed) of an arm by its index: the baseline's, or one of seven, then dashed."""
+    """Returns (color, dashed) of an arm by its index: c0 for the baseline, then seven colors, then dashed."""
     return (f'c{(index - 1) % 7 + 1}' if index else 'c0'), index > 7
 
 
@@ -191,7 +198,7 @@ def arm_style(index):
 # which charts a report has
 
 def build_charts(r):
-    """The charts that the report has numbers for, in the order of the page, without the diagnostics."""
+    """Returns the charts that the report has numbers for, in the page's order, without diagnostics."""
     charts = [
         forest_plot(r),
         loss_chart(r, 'val', 'Validation loss'),
@@ -205,7 +212,7 @@ def build_charts(r):
 
 
 def build_diagnostics(r):
-    """[(arm, [Chart])] of the arms whose variants log diagnostics: one line per layer, fading."""
+    """Returns [(arm, [Chart])] of arms whose variants log diagnostics: one line per layer, fading."""
     found, number = [], 0
     for arm in r.arms:
         charts = []
@@ -214,7 +221,7 @@ def build_diagnostics(r):
             labels = [f'layer {i}' for i in range(len(layers))] if len(layers) > 1 else [name]
             lines = [Series(label, 1, iters, list(values), alpha=1 - fade * i)
                      for i, (label, values) in enumerate(zip(labels, layers))]
-            # numbered, since two names may differ only in what no file name can hold
+            # numbered, because two names may differ only in characters that no file name can hold
             file_name = re.sub(r'[^A-Za-z0-9_-]+', '_', f'stat_{number}_{arm.name}_{name}')[:80]
             charts.append(Chart(file_name, name, 'iteration', '', lines, layers=True))
             number += 1
@@ -224,29 +231,30 @@ def build_diagnostics(r):
 
 
 def axis_reach(sizes, least):
-    """How far an axis goes: at most four times the median size, so that one outlier cannot flatten all."""
+    """Returns how far an axis goes: at most 4 times the median size, so that no outlier flattens the rest."""
     sizes = sorted(x for x in sizes if x) or [least]
-    # the last number: all arms are equal to the bit, and there is no delta
+    # 1e-4: for arms that are equal to the bit, where there is no delta
     return 1.1 * max(least, min(sizes[-1], 4 * sizes[len(sizes) // 2])) or 1e-4
 
 
 def late_values(s, values):
-    """Those of a series' values after the first 30 % of the run, where arms can be told apart."""
+    """Returns those values of a series that come after 30 % of the run, where arms can be told apart."""
     return [y for x, y in zip(s.x, values) if x >= 0.3 * s.x[-1]]
 
 
 def over_seeds(arm, x, curves):
-    """A Series of curves (seeds, x): their mean and range."""
+    """Returns a Series of curves (seeds, x): their mean, and the range as a band."""
     mean, low, high = (list(f(curves, axis=0)) for f in (np.mean, np.min, np.max))
     return Series(arm.name, arm.index, x, mean, low, high, seeds=curves)
 
 
 def loss_chart(r, split, title):
+    """Returns the Chart of the losses on a split, val or train; None without any."""
     series = [over_seeds(arm, arm.iters, list(arm.curves[split].values()))
               for arm in r.arms if arm.curves[split]]
     if not series:
         return None
-    # up to the highest loss after the start; the first loss of all bounds the axis for an arm gone astray
+    # up to the highest loss after the start, but an arm that goes astray cannot stretch the axis far
     low = min(min(s.low) for s in series)
     first_loss = series[0].high[0]
     high = min(max(max(late_values(s, s.high)) for s in series), low + 2 * max(first_loss - low, 0.01))
@@ -255,7 +263,7 @@ def loss_chart(r, split, title):
 
 
 def paired_differences(arm, base, alpha):
-    """A Series of arm minus baseline at the same seed and iteration, with t intervals; None without any."""
+    """Returns a Series of arm minus baseline by seed and iteration, with t intervals; None without any."""
     # the arms may have been evaluated at different iterations, and a seed may be missing
     iters = [i for i in arm.iters if i in base.iters]
     at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
@@ -263,7 +271,7 @@ def paired_differences(arm, base, alpha):
     d = [curves[seed][at] - base_curves[seed][base_at] for seed in curves if seed in base_curves]
     if not d or not iters:
         return None
-    # d: n arrays (iters,); the band is the interval of the mean in place of the range
+    # d: n arrays (iters,); the band shows the interval of the mean, not the range
     s, n = over_seeds(arm, iters, d), len(d)
     half = student.ppf(1 - alpha / 2, n - 1) / sqrt(n) * np.std(d, axis=0, ddof=1) if n > 1 else 0
     s.low, s.high = list(np.subtract(s.y, half)), list(np.add(s.y, half))
@@ -271,6 +279,7 @@ def paired_differences(arm, base, alpha):
 
 
 def difference_chart(r):
+    """Returns the Chart of the differences to the baseline while training; None without any."""
     others = [arm for arm in r.arms if r.base and arm is not r.base]
     series = [s for arm in others if (s := paired_differences(arm, r.base, r.plan.level or 0.05))]
     if not series:
@@ -284,11 +293,11 @@ def difference_chart(r):
 
 
 def cost_chart(r, field):
-    """Final losses against one of COSTS; None where the arms cost the same."""
+    """Returns the Chart of final losses against one of COSTS; None if the arms cost the same."""
     series = [Series(arm.name, arm.index, [arm.costs[field][0]], [arm.mean],
                      [min(arm.losses.values())], [max(arm.losses.values())])
               for arm in r.arms if arm.losses and arm.costs[field][0] is not None]
-    # less than 2 % apart there is nothing to choose between
+    # costs less than 2 % apart leave nothing to choose between
     costs = [s.x[0] for s in series]
     if not series or max(costs) < 1.02 * min(costs):
         return None
@@ -298,9 +307,9 @@ def cost_chart(r, field):
 
 
 def position_chart(r):
-    """Differences of the loss by position in the context, means over neighbors on a logarithmic axis."""
+    """Returns the Chart of loss differences by position, means over logarithmic bins; None without any."""
     n, series = len(r.base.position_loss) if r.base else 0, []
-    # four bins an octave; the last one ends with position n
+    # four bins per octave; the last one ends with position n
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
     bins = [(a, min(b, n + 1)) for a, b in zip(edges, edges[1:]) if a <= n]
     for arm in r.arms:
@@ -315,6 +324,7 @@ def position_chart(r):
 
 
 def forest_plot(r):
+    """Returns the ForestPlot of all comparisons with a mean; None without any."""
     rows, losses = [], {arm.name: arm.losses for arm in r.arms}
     for arm, c, title, _ in r.verdicts:
         if c.mean is not None:
@@ -334,10 +344,12 @@ def forest_plot(r):
 # drawing
 
 def new_figure(height, left, top, right, bottom):
-    """(Figure, Axes) without a frame; lengths in units from the upper left corner."""
+    """Returns (Figure, Axes) without a frame; lengths are in units, from the upper left corner."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(WIDTH / 72, height / 72))  # inches of 72 units
-    figure.patch.set_visible(False)                     # the page's own background shows through
+    # an inch has 72 units
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    # the page's own background shows through
+    figure.patch.set_visible(False)
     ax = figure.add_axes((left / WIDTH, 1 - bottom / height, (right - left) / WIDTH, (bottom - top) / height))
     ax.patch.set_visible(False)
     ax.spines[['left', 'top', 'right']].set_visible(False)
@@ -357,13 +369,14 @@ def set_log_ticks(ax):
 
 
 def set_ticks(axis, most):
-    """Sets ticks at round numbers within the axis, `most` intervals at most; 0.005, 2,000 and 66 M."""
+    """Sets ticks at round numbers within the axis, `most` intervals at most: 0.005, 2,000 or 66 M."""
     from matplotlib.ticker import MaxNLocator
     low, high = sorted(axis.get_view_interval())
     ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
     digits = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9))
-    # as many digits as tell two ticks apart; + 0: no minus before a zero
+    # as many digits as tell two ticks apart; + 0.0 turns -0 into 0
     ticks = [round(x, digits) + 0.0 for x in ticks]
+    # MaxNLocator goes one tick beyond the axis at each end
     room = 1e-9 * (high - low)
     ticks = [x for x in ticks if low - room <= x <= high + room]
     labels = [f'{x:,.{digits}f}' if max(-low, high) < 1e6 else format_si(x) for x in ticks]
@@ -371,16 +384,16 @@ def set_ticks(axis, most):
 
 
 def draw_line(ax, s):
-    """Draws a line with its band, and a thin line a seed, which the page hides until it is asked for them."""
+    """Draws a line with its band, and a thin line per seed, which the page shows on demand."""
     name, dashed = arm_style(s.index)
     if s.low:
         ax.fill_between(s.x, s.low, s.high, color=COLORS[name], alpha=0.16, linewidth=0, gid='band')
     if s.seeds:
-        # one path for all of them, with gaps
+        # one path for all seeds, with gaps between them
         x = np.concatenate([[*s.x, np.nan] for _ in s.seeds])
         y = np.concatenate([[*values, np.nan] for values in s.seeds])
         ax.plot(x, y, color=COLORS[name], linewidth=0.8, alpha=0.75, gid='seed')
-    # a point between two gaps is no line: a dot shows it
+    # a point between two gaps makes no line, so it gets a dot
     there = np.isfinite([np.nan, *s.y, np.nan])
     alone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
     ax.plot(s.x, s.y, '--' if dashed else '-', color=COLORS[name], alpha=s.alpha,
@@ -395,7 +408,7 @@ def draw_dot(ax, s):
 
 
 def label_text(name):
-    """A user's text on one line, for matplotlib."""
+    """Returns a user's text on one line, for matplotlib."""
     return printable(' '.join(name.split()))
 
 
@@ -404,43 +417,46 @@ def label_text(name):
 
 @contextlib.contextmanager
 def page_style():
-    """matplotlib in STYLE, whatever the user's own settings are."""
+    """Sets matplotlib's STYLE, whatever the user's own settings are."""
     import matplotlib.style
     with matplotlib.style.context(['default', STYLE]), warnings.catch_warnings():
-        # of a character that matplotlib's font lacks: a browser has it, a PNG shows a box
+        # about characters that matplotlib's font lacks: a browser has them, a PNG shows boxes
         warnings.filterwarnings('ignore', 'Glyph')
         yield
 
 
 def draw_svg(chart, prefix):
-    """The chart as an <svg> to stand in a page. No other may have the prefix, which begins its ids."""
+    """Returns the chart as an <svg> for a page. prefix: of its ids, different for each chart of a page."""
     file = io.StringIO()
     with page_style():
         chart.draw().savefig(file, format='svg')
-    # the text is matplotlib's, which escapes names
+    # safe to parse: matplotlib wrote it, and escapes names
     (svg,) = slim_svg(ElementTree.fromstring(file.getvalue()), prefix, {}) # noqa: S314
     svg.attrib = {'viewBox': svg.attrib['viewBox'], 'role': 'img', 'aria-label': printable(chart.title)}
     return ElementTree.tostring(svg, encoding='unicode')
 
 
-CLASSES = 'seed', 'band', 'name'        # an artist's gid becomes a class, for page.css
+# an artist's gid becomes a class, for page.css
+CLASSES = 'seed', 'band', 'name'
 VARIABLES = {color: f'var(--{name})' for name, color in COLORS.items()}
 
 
 def slim_svg(element, prefix, ids):
-    """[element] without a namespace, colors as page.css' variables, numbers to a tenth; [] of an empty one.
+    """Returns [element] with page.css's variables as colors and numbers to a tenth, or its parts, or [].
 
-    ids: those given so far, {matplotlib's: the page's}.
+    Namespaces are dropped; an empty group gives [], and one without attributes gives its children. ids: those
+    given so far, {matplotlib's: the page's}.
     """
     def in_page(old):
         return ids.setdefault(old, f'{prefix}-{len(ids)}')
 
     tag = element.tag.rpartition('}')[2]
-    if tag in ('metadata', 'style'):    # matplotlib's style is for * and would reach the whole page
+    # matplotlib's style has the selector *, which would reach the whole page
+    if tag in ('metadata', 'style'):
         return []
     attributes = {}
     for name, text in element.attrib.items():
-        # a group's id is an artist's gid or a number; others are referred to, as clip paths and markers
+        # a group's id is an artist's gid or a number; other ids have references, as clip paths and markers
         name = name.rpartition('}')[2]
         if name == 'id':
             if tag != 'g':
@@ -453,12 +469,12 @@ def slim_svg(element, prefix, ids):
             attributes[name] = f'url(#{in_page(text[5:-1])})'
         elif name == 'style':
             attributes[name] = slim_style(text)
-        # each text is turned, mostly by -0 degrees
+        # matplotlib rotates each text, mostly by -0 degrees
         elif not (name == 'transform' and text.startswith('rotate(-0 ')):
             text = re.sub(r'-?\d+\.\d+', lambda x: f'{float(x[0]):.1f}'.removesuffix('.0'), text)
             attributes[name] = re.sub(r'\s*([MLCQz])\s*', r'\1', text) if name == 'd' else text
 
-    # groups that say nothing make way for what is in them
+    # groups without attributes are replaced by their children
     children = [part for child in element for part in slim_svg(child, prefix, ids)]
     if tag in ('g', 'defs') and not children:
         return []
@@ -471,18 +487,18 @@ def slim_svg(element, prefix, ids):
 
 
 def slim_style(text):
-    """A style attribute without fonts, caps and joins, which page.css sets, with its colors as variables."""
+    """Returns a style attribute with variables as colors; page.css sets its fonts, caps and joins."""
     rules = re.findall(r'([\w-]+): *([^;]+)', text)
     return ';'.join(f'{name}:{VARIABLES.get(x, x)}' for name, x in rules
                     if not name.startswith('font') and name not in ('stroke-linecap', 'stroke-linejoin'))
 
 
 def write_png(chart, folder):
-    """The chart with its title and legend as a PNG; its path."""
+    """Writes the chart with its title and legend as a PNG, and returns its path."""
     path = folder / f'{chart.name}.png'
     with page_style():
         figure = chart.draw()
-        # nobody can ask a PNG for its seeds
+        # a PNG has no box to show seeds on demand
         for artist in figure.findobj(lambda artist: artist.get_gid() == 'seed'):
             artist.set_visible(False)
         add_title_and_legend(figure, chart)
@@ -491,7 +507,7 @@ def write_png(chart, folder):
 
 
 def add_title_and_legend(figure, chart):
-    """Adds what the page says around the SVG, outside of the figure: bbox_inches='tight' makes room."""
+    """Adds the title and legend, outside the figure; bbox_inches='tight' makes room for them."""
     from matplotlib.lines import Line2D
     figure.patch.set_visible(True)
     height = 72 * figure.get_figheight()
@@ -503,6 +519,6 @@ def add_title_and_legend(figure, chart):
     if keys:
         legend = figure.legend(keys, [''] * len(keys), loc='upper left', bbox_to_anchor=(0, 0), ncols=2,
                                fontsize=10)
-        # not as labels above: matplotlib leaves out those with an underscore in front
+        # set here, because matplotlib leaves out labels that begin with an underscore
         for text, key in zip(legend.get_texts(), chart.legend):
             text.set(text=label_text(shorten(key.label, 24)), color=COLORS['ink'])

@@ -1,4 +1,4 @@
-"""Short texts: numbers as a reader wants them, names of the costs, verdicts as answers to "does it help?"."""
+"""Short texts: formatted numbers, names of the costs, and verdicts as answers to "does it help?"."""
 import re
 from collections.abc import Callable
 from math import log10
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 def format_number(x, digits=4, sign=''):
-    """-0.0024; one that these digits would round to zero as -1e-07; a dash for None."""
+    """Returns -0.0024, or -1e-07 if these digits would round x to zero; a dash for None."""
     if x is None:
         return '–'
     tiny = 0 < abs(x) < 0.5 * 10 ** -digits
@@ -14,43 +14,50 @@ def format_number(x, digits=4, sign=''):
 
 
 def format_si(x):
-    """10.6 M: four digits and an SI prefix."""
+    """Returns x with up to four digits and an SI prefix: 10.6 M."""
+    # thousands: 0 for none, up to 5 for peta
     thousands = min(max(int(log10(abs(x)) // 3), 0), 5) if x else 0
     return f'{x / 1000 ** thousands:.4g} {" kMGTP"[thousands]}'.strip()
 
 
 def format_ratio(x):
-    """1.31, 1.008, 1"""
+    """Returns a ratio with up to three decimals: 1.31, 1.008, 1."""
     return f'{x:.3f}'.rstrip('0').rstrip('.')
 
 
 def with_minus_signs(text):
-    """The text with a minus sign for each hyphen before a number. Not for names, which keep their hyphens."""
+    """Returns text with a minus sign for each hyphen before a number.
+
+    Not for names, which keep their hyphens.
+    """
+    # a hyphen inside a word or a number, as in 1e-05, stays
     return re.sub(r'(?<![\w.])-(?=\d)', '−', text)
 
 
 def with_fixed_spaces(text):
-    """The text with no-break spaces between each number and the word that follows it."""
+    """Returns text with no-break spaces between each number and the unit or word that follows it."""
     return re.sub(r'(?<=[\d×]) (?=[%×(\w])', '\xa0', text)
 
 
 def printable(text):
-    """The text with U+FFFD for control characters and lone surrogates, which HTML and fonts cannot take."""
+    """Returns text with U+FFFD for control characters and lone surrogates, which HTML cannot hold."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '\ufffd', text)
 
 
 def shorten(name, most):
-    """The name, or its first characters and an ellipsis: `most` characters at most."""
+    """Returns the name, cut to `most` characters with an ellipsis if it is longer."""
     return name if len(name) <= most else name[:most - 1] + '…'
 
 
 class Cost(NamedTuple):
+    """A cost of an arm, and how the page shows it."""
     title: str
-    ratio_field: str | None             # of arm['price'], beside the number itself: times the baseline's
+    ratio_field: str | None             # of arm['price']: the same cost over the baseline's
     format: Callable
 
 
-COSTS = {                               # by their fields in arm['price']; params is the arm's own
+# by field of arm['price'], except params, which is a field of the arm
+COSTS = {
     'step_ms': Cost('ms a step', 'step_ratio', lambda x: f'{x:.3g}' if x < 1000 else f'{x:.0f}'),
     'forward_flops_per_token': Cost('forward FLOPs a token', None, format_si),
     'flops_per_token': Cost('training FLOPs a token', 'flops_ratio', format_si),
@@ -59,11 +66,13 @@ COSTS = {                               # by their fields in arm['price']; param
     'decode_tokens_per_s': Cost('tokens/s decoding', None, lambda x: f'{x:,.0f}'),
     'compile_seconds': Cost('s to compile', None, lambda x: f'{x:.3g}'),
 }
-EQUAL_COST = {                          # fields of an arm: its loss once it has cost as much as the baseline
+# by field of an arm: its loss once it has cost as much as the baseline
+EQUAL_COST = {
     'loss_at_equal_time': "loss at the baseline's time",
     'loss_at_equal_flops': "loss at the baseline's FLOPs",
 }
-VERDICTS = {                            # lab.stats' words -> the page's; others stay
+# the verdicts of lab.stats -> the page's words; other verdicts stay as they are
+VERDICTS = {
     'better': 'helps',
     'worse': 'hurts',
     'screen': 'screen only',
@@ -71,5 +80,5 @@ VERDICTS = {                            # lab.stats' words -> the page's; others
 
 
 def verdict_class(verdict):
-    """The CSS class that colors a verdict in the page's words."""
+    """Returns the CSS class that colors a verdict, given in the page's words."""
     return verdict if verdict in ('helps', 'hurts', 'equivalent') else 'open'

@@ -1,6 +1,6 @@
-"""report.json as one tidy object, in which every block is there and every number is finite or None.
+"""Reads report.json (lab/study/schema.py) into one object: no field is missing, numbers are finite or None.
 
-Blocks are missing, or None, in a study of losses that somebody brings; NaN and Infinity come as strings.
+In a report of losses from a file, fields are missing or None; NaN and Infinity are strings.
 """
 import re
 from math import isfinite
@@ -12,7 +12,7 @@ import numpy as np
 from lab.report.labels import COSTS, VERDICTS, format_number
 
 # -----------------------------------------------------------------------------
-# the blocks of report.json that the page uses, and what stands for a missing field
+# the parts of report.json that the page uses, and the default for each missing field
 
 REPORT = dict(name='A/B report', command='', created='', config='', arms=[], comparisons=[], plan={},
               environment={}, recipe={}, paired={})
@@ -34,12 +34,12 @@ class ArmVerdict(NamedTuple):
     """One line of the page's answers."""
     arm: SimpleNamespace
     comparison: SimpleNamespace
-    title: str                  # the arm's name, and the baseline's where that is one of the arm's own
+    title: str                  # the arm's name; with a matched baseline, that baseline's too
     verdict: str                # in the page's words
 
 
 def read_report(report):
-    """The tidy object of report.json as a dict (REPORT's fields, and base, verdicts)."""
+    """Returns report.json, a dict, as an object with REPORT's fields, base (an arm or None) and verdicts."""
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
     r.comparisons = [read_comparison(c) for c in drop_nonfinite(r.comparisons)]
@@ -49,7 +49,7 @@ def read_report(report):
         arm.costs = {field: cost_and_ratio(arm, r.base, field) for field in COSTS}
 
     r.plan = with_defaults(drop_nonfinite(r.plan), PLAN)
-    # At several looks each tests at a level stricter than alpha, which only the comparisons know.
+    # with several looks each tests at a level stricter than alpha, which only the comparisons know
     levels = [c.level for c in r.comparisons if c.level]
     r.plan.level = levels[0] if levels else None if r.plan.looks else r.plan.alpha
     r.plan.percent = f'{100 * (1 - r.plan.level):.3g} % ' if r.plan.level else ''
@@ -58,15 +58,15 @@ def read_report(report):
 
 
 def with_defaults(given, defaults):
-    """A dict's fields as attributes, a default for each that is missing or None."""
+    """Returns a dict's fields as attributes, with a default for each that is missing or None."""
     given = {field: x for field, x in (given or {}).items() if x is not None}
     return SimpleNamespace(**defaults | given)
 
 
 def drop_nonfinite(x):
-    """A copy of x with None for each number that is not finite, be it a float or json's word for one."""
+    """Returns a copy of x with None for numbers that are not finite, be they floats or words of JSON."""
     if isinstance(x, dict):
-        # these hold users' texts, in which the word NaN is a word
+        # these hold users' texts, in which NaN is just a word
         texts = 'name', 'options', 'sample'
         return {field: v if field in texts else drop_nonfinite(v) for field, v in x.items()}
     if isinstance(x, list):
@@ -82,9 +82,9 @@ def drop_nonfinite(x):
 def arm_verdicts(r):
     """Yields each ArmVerdict in the order of the arms.
 
-    An arm with a baseline of its own, say one of as many parameters, has two; an arm without a comparison has
-    a blank one.
+    An arm with a matched baseline has two verdicts; an arm without a comparison has a blank one.
     """
+    # matched baselines: arms that something is compared with, other than the study's baseline
     own_baselines = {c.baseline for c in r.comparisons} - {None, r.base.name if r.base else None}
     for arm in r.arms:
         for c in [c for c in r.comparisons if c.arm == arm.name] or [read_comparison({})]:
@@ -98,12 +98,15 @@ def arm_verdicts(r):
 
 
 def read_comparison(given):
-    """One of report['comparisons']; its `why` is what its words say beyond the verdict and the difference."""
+    """Returns one of report['comparisons']; `why`: its words without the verdict and the difference."""
     c = with_defaults(given, COMPARISON)
+    # an interval with an end that is not finite is none
     for field in 'interval', 'text_interval':
         if None in (getattr(c, field) or []):
             setattr(c, field, None)
-    words = re.sub(r'(?<!\d)\.(?=\d)', '0.', c.words)   # .0024 in a terminal, 0.0024 here
+    # .0024 in a terminal, 0.0024 here
+    words = re.sub(r'(?<!\d)\.(?=\d)', '0.', c.words)
+    # 'better by .0024, at 5 of 5 seeds; ...' -> 'at 5 of 5 seeds; ...'
     first, *rest = words.split('; ')
     if first.startswith(c.verdict):
         first = first.partition(', ')[2]
@@ -115,13 +118,13 @@ def read_comparison(given):
 # arms
 
 def read_arm(given, index):
-    """One of report['arms'], whose place among them decides its color."""
+    """Returns one of report['arms']; index: its place among them, which decides its color."""
     arm = with_defaults(given, ARM)
     arm.index = index
     arm.checks = with_defaults(arm.checks, CHECKS)
     arm.runs = [with_defaults(run, RUN) for run in arm.runs]
 
-    # {seed: final loss} of the runs that came to their end
+    # {seed: final loss} of the runs that are done
     arm.losses = {run.seed: run.val_loss for run in arm.runs
                   if run.status == 'done' and run.val_loss is not None}
     losses = list(arm.losses.values())
@@ -131,6 +134,7 @@ def read_arm(given, index):
         arm.mean_text += f' ± {format_number(np.std(losses, ddof=1))}'
     arm.finished = f'{len(losses)}/{len(arm.runs)}'
 
+    # curves and diagnostics that are incomplete are left out
     curve = with_defaults(arm.curve, CURVE)
     arm.iters = curve.iters
     arm.curves = {split: whole_curves(curve, split) for split in ('val', 'train')}
@@ -140,15 +144,16 @@ def read_arm(given, index):
 
 
 def whole_curves(curve, split):
-    """{seed: losses (iters,)} of the runs that have one at every iteration."""
+    """Returns {seed: losses (iters,)} of the runs that have one at every evaluation; split: val or train."""
     rows = getattr(curve, split)
     return {seed: np.array(row) for seed, row in zip(curve.seeds or range(len(rows)), rows)
             if len(row) == len(curve.iters) > 0 and None not in row}
 
 
 def read_diagnostic(iters=None, layers=None):
-    """(iters, values (layers, iters)) of what a variant logs, NaN for a missing number; None without any."""
-    rows = [row if isinstance(row, list) else [row] for row in layers or []]    # a row an iteration
+    """Returns (iters, values (layers, iters)) of a variant's statistic, NaN for a missing number; or None."""
+    # one row per evaluation; a model may have one number for all layers
+    rows = [row if isinstance(row, list) else [row] for row in layers or []]
     if len(iters or []) != len(rows) or len(set(map(len, rows))) != 1:
         return None
     values = np.array(rows, float).T
@@ -156,10 +161,11 @@ def read_diagnostic(iters=None, layers=None):
 
 
 def cost_and_ratio(arm, base, field):
-    """(value, times the baseline's) of one of COSTS; each None if unknown."""
+    """Returns (value, its ratio to the baseline's) of one of COSTS; each None if unknown."""
     def value_of(a):
         return a.params if field == 'params' else a.price.get(field)
     value, ratio = value_of(arm), arm.price.get(COSTS[field].ratio_field)
+    # costs without a ratio in report.json are divided here
     base_value = value_of(base) if base else None
     if ratio is None and value is not None and base_value:
         ratio = value / base_value

@@ -1,4 +1,4 @@
-"""What the page says: the answers on top, warnings, the plan, how the statistics work, notes on charts."""
+"""Sentences of the page: the answers on top, warnings, the plan, the statistics explained, chart notes."""
 from typing import NamedTuple
 
 from lab.report.labels import (
@@ -12,6 +12,7 @@ from lab.report.labels import (
 )
 from lab.stats import MIN_SEEDS
 
+# by plan.match, what a matched baseline has in common with its arm
 MATCHED = {
     'params': 'the same number of parameters',
     'flops': 'the same training FLOPs',
@@ -22,7 +23,7 @@ MATCHED = {
 # the head of the page
 
 class Answer(NamedTuple):
-    """helps soft_window: -0.0077 nats, ...; and below that the price."""
+    """An answer on top of the page: 'helps soft_window: -0.0077 nats, ...', and the price below it."""
     verdict: str
     css_class: str
     title: str
@@ -31,25 +32,26 @@ class Answer(NamedTuple):
 
 
 def subtitle(r):
-    """The config, the number of seeds, the metric, the date: what of these is known."""
+    """Returns the config, the number of seeds, the metric and the date, as far as they are known."""
     seeds = f'{len(r.plan.seeds)} seeds' if r.plan.seeds else ''
     return ' · '.join(part for part in (r.config, seeds, r.plan.metric, r.created) if part)
 
 
 def answers(r):
-    """Yields an Answer for each arm and baseline."""
+    """Yields an Answer for each of r.verdicts."""
     for arm, c, title, verdict in r.verdicts:
+        # an arm without a comparison, as the baseline, shows its loss
         difference = f'{arm.mean_text}, {arm.finished} runs'
         if c.arm:
             difference = difference_sentence(c, r.plan.percent)
-        # an arm with two verdicts has its price once
+        # an arm with two verdicts shows its price once
         price = price_sentence(r, arm) if title == arm.name else ''
         yield Answer(verdict, verdict_class(verdict), title, with_fixed_spaces(with_minus_signs(difference)),
                      with_fixed_spaces(with_minus_signs(price)))
 
 
 def difference_sentence(c, percent):
-    """A comparison's difference and interval, and what is missing for a verdict."""
+    """Returns a comparison's difference, interval and number of seeds, and what is missing for a verdict."""
     if c.mean is None:
         sentence = 'no mean difference'
     else:
@@ -57,16 +59,17 @@ def difference_sentence(c, percent):
     if c.interval:
         low, high = (format_number(x, sign='+') for x in c.interval)
         sentence += f', {percent}interval {low} to {high}'
-    if c.why.startswith('at '):         # at 5 of 5 seeds: gives the number of seeds already
+    # 'at 5 of 5 seeds' already gives the number of seeds
+    if c.why.startswith('at '):
         return f'{sentence}, {c.why}'
     return f'{sentence}, {c.n} seeds' + (f'; {c.why}' if c.why else '')
 
 
 def price_sentence(r, arm):
-    """The known costs in one line: the baseline's in units, other arms' times the baseline's."""
+    """Returns the known costs on one line: the baseline's in units, other arms' as multiples of it."""
     parts = []
     for field, (value, ratio) in arm.costs.items():
-        # the table has those too
+        # these are only in the table
         if value is None or field in ('forward_flops_per_token', 'compile_seconds'):
             continue
         cost = COSTS[field]
@@ -85,7 +88,8 @@ def price_sentence(r, arm):
 
 
 def warning_sentences(r):
-    """Yields what to know before the verdicts: unpaired runs, failed runs, leaks, checks not made."""
+    """Yields what a reader must know before the verdicts: unpaired or failed runs, leaks, skipped checks."""
+    # False, not missing: a report of losses from a file says nothing about pairing
     if r.paired.batches_equal is False:
         yield 'The arms did not see the same batches: differences between seeds are not paired.'
     if r.paired.init_equal is False:
@@ -98,7 +102,7 @@ def warning_sentences(r):
         if missing:
             yield f'{arm.name}: {missing} of {len(arm.runs)} seeds were not run.'
 
-    # arms about which the leak suite says the same share a line
+    # arms with the same result of the leak suite share a line
     names_of = {}
     for arm in r.arms:
         if arm.checks.status not in ('ok', '–'):
@@ -113,7 +117,10 @@ def warning_sentences(r):
 # the last section
 
 def plan_sentences(r):
-    """Yields what was fixed before the first run; a table of the learning rates tried may follow."""
+    """Yields paragraphs on what was fixed before the first run.
+
+    The page may add a table of learning rates.
+    """
     p = r.plan
     seeds = ', '.join(map(str, p.seeds)) or '–'
     yield (f'Measured: {p.metric}. Seeds: {seeds}. The loss at the end decides, not the best one on the way: '
@@ -131,7 +138,8 @@ def plan_sentences(r):
 
 
 def statistics_sentences(r):
-    """Yields how the statistics work, a paragraph each."""
+    """Yields paragraphs that explain the statistics."""
+    # the level of a plan with looks is unknown if there is no comparison
     level = f'{r.plan.level:.3g}' if r.plan.level else 'the level of a look'
     holm = ", after Holm's correction for several arms," if len(r.comparisons) > 1 else ''
     delta = f'±{r.plan.delta:g} nats' if r.plan.delta else '±delta'
@@ -161,7 +169,7 @@ POSITION_NOTE = 'Mean over seeds. An idea that uses the past better falls to the
 
 
 def equal_cost_note(r):
-    """The note of the price table; empty without losses at equal cost."""
+    """Returns the note of the price table; '' without losses at equal cost."""
     if not any(getattr(arm, field) for arm in r.arms for field in EQUAL_COST):
         return ''
     return ("Losses at the baseline's time or FLOPs are read off the arm's own curve; its schedule was not "
@@ -169,14 +177,14 @@ def equal_cost_note(r):
 
 
 def difference_note(percent, outside):
-    """The note of the differences while training; outside: names of arms whose mean is beyond the axis."""
+    """Returns the note of the differences while training; outside: arms whose mean is beyond the axis."""
     note = (f'Same seed, same batches. Shaded: {percent}interval of the mean at each iteration, not for all '
             'of them at once. Grey: ±delta.')
     return note + (f' Outside the axis: {", ".join(outside)}.' if outside else '')
 
 
 def forest_note(percent, over_text, beyond):
-    """The note of the forest plot; over_text: it has intervals over text; beyond: it has arrows."""
+    """Returns the note of the forest plot; over_text: it has intervals over text; beyond: it has arrows."""
     note = (f'Thick: {percent}interval over seeds; rings: each seed; grey: ±delta, the least difference that '
             'matters.')
     if over_text:

@@ -1,4 +1,4 @@
-"""The tables of the page: which columns and rows they have, and how each cell reads."""
+"""Tables of the page: their columns, rows and cells."""
 from typing import NamedTuple
 
 from lab.report.labels import (
@@ -10,7 +10,8 @@ from lab.report.labels import (
     with_minus_signs,
 )
 
-COLUMNS = {                             # of the table of verdicts: what a title stands for
+# the columns of the table of verdicts, explained below it
+COLUMNS = {
     'd': 'arm minus baseline, mean over seeds, in nats',
     'ms ×, FLOPs ×': "training cost, times the baseline's",
     'n': 'runs that came to their end / runs planned',
@@ -29,20 +30,23 @@ COLUMNS = {                             # of the table of verdicts: what a title
 
 
 class Cell(NamedTuple):
+    """A cell of a table."""
     text: str
-    value: object = None                # what its column sorts by, with every digit; None sorts last
-    css_class: str = ''                 # number: set on the right; a verdict's colors it
+    value: object = None                # the column is sorted by this, all digits kept; None sorts last
+    css_class: str = ''                 # number: flush right; a verdict's class colors it
     details: tuple | list = ()          # lines folded below the text
 
 
 class Table(NamedTuple):
+    """A table of the page."""
     titles: list                        # of the columns; the first column names the row
     rows: list                          # lists of Cell
     sortable: bool
 
 
 def make_table(rows, sortable=False):
-    """A Table of rows {column's title: Cell}; None without any."""
+    """Returns the Table of rows, {column's title: Cell} each; None without rows."""
+    # all rows have the titles of the first
     return Table([*rows[0]], [[*row.values()] for row in rows], sortable) if rows else None
 
 
@@ -55,12 +59,12 @@ def number_cell(text, value):
 
 
 def fixed_cell(x, digits=4, sign=''):
-    """A number with this many digits."""
+    """Returns the Cell of a number with this many decimals."""
     return number_cell(format_number(x, digits, sign), x)
 
 
 def interval_cell(x):
-    """Both ends of an interval, which sorts by its lower end."""
+    """Returns the Cell of an interval, which sorts by its lower end."""
     if not x:
         return number_cell('–', None)
     return number_cell(', '.join(format_number(end, sign='+') for end in x), x[0])
@@ -71,10 +75,10 @@ def p_cell(p):
 
 
 # -----------------------------------------------------------------------------
-# one function a table; None where there is nothing to show
+# one function per table; each returns a Table, or None where there is nothing to show
 
 def verdict_table(r):
-    # the answer and the price come first, since a phone shows no more
+    # the answer and the price come first, because a phone shows little more
     return make_table([{
         'arm': name_cell(title),
         'verdict': Cell(verdict, verdict, verdict_class(verdict)),
@@ -98,7 +102,8 @@ def verdict_table(r):
 
 
 def price_table(r):
-    """The costs that any arm has, and losses at equal cost."""
+    """Returns the table of the costs that any arm has, and of losses at equal cost."""
+    # columns that are empty for all arms are left out
     costs = [field for field in COSTS if any(arm.costs[field][0] is not None for arm in r.arms)]
     equal_costs = [field for field in EQUAL_COST if any(getattr(arm, field) for arm in r.arms)]
     if not costs and not equal_costs:
@@ -122,7 +127,7 @@ def price_table(r):
 
 
 def arms_table(r):
-    """Each arm's options, and what the leak suite found."""
+    """Returns the table of the arms' options and of the leak suite's results."""
     return make_table([{
         'arm': name_cell(arm.name),
         'variant': Cell(arm.variant),
@@ -157,11 +162,16 @@ def runs_table(r):
 
 
 def sweep_table(r):
-    """Final losses at the learning rates tried, the lowest marked; none where a run did not end."""
+    """Returns the table of final losses at the learning rates tried.
+
+    An arrow marks the lowest of each arm.
+    """
     losses = r.plan.lr_sweep.get('losses') or {}
+    # arms may have tried different factors; the first arm's order comes first
     factors = list(dict.fromkeys(factor for by_factor in losses.values() for factor in by_factor))
     rows = []
     for name, by_factor in losses.items():
+        # a run that failed has None
         best = min((x for x in by_factor.values() if x is not None), default=None)
         row = {'arm': name_cell(name)}
         for factor in factors:
@@ -173,7 +183,7 @@ def sweep_table(r):
 
 
 def flat_text(x):
-    """A value of a list of terms in one line, dicts and lists within it too."""
+    """Returns x as text on one line, with the dicts and lists in it."""
     if isinstance(x, dict):
         return ', '.join(f'{name} {flat_text(v)}' for name, v in x.items())
     if isinstance(x, list):

@@ -1,4 +1,4 @@
-"""An arm of a study, one way to train, and how arms come out of the options of a command line."""
+"""An arm of a study, one way to train; and arms parsed from a command line or derived from other arms."""
 import dataclasses
 import re
 import shlex
@@ -15,8 +15,9 @@ from core.errors import Stop
 from core.run.files import sha256
 from model import GPTConfig, build, load_classes
 
-SET_BY_AB = 'seed', 'out_dir', 'init_from'      # no arm may set them
-# Options that change where and how a run runs, not what it computes.
+# options that no arm may set
+SET_BY_AB = 'seed', 'out_dir', 'init_from'
+# options that change where and how a run runs, not what it computes
 NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device',
                 'backend', 'eval_only', 'log_interval', 'checkpoint_minutes', 'save_best',
                 'always_save_checkpoint')
@@ -24,7 +25,7 @@ NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'w
 
 @dataclass
 class Arm:
-    """One way to train: a name, and all options."""
+    """One way to train: a name, train.py's options and the model's."""
     name: str
     options: train.Options
     model_args: dict            # every field of the variant's GPTConfig
@@ -34,11 +35,12 @@ class Arm:
 
     @property
     def folder(self):
+        """The name of the arm's folder within the study's."""
         return re.sub(r'[^\w.+=-]+', '_', self.name)
 
     @property
     def variant_args(self):
-        """The variant's own options among model_args."""
+        """Those of model_args that are the variant's own options, not model.py's."""
         base = options_of(GPTConfig)
         return {name: value for name, value in self.model_args.items() if name not in base}
 
@@ -46,18 +48,22 @@ class Arm:
         return build(self.options.variant, seed, **self.model_args)
 
     def meta_model(self):
-        """Returns the model without values, for the shapes of its parameters."""
+        """Returns the model on the meta device: its parameters have shapes, but no values."""
         classes = load_classes(self.options.variant)
         with torch.device('meta'):
             return classes.GPT(classes.GPTConfig(**self.model_args), classes)
 
     def identity(self, data_hash):
-        """Returns all that a run of this arm depends on, seed apart: runs with one identity are one run."""
-        # all code that training runs through
+        """Returns all that a run of this arm depends on, except the seed, as a dict for JSON.
+
+        data_hash: the data set's. Equal identities and seeds mean the same run.
+        """
+        # SHA-256 of all code that training runs
         files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py']
         files += sorted(ROOT.glob('core/**/*.py'))
         files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
-        files += sorted(ROOT.glob('variants/_[!_]*.py')) # what variants share
+        # helpers that several variants share
+        files += sorted(ROOT.glob('variants/_[!_]*.py'))
         code = {str(path.relative_to(ROOT)): sha256(path) for path in files}
         options = {n: value for n, value in dataclasses.asdict(self.options).items() if n not in NOT_COMPUTED}
         return dict(options=options, model_args=self.model_args, seed_shift=self.seed_shift,
@@ -70,6 +76,7 @@ class Arm:
 
     @classmethod
     def from_dict(cls, d):
+        """Returns the arm that as_dict() described. KeyError or TypeError if d is of another version."""
         return cls(d['name'], train.Options(**d['options']), d['model_args'], d['given'], {}, d['seed_shift'])
 
 
@@ -77,17 +84,16 @@ class Arm:
 # arms from a command line
 
 def parse_arms(o, given):
-    """Returns the arms that ab.py's options o name, the baseline first.
+    """Returns the arms that ab.py's Options name, the baseline first. Raises Stop for what makes no sense.
 
-    given: all else that the user set, options of train.py and of the variants: each goes to the arms that
-    have it.
+    given: the Givens of train.py's and the variants' options; each goes to the arms that have it.
     """
-    # the variant of the recipe is the baseline's, and the others stand on it
+    # the recipe's own variant is part of every arm
     common = next((g.value for g in reversed(given) if g.name == 'variant'), 'base')
     given = [g for g in given if g.name != 'variant']
 
-    # the arms by name, each with the options that are its own
-    specs = parse_specs(o, common) # [(name, {option: text})]
+    # [(name, {option: text})]: the options that only this arm has
+    specs = parse_specs(o, common)
     names = [name for name, _ in specs]
     if not names:
         raise Stop(f'arms={o.arms}: names no arm; write NAME: option=value; ...')
@@ -95,9 +101,10 @@ def parse_arms(o, given):
         raise Stop(f'arms: {doubled} is there twice; every arm needs a name of its own')
     if o.baseline and o.baseline not in names:
         raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
+    # the baseline first; sort() keeps the others in order
     specs.sort(key=lambda spec: spec[0] != (o.baseline or names[0]))
 
-    # an option that no arm has is a typo; one that some have goes to those
+    # an option that no arm has is a typo; an option that some arms have goes to those
     known = []
     for _, own in specs:
         GPTConfig = load_classes(own.get('variant', common)).GPTConfig
@@ -115,7 +122,7 @@ def parse_arms(o, given):
 
 
 def parse_specs(o, common):
-    """Returns [(name, {option: text})] of --arms, or of --variants on top of the common variant."""
+    """Returns [(name, {option: text})] from --arms, or from --variants, each added to the common variant."""
     if o.arms and o.variants:
         raise Stop('arms and variants: give one of the two')
     if o.arms:
@@ -125,9 +132,9 @@ def parse_specs(o, common):
 
 
 def parse_spec(text):
-    """Returns (name, {option: text}) of 'soft: variant=soft_window window_init=128'.
+    """Returns (name, {option: text}) from 'soft: variant=soft_window window_init=128'.
 
-    A name alone is that of a variant, or base.
+    A name without a colon names a variant, or base.
     """
     name, colon, rest = text.partition(':')
     name = name.strip()
@@ -137,6 +144,7 @@ def parse_spec(text):
         words = shlex.split(rest)
     except ValueError as error:
         raise Stop(f'arms: {text.strip()}: {error}') from None
+    # --option=value is accepted as well
     options = {}
     for word in words:
         option, equals, value = word.removeprefix('--').partition('=')
@@ -149,16 +157,17 @@ def parse_spec(text):
 
 
 def make_arm(name, own, given):
-    """Returns the arm with its own options, {name: text}, over those given for all arms."""
+    """Returns the arm with its own options, {name: text}, on top of those given for all arms."""
     if wrong := next((option for option in own if option in SET_BY_AB), None):
         raise Stop(f'arms: {name}: {wrong} is the same for all arms, and is set by ab.py')
-    # later beats earlier
+    # the last value of an option wins
     given = given + [Given(option, value, COMMAND_LINE) for option, value in own.items()]
     try:
         config = configure(train.Options, load_classes, argv=[], given=given, say=lambda text: None)
     except Stop as stop:
         raise Stop(f'arm {name}: {stop}') from None
     o = config.options
+    # a data set sets the vocabulary, unless the user does
     vocab_size = Dataset(o.dataset, 1).vocab_size
     model_config = construct(config.GPTConfig, dict(vocab_size=vocab_size) | config.model_args)
     return Arm(name, o, dataclasses.asdict(model_config), own, config.origin)
@@ -168,23 +177,23 @@ def make_arm(name, own, given):
 # arms from arms
 
 def null_arm(baseline):
-    """Returns the baseline with other seeds: all that it differs by is noise."""
+    """Returns the baseline with other seeds, so that only noise makes it differ."""
     given = baseline.given | dict(seeds='others')
     return dataclasses.replace(baseline, name='null', given=given, seed_shift=100_000)
 
 
 def matched_baseline(baseline, arm, match, prices):
-    """Returns a baseline that equals an arm in its number of parameters, its FLOPs or its training time.
+    """Returns a baseline that equals an arm in parameters, in training FLOPs or in training time.
 
-    match: params widens the MLPs; flops and time train longer, by the ratio of prices, {arm: what a step
-    costs}.
+    match: params widens the MLPs; flops and time train longer, by the ratio of the arms' costs per step.
+    prices: {arm: numbers of lab/timing.py}.
     """
     name, o = f'{baseline.name} ({match} of {arm.name})', baseline.options
-    # as many parameters, in wider MLPs
+    # wider MLPs until the numbers of parameters agree
     if match == 'params':
         args = baseline.model_args
         missing = arm.meta_model().num_params() - baseline.meta_model().num_params()
-        # MLPs of width r * C have r * (2 C^2 + C) parameters a layer; without biases r * 2 C^2
+        # an MLP of width r * C has r * (2 C^2 + C) parameters; without biases r * 2 C^2
         a_unit_of_r = args['n_layer'] * args['n_embd'] * (2 * args['n_embd'] + args['bias'])
         mlp_ratio = 4.0 + missing / a_unit_of_r
         variant = 'wide_mlp' if o.variant == 'base' else f'{o.variant}+wide_mlp'
@@ -192,7 +201,7 @@ def matched_baseline(baseline, arm, match, prices):
         wide_args = dataclasses.asdict(construct(load_classes(variant).GPTConfig, wide_args))
         return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, variant=variant),
                                    model_args=wide_args, given=dict(mlp_ratio=f'{mlp_ratio:.4f}'))
-    # the same model, trained for what the arm's training costs
+    # the same model, trained longer, until it has cost what the arm costs
     cost = dict(flops='flops_per_token', time='step_ms')[match]
     ratio = prices[arm.name][cost] / prices[baseline.name][cost]
     longer = {n: round(getattr(o, n) * ratio) for n in ('max_iters', 'lr_decay_iters')}
@@ -201,7 +210,7 @@ def matched_baseline(baseline, arm, match, prices):
 
 
 def scale_lr(arm, factor):
-    """Returns the arm with its learning rates times a factor."""
+    """Returns the arm with learning_rate and min_lr multiplied by a factor."""
     o = arm.options
     scaled = dataclasses.replace(o, learning_rate=o.learning_rate * factor, min_lr=o.min_lr * factor)
     return dataclasses.replace(arm, options=scaled, given=arm.given | dict(lr=f'x{factor:g}'))

@@ -1,24 +1,27 @@
-"""Every comparison ever made here, nulls and failures included: many studies find something by luck, and this
-says how many."""
+"""The ledger: every comparison ever made here, nulls and failures included.
+
+Of many studies, some find something by luck; the ledger says how many were made.
+"""
 import json
 
 from core.run.files import to_json
 
+# fields of lab.stats.Comparison and its report that an entry keeps
 COMPARISON_FIELDS = 'arm', 'baseline', 'n', 'mean', 'interval', 'holm_p', 'verdict'
 
 
 def add_to_ledger(report, out):
-    """Puts a study's comparisons into out/ledger.jsonl, which outlives the study's folder, and writes
-    out/LEDGER.md.
+    """Adds a study's comparisons to out/ledger.jsonl, which outlives its folder, and writes out/LEDGER.md.
 
-    report: a schema.Report.
+    report: a schema.Report. out: the Path of out-ab.
     """
     failed = {arm.name: sum(run.status != 'done' for run in arm.runs) for arm in report.arms}
     comparisons = [{name: getattr(c, name) for name in COMPARISON_FIELDS} for c in report.comparisons]
     entry = dict(name=report.name, created=report.created, command=report.command,
                  seeds=len(report.plan.seeds), failed=failed, comparisons=comparisons)
+    # as it will be read back, so that the two can be compared
     entry = json.loads(json.dumps(to_json(entry)))
-    # the same study may be reported once more
+    # a study that is reported twice with one result is listed once
     known = [(e['name'], e['comparisons']) for e in ledger_entries(out)]
     if (entry['name'], entry['comparisons']) not in known:
         with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:
@@ -27,14 +30,15 @@ def add_to_ledger(report, out):
 
 
 def ledger_entries(out):
+    """Returns the ledger's entries, dicts in the order in which they were added."""
     path = out / 'ledger.jsonl'
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def ledger_text(out):
-    """Returns the ledger as Markdown, a row a comparison."""
-    # a row a comparison, or one for a study that had too few runs for any
+    """Returns the ledger as Markdown, one row per comparison."""
+    # a study with too few runs for any comparison has one row too
     entries = ledger_entries(out)
     titles = ('study', 'when', 'arm', 'against', 'seeds', 'difference', '95 % interval', 'p (Holm)',
               'verdict', 'failed runs')
@@ -56,4 +60,5 @@ def ledger_text(out):
 
 
 def markdown_cell(x):
+    """Returns x as text that does not end a table's cell."""
     return str(x).replace('|', '\\|').replace('\n', ' ')

@@ -1,8 +1,8 @@
-"""Processes that do tasks one after another. They end with the process that started them, however that ends.
+"""Worker processes that run tasks one after another, and end when the process that started them ends.
 
-Why not concurrent.futures: its ProcessPoolExecutor has no way to tell a busy worker to save and leave, or to
-retire one worker that a task has spoiled; a worker's death loses its exit code; and when the parent is killed
-its workers stay.
+concurrent.futures will not do: its ProcessPoolExecutor cannot tell a busy worker to save and leave, cannot
+retire a single worker that a task has spoiled, loses the exit code of a worker that dies, and leaves its
+workers behind when the parent is killed.
 """
 import gc
 import multiprocessing
@@ -14,34 +14,36 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
-SPAWN = multiprocessing.get_context('spawn')    # a forked CUDA context is unusable
-# Workers that are told to leave do not wait for the helpers of torch.compile, whose tracker then complains.
+# a CUDA context does not survive a fork
+SPAWN = multiprocessing.get_context('spawn')
+# workers leave without waiting for torch.compile's helpers, and multiprocessing's resource tracker complains
 QUIET = 'ignore:resource_tracker'
 
 
 class Slot(NamedTuple):
     """A place for one worker."""
-    device: str         # 'cuda:1'; '': what the task says
-    threads: int        # CPU threads, 0: as many as torch likes
+    device: str         # 'cuda:1'; '': the task's own
+    threads: int        # CPU threads; 0: torch's default
 
 
 class WorkerDied(NamedTuple):
-    """In place of a result: the process ended before it had one."""
-    exitcode: int       # -9: by signal 9
+    """Stands in for a result: the process ended before it had one."""
+    exitcode: int       # -9: killed by signal 9
 
 
 class Worker:
-    """A process in a slot, as its parent sees it."""
+    """A worker process in a slot, as seen by its parent."""
 
     def __init__(self, run_task, slot):
         self.slot = slot
         self.task = self.affinity = None    # the current task; the affinity of the last one
         self.conn, worker_conn = SPAWN.Pipe()
-        # nothing is ever sent through the second pipe: it closes when this process ends
+        # nothing is ever sent through the second pipe: its end closes when this process ends, however it ends
         self.lifeline, worker_lifeline = SPAWN.Pipe()
         args = worker_conn, worker_lifeline, run_task, slot
         self.process = SPAWN.Process(target=worker_main, args=args, daemon=True)
         self.process.start()
+        # the child has its own copies; ours would keep the pipes open after its death
         worker_conn.close()
         worker_lifeline.close()
 
@@ -50,9 +52,9 @@ class Worker:
         self.conn.send(task)
 
     def receive(self):
-        """Returns (result, whether the worker leaves); the result is there to be read, or WorkerDied."""
+        """Returns (result or WorkerDied, True if the worker leaves). Waits unless conn is ready."""
         self.task = None
-        # its end of the pipe closes when it dies
+        # a worker's death closes its end of the pipe
         try:
             return self.conn.recv()
         except (EOFError, ConnectionResetError):
@@ -61,10 +63,10 @@ class Worker:
 
 
 class Pool:
-    """One worker a slot, started when there is work for it.
+    """Runs tasks in one worker per slot, started when there is work for it.
 
-    run_task(task, slot, worker_state) -> result, in the worker; worker_state is a dict that the process keeps
-    from task to task. A task that sets worker_state['retire'] is the worker's last.
+    run_task(task, slot, worker_state) returns the result and runs in the worker; worker_state is a dict that
+    the process keeps from task to task. A task that sets worker_state['retire'] is the worker's last.
     """
 
     def __init__(self, run_task, slots):
@@ -72,9 +74,9 @@ class Pool:
         os.environ.setdefault('PYTHONWARNINGS', QUIET)
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result) as they come; calls tick(tasks that are running) about twice a second.
+        """Yields (task, result) in the order in which tasks end. A worker prefers its last task's affinity.
 
-        A worker goes on with tasks of the affinity of its last one while there are any.
+        Calls tick(running tasks) about twice a second.
         """
         waiting = list(tasks)
         while waiting or self.busy():
@@ -84,11 +86,12 @@ class Pool:
                 waiting.remove(task)
                 try:
                     worker.send(task)
-                except (BrokenPipeError, ConnectionResetError): # it died between two tasks
+                # the worker died between two tasks
+                except (BrokenPipeError, ConnectionResetError):
                     waiting.append(task)
                     self.drop(worker)
 
-            # take the results that are there
+            # take the results that are ready; half a second between two ticks
             busy = self.busy()
             ready = wait([worker.conn for worker in busy], timeout=0.5)
             for worker in busy:
@@ -103,6 +106,7 @@ class Pool:
         return [worker for worker in self.workers if worker.task]
 
     def idle_worker(self):
+        """Returns a worker without a task, a new one if a slot is free; None if all are busy."""
         worker = next((worker for worker in self.workers if worker.task is None), None)
         if worker is None and self.free_slots:
             worker = Worker(self.run_task, self.free_slots.pop(0))
@@ -114,12 +118,13 @@ class Pool:
         self.free_slots.append(worker.slot)
 
     def stop(self, patience=60):
-        """Asks busy workers to save and leave, and waits; ends what does not leave within so many seconds."""
-        # SIGTERM, at which train.py writes a checkpoint
+        """Asks busy workers to save and leave, and after `patience` seconds kills those that remain."""
+        # terminate() sends SIGTERM, at which train.py writes a checkpoint
         for worker in self.workers:
             if worker.task and worker.process.is_alive():
                 worker.process.terminate()
-            worker.conn.close() # a worker that waits for a task leaves
+            # a worker that waits for a task leaves when its pipe closes
+            worker.conn.close()
         deadline = time.monotonic() + patience
         for worker in self.workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -132,24 +137,28 @@ class Pool:
 # in the worker
 
 def worker_main(conn, lifeline, run_task, slot):
-    # Ctrl-C in a terminal reaches the parent alone, which passes on one signal
+    """Runs tasks from conn until it closes, the parent ends, or a task retires this worker."""
+    # Ctrl-C in a terminal reaches only the parent, which passes on a single signal
     if hasattr(os, 'setsid'):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, args=(lifeline,), daemon=True).start()
-    # tasks collect garbage, which looks through all of torch's modules otherwise, .2 s each time
+    # tasks collect garbage, and without this each collection looks through all of torch's modules, 0.2 s
     gc.freeze()
     state, retire = {}, False
-    # an error here means that nobody listens any more
+    # an error of the pipe means that nobody listens any more
     with suppress(EOFError, OSError):
         while not retire:
             result = run_task(conn.recv(), slot, state)
             retire = state.pop('retire', False)
             conn.send((result, retire))
-    gc.unfreeze() # bindings complain at exit about what is left
+    # bindings complain at exit about objects that were never freed
+    gc.unfreeze()
 
 
 def exit_with_parent(lifeline):
+    """Ends this process, at once, when the parent's end of the pipe closes."""
+    # nothing is ever received
     try:
         lifeline.recv()
     except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Preparations before training: leak checks, learning rates, prices, baselines made for an arm."""
+"""Preparations before training: leak checks, learning rates, prices, and matched baselines."""
 import dataclasses
 
 from core.errors import Stop
@@ -12,9 +12,12 @@ from lab.study.worker import CheckTask, PriceTask
 
 
 def prepare(study, runner, factors):
-    """Does what the study's options ask for; fills in study.findings, study.arms and study.matches."""
+    """Prepares what the study's options ask for: fills in study.findings, study.arms and study.matches.
+
+    factors: of the learning rate, to be tried. Raises Stop if an arm leaks, fails or does not fit.
+    """
     o, findings = study.options, study.findings
-    # first what may refuse an arm
+    # leak checks first, because they may refuse an arm
     if o.check:
         findings.checks = check_arms(study, runner)
     # from here on the arms have their final learning rates
@@ -26,19 +29,21 @@ def prepare(study, runner, factors):
         study.matches = {arm.name: matched_baseline(study.baseline, arm, o.match, findings.prices)
                          for arm in study.arms[1:] if not arm.seed_shift}
         study.arms += study.matches.values()
-        # once more, beside the baselines made for them: ratios are of one session
+        # timed again, together with the matched baselines: ratios hold within one session
         if o.price:
             findings.prices = price_arms(study, runner, 'price_matched.json')
+    # the device's name, dtype and compile, as the workers saw them
     device = read_json(study.folder / 'price.json') or {}
     findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
 
 
 def check_arms(study, runner):
-    """Returns {arm: dict(status, lines, why)} of the leak suite's fast part.
+    """Returns {arm: dict(status, lines, why)}, the results of the leak suite's fast part.
 
-    Stop if an arm leaks and its variant does not say so.
+    Raises Stop if an arm fails a check, or has a leak that its variant does not declare.
     """
-    found = {} # in the order in which they end
+    # filled in the order in which the arms' checks end
+    found = {}
     for task, result in runner.run([CheckTask(arm) for arm in study.arms]):
         arm = task.arm
         if why := failure(result):
@@ -47,7 +52,7 @@ def check_arms(study, runner):
         for name, _, why in outcomes:
             if why:
                 raise Stop(f'arm {arm.name}: {name}: {why}; --check=False trains it all the same')
-        # a leak that the variant declares, with these options
+        # a leak that the variant declares for these options
         why = checks.leak_reason(arm.options.variant, arm.variant_args)
         lines = [f'{name}: {line}' for name, line, _ in outcomes]
         found[arm.name] = dict(status='declared leak' if why else 'ok', why=why, lines=lines)
@@ -61,7 +66,7 @@ def check_arms(study, runner):
 
 
 def failure(result):
-    """Returns why a task has no value: the exit code of its process, or a reason; None if it has one."""
+    """Returns the reason why a task has no value, or its process's exit code; None if it has one."""
     if isinstance(result, WorkerDied):
         return str(result.exitcode)
     return result.reason if result.status != 'done' else None

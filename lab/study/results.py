@@ -1,5 +1,4 @@
-"""Results of a study: load_runs() reads its run folders once, the rest are pure functions up to the
-report."""
+"""Results of a study: load_runs() reads its run folders once, and pure functions turn them into a report."""
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ METRIC = 'validation loss after the last iteration, whole split, nats per token'
 
 @dataclass
 class RunResult:
-    """One run, whatever became of it; all but its status is known of a run that is done."""
+    """One run, however it ended. Only a run that is done has losses; reason is for the others."""
     arm: str
     seed: int
     status: str                     # done, diverged, failed or missing
@@ -42,17 +41,18 @@ class RunResult:
     windows: list = field(default_factory=list)     # loss of each validation window, in order
     positions: list = field(default_factory=list)   # loss at each position of the context
     sample: str | None = None
-    evaluations: list = field(default_factory=list) # of its log: [{iter, val_loss, train_loss, stats.NAME}]
+    evaluations: list = field(default_factory=list) # from its log: [{iter, val_loss, train_loss, stats.NAME}]
 
 
 def load_runs(study, seeds=None):
-    """Returns a RunResult for each arm of the study and each seed, by default all of them."""
+    """Returns a RunResult for each arm and each of these seeds, by default all of the study's."""
     return [load_run(study, arm, seed) for arm in study.arms for seed in (seeds or study.seeds)]
 
 
 def load_run(study, arm, seed):
+    """Returns the RunResult of one run, from its folder."""
     folder = study.run_folder(arm, seed)
-    # a run that is done, whatever a try before it came to
+    # a run that is done counts, even if an earlier try failed
     if record := read_json(folder / DONE):
         result = record['result']
         evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
@@ -72,7 +72,7 @@ def done_runs(runs, arm):
 
 
 def mean_columns(rows):
-    """Returns the means of numbers at the same place in several lists."""
+    """Returns the mean of each column, for rows of equal length."""
     return [sum(column) / len(column) for column in zip(*rows)]
 
 
@@ -80,38 +80,37 @@ def mean_columns(rows):
 # the verdicts
 
 def final_losses(runs, arm):
-    """Returns {seed: final loss} of an arm, inf where it diverged; failed runs are left out."""
+    """Returns {seed: final loss} of an arm, inf if the run diverged; failed and missing runs are left out."""
     return {run.seed: run.val_loss if run.status == 'done' else math.inf
             for run in runs if run.arm == arm and run.status in ('done', 'diverged')}
 
 
 def compare_on_common_seeds(study, runs, arms):
-    """Returns the Verdicts on arms, the baseline first, by the seeds that all have; None below two."""
+    """Returns the Verdicts on arms, the baseline first, over the seeds that all have; None below two."""
     losses = {arm: final_losses(runs, arm) for arm in arms}
     seeds = [run.seed for run in runs if run.arm == arms[0]]
     common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]
     if len(common) < 2:
         return None
     losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
-    # runs that failed may leave a number of seeds at which no look was planned
+    # failed runs may leave a number of seeds at which no look was planned
     looks = study.looks if len(common) in study.looks else None
     return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
 
 
 def verdicts_of(study, runs):
-    """Returns the Verdicts of a study: on the arms with its baseline, then on each arm with the one made for
-    it.
+    """Returns the Verdicts of a study: arms against its baseline, then arms against their matched baselines.
 
-    Arms that have other seeds, because runs failed or an early look decided, have Verdicts of their own;
-    Holm's correction is over all of them the same.
+    Arms with other seeds than the rest, because runs failed or an early look decided, get Verdicts of their
+    own. Holm's correction covers all arms that share a baseline, whatever their seeds.
     """
-    # arms by the seeds that they have
+    # arms grouped by their seeds
     by_seeds = {}
     for arm in study.arms_without_matches()[1:]:
         by_seeds.setdefault(tuple(final_losses(runs, arm.name)), []).append(arm.name)
     with_baseline = [[study.baseline.name, *arms] for arms in by_seeds.values()]
     with_match = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
-    # a family of comparisons with one kind of baseline is judged together
+    # two families, each corrected as a whole: against the study's baseline, and against matched ones
     found = []
     for family in with_baseline, with_match:
         all_verdicts = [v for arms in family if (v := compare_on_common_seeds(study, runs, arms))]
@@ -126,12 +125,14 @@ def verdicts_of(study, runs):
 # what the report says of an arm
 
 def summarize_run(run):
+    """Returns the RunSummary of a RunResult."""
     best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
     return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
                       run.train_loss, run.seconds, run.init_hash, run.batch_hash)
 
 
 def curve_of(done):
+    """Returns the Curve of an arm's runs that are done."""
     # all runs of an arm are evaluated at the same iterations
     iters = [e['iter'] for e in done[-1].evaluations] if done else []
     val, train = ([[e[name] for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
@@ -139,7 +140,7 @@ def curve_of(done):
 
 
 def stats_of(done, iters):
-    """Returns {name: iters, layers [evaluation][layer]} of a variant's statistics, means over runs."""
+    """Returns {name: dict(iters, layers [evaluation][layer])} of a variant's statistics, means over runs."""
     names = sorted({name for run in done for e in run.evaluations for name in e if name.startswith('stats.')})
     found = {}
     for name in names:
@@ -150,17 +151,17 @@ def stats_of(done, iters):
 
 
 def loss_at_cost(curve, ratio):
-    """Returns an arm's mean loss where it has cost what the baseline costs in all, read off its curve.
+    """Returns the LossAtCost of an arm: its mean loss once it has cost what the baseline costs in all.
 
-    ratio: its cost of a step over the baseline's; None where it is the cheaper. Its schedule was not made to
-    end there: the loss is too high.
+    ratio: its cost per step over the baseline's; returns None if the arm is not dearer. The loss is read off
+    the arm's curve and is too high, because its schedule was not made to end there.
     """
     if not curve.val or ratio <= 1:
         return None
     # the iteration at which the arm has cost as much as the baseline at its end
     iters, losses = curve.iters, mean_columns(curve.val)
     at = iters[-1] / ratio
-    # between the evaluations before and after
+    # linear between the evaluations before and after
     i = max(n for n, it in enumerate(iters) if it <= at)
     j = min(i + 1, len(iters) - 1)
     share = (at - iters[i]) / (iters[j] - iters[i]) if j > i else 0.0
@@ -179,7 +180,7 @@ def arm_result(study, arm, runs):
         checks=Checks('skipped', [], None), params=None, price=None,
         loss_at_equal_time=None, loss_at_equal_flops=None,
         sample=next((run.sample for run in done if run.sample), None))
-    # checks and prices are there if they were asked for
+    # checks and prices exist only if the user wanted them
     if found := (study.findings.checks or {}).get(arm.name):
         result.checks = Checks(**found)
     prices = study.findings.prices or {}
@@ -199,6 +200,7 @@ def arm_result(study, arm, runs):
 # the report
 
 def build_report(study, runs):
+    """Returns the schema.Report of a study from its RunResults."""
     o, findings, baseline = study.options, study.findings, study.baseline
     verdicts = verdicts_of(study, runs)
     prices = findings.prices or {}
@@ -213,18 +215,18 @@ def build_report(study, runs):
 
 
 def report_comparison(study, runs, verdicts, arm):
-    """Returns the comparison of an arm, with what other text and more steps would have made of it."""
+    """Returns an arm's ReportedComparison: its Comparison, the interval over text, and its worth in steps."""
     c = verdicts.comparisons[arm]
     baseline_runs, arm_runs = done_runs(runs, verdicts.baseline), done_runs(runs, arm)
     text = steps = None
-    # window by window, the mean over the seeds that ended in both arms
+    # the mean over seeds that are done in both arms, for each validation window
     common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
     if common:
         baseline_windows, arm_windows = (mean_columns([run.windows for run in both if run.seed in common])
                                          for both in (baseline_runs, arm_runs))
         differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
         text = stats.text_interval(differences, alpha=study.options.alpha)
-    # by the slope of the baseline's mean curve
+    # by the slope of the baseline's mean curve at its end
     if c.mean is not None:
         curve = curve_of(baseline_runs)
         steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))
@@ -234,7 +236,7 @@ def report_comparison(study, runs, verdicts, arm):
 
 
 def price_columns(verdicts, prices):
-    """Returns what arms cost, times the baseline's: {title: {arm: text}} for the text table."""
+    """Returns {title: {arm: text}} for the text table: the arms' costs over the baseline's."""
     baseline = prices.get(verdicts.baseline)
     if not baseline:
         return {}
@@ -244,12 +246,13 @@ def price_columns(verdicts, prices):
 
 
 def check_pairing(study, runs):
-    """Returns the Pairing of the arms' runs, and prints it, a line a seed."""
-    # the null arm's seeds are others on purpose
+    """Returns the Pairing of the arms' runs, and prints one line per seed."""
+    # the null arm has other seeds on purpose
     paired = {arm.name for arm in study.arms if not arm.seed_shift}
     shared = len(study.shared_parameters())
     batches_equal = init_equal = True
     for seed in study.seeds:
+        # one hash per seed if all arms saw the same
         done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm in paired]
         batches, inits = {run.batch_hash for run in done}, {run.init_hash for run in done}
         batches_equal, init_equal = batches_equal and len(batches) <= 1, init_equal and len(inits) <= 1

@@ -1,4 +1,4 @@
-"""Runs a study's tasks in worker processes, and shows on a terminal how far they are."""
+"""Runner: runs a study's tasks in worker processes, and shows their progress on a terminal."""
 import contextlib
 import os
 import shutil
@@ -18,17 +18,19 @@ from model import load_classes
 
 
 class Runner:
+    """Runs the tasks of a study in the pool's workers, and stops them when a signal or an error ends it."""
+
     def __init__(self, study, slots):
         self.study, self.slots, self.pool = study, slots, Pool(run_task, slots)
         signal.signal(signal.SIGTERM, self.interrupt)
 
     def interrupt(self, number, frame):
-        # a second one often follows, to a process and to its group
+        # a second signal often follows, one to the process and one to its group
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result). Ctrl-C: the workers save, and the study can go on."""
+        """Yields (task, result) as Pool.run() does. On Ctrl-C the workers save, and Stop is raised, code 130."""
         try:
             yield from self.pool.run(tasks, tick)
         except KeyboardInterrupt:
@@ -37,16 +39,16 @@ class Runner:
                 self.pool.stop()
             raise Stop(f'stopped; the same command goes on with {self.study.folder}', 130) from None
         finally:
-            # any other end, an error or a caller that goes no further: nothing is saved
+            # an error, or a caller that stops early: the workers end at once and save nothing
             if sys.exc_info()[0] is not None:
                 self.pool.stop(0)
 
     def train(self, arm_seeds, sample_seed=None):
-        """Trains those of [(arm, seed)] that are not done yet, and prints what becomes of them.
+        """Trains those of [(arm, seed)] that are not done yet, and prints the result of each.
 
-        Runs with sample_seed keep some text of their model.
+        sample_seed: runs with this seed keep some text of their model. Raises Stop if a worker is stopped.
         """
-        # what is there already, and what is left to do
+        # runs that ended earlier are counted, not trained
         total, todo, counts = len(arm_seeds), [], Counter()
         for arm, seed in arm_seeds:
             state = self.state(arm, seed)
@@ -63,7 +65,7 @@ class Runner:
         with contextlib.closing(ProgressLine(tasks, total, counts)) as progress:
             for task, result in self.train_tasks(tasks, progress.update):
                 run = f'{task.arm.name}, seed {task.seed}'
-                # a signal to one worker alone ends the study
+                # a signal to a single worker ends the whole study
                 if result.status == 'stopped':
                     raise Stop(f'{run}: {result.reason}', 130)
                 progress.ended(task, result.status)
@@ -73,7 +75,7 @@ class Runner:
                     print_above(f'{run}: {result.status}: {result.reason}')
 
     def state(self, arm, seed):
-        """Returns study.state(), after --retry and --redo have made a run new again."""
+        """Returns new, partial, done or failed; --retry and --redo turn a run into a new one first."""
         o = self.study.options
         try:
             state = self.study.state(arm, seed)
@@ -87,12 +89,13 @@ class Runner:
         return state
 
     def train_task(self, arm, seed, shared, sample):
+        """Returns the TrainTask of a run. shared: names of the parameters that all arms have."""
         study = self.study
         return TrainTask(arm, seed, str(study.run_folder(arm, seed)), study.identity(arm), shared, sample,
                          study.options.keep_checkpoints)
 
     def train_tasks(self, tasks, tick):
-        """Yields (task, TaskResult). A worker is given runs of an arm in groups of group_size()."""
+        """Yields (task, TaskResult). Workers get runs of one arm in groups of group_size()."""
         arms = {task.arm.name: task.arm for task in tasks}
         sizes = {name: group_size(arm, self.study.options.at_once) for name, arm in arms.items()}
         # groups in the order of their first tasks: (arm, number of its group) -> tasks
@@ -102,7 +105,7 @@ class Runner:
             groups.setdefault((name, count[name] // sizes[name]), []).append(task)
             count[name] += 1
         for group, results in self.run([TaskGroup(tasks) for tasks in groups.values()], tick):
-            # the process took all its runs with it
+            # a process that dies takes all its runs with it
             if isinstance(results, WorkerDied):
                 died = TaskResult('failed', f'its process ended with {results.exitcode}')
                 results = [died] * len(group.tasks)
@@ -112,39 +115,42 @@ class Runner:
 
 
 def print_above(text):
-    """Prints a line above the moving one, if there is one."""
+    """Prints a line above the progress line, if there is one."""
     with tqdm.external_write_mode(sys.stdout):
         print(text, flush=True)
 
 
 class ProgressLine:
-    """12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left. On a terminal only."""
+    """Progress line of a terminal: 12 of 15 runs done, 1 failed; soft_window 1340 at 220; 03:20 left."""
 
     def __init__(self, tasks, total_runs, counts):
-        self.total_runs, self.counts = total_runs, counts # Counter of done and failed runs
+        # counts: a Counter of done and failed runs
+        self.total_runs, self.counts = total_runs, counts
         self.first = {task.folder: last_iteration(task.folder) for task in tasks}
         self.goal = {task.folder: task.arm.options.max_iters for task in tasks}
-        # smoothing 0: the time left goes by the mean speed, because runs of quick and slow arms come and go
-        # delay: the first line comes with the first update
+        # smoothing=0: the time left follows the mean speed, because fast and slow arms alternate
+        # delay: no line before the first update
         self.bar = tqdm(bar_format='{desc}; {remaining} left', smoothing=0, delay=1e-9, leave=False,
                         file=sys.stdout, disable=not sys.stdout.isatty())
 
     def ended(self, task, status):
         self.counts['done' if status == 'done' else 'failed'] += 1
+        # a failed run has no iterations left
         if status != 'done':
-            self.goal[task.folder] = self.first[task.folder] # no more to come
+            self.goal[task.folder] = self.first[task.folder]
 
     def update(self, running):
         if self.bar.disable or not running:
             return
-        # iterations so far, out of the logs that the workers write
+        # iterations so far, from the logs that the workers write
         now = {folder: last_iteration(folder) for folder in self.first}
         trained = sum(max(0, now[folder] - self.first[folder]) for folder in now)
         left = sum(max(0, self.goal[folder] - now[folder]) for folder in now)
         done, failed = f'{self.counts["done"]} of {self.total_runs} runs done', self.counts['failed']
         tasks = [task for group in running for task in group.tasks]
         current = ', '.join(f'{task.arm.name} {task.seed} at {now[task.folder]}' for task in tasks)
-        self.bar.total, self.bar.n = trained + left, trained # from which it has the time left
+        # tqdm computes the time left from these
+        self.bar.total, self.bar.n = trained + left, trained
         line = f'{done}{f", {failed} failed" if failed else ""}; {current}'
         # a line that wraps cannot be cleared
         room = shutil.get_terminal_size().columns - len('; 00:00:00 left ')
@@ -158,9 +164,9 @@ class ProgressLine:
 # how much at once
 
 def worker_slots(o, options):
-    """Returns the Slots of a study's workers, o.jobs on each device.
+    """Returns the Slots of a study's workers, o.jobs on each device; on a CPU one per core by default.
 
-    o: ab.py's options; options: those of an arm.
+    o: ab.py's Options. options: those of an arm. Raises Stop for a device that is not there.
     """
     count = torch.cuda.device_count()
     if o.devices:
@@ -172,28 +178,32 @@ def worker_slots(o, options):
     if on_gpu(options):
         return [Slot('', 0) for _ in range(o.jobs or 1)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    # one thread each: sums in one order, however many workers there are
+    # one thread each: a sum has the same order however many workers there are
     return [Slot('', 1) for _ in range(o.jobs or cores)]
 
 
 def group_size(arm, at_once=0):
-    """Returns how many seeds of an arm one process trains at once. at_once: asked for by the user, or 0.
+    """Returns the number of seeds of an arm that one process trains at once; at_once: the user's, or 0.
 
-    Eight of a small model take a GPU 2.4 times as long as one, eight of config/train_shakespeare_char.py 7.3
-    times (docs/measurements.md, H200); with larger ones nothing is gained, and memory is lost.
+    On a GPU, eight seeds of a small model take 2.4 times as long as one, eight of
+    config/train_shakespeare_char.py 7.3 times (docs/measurements.md); larger models gain nothing and need
+    the memory.
     """
     if at_once or not on_gpu(arm.options):
         return at_once or 1
     classes, o = load_classes(arm.options.variant), arm.options
     tokens = o.batch_size * o.gradient_accumulation_steps * arm.model_args['block_size']
     _, train_flops = flops_per_token(classes, classes.GPTConfig(**arm.model_args))
-    return 8 if tokens * train_flops < 2e12 else 1 # FLOPs of an iteration
+    # FLOPs of one iteration; config/train_shakespeare_char.py has 1.2e12
+    return 8 if tokens * train_flops < 2e12 else 1
 
 
 def on_gpu(options):
+    """Returns True if a run with these options trains on a GPU."""
     return options.device.startswith('cuda') or options.device == 'auto' and torch.cuda.is_available()
 
 
 def format_duration(seconds):
+    """Returns 3:05 for 185 seconds, 1:00:00 for an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}' if minutes >= 60 else f'{minutes}:{seconds:02}'

@@ -1,21 +1,22 @@
-"""Verdicts in words: the text table for a terminal, and a sentence a comparison."""
+"""Verdicts in words: the text table for a terminal, and a sentence for each comparison."""
 import re
 
 from lab.stats import MAX_SEEDS, MIN_SEEDS
 
 
 def text_table(verdicts, extra=None):
-    """Returns a lab.stats.Verdicts as text: a row an arm, a sentence an arm, and what the words mean.
+    """Returns lab.stats.Verdicts as text: a row for each arm, a sentence for each comparison, and a legend.
 
-    extra: {title: {arm: text}}, further columns.
+    extra: further columns, {title: {arm: text}}.
     """
     extra = extra or {}
     interval_title = f'd vs {verdicts.baseline} [{100 * (1 - verdicts.level):.3g}% t]'
     rows = [['variant', 'n', 'loss', interval_title, 'sd_d', 'rho', 'p', 'Holm', 'flip p', 'wins', 'P(imp)',
              'MDE80', *extra, 'verdict']]
-    # a row an arm
+    # one row per arm
     for name, arm in verdicts.arms.items():
-        c = verdicts.comparisons.get(name) # None: the baseline
+        # the baseline has no comparison, and empty cells
+        c = verdicts.comparisons.get(name)
         if arm.diverged:
             loss = f'diverged {len(arm.diverged)}/{verdicts.n}'
         else:
@@ -31,14 +32,15 @@ def text_table(verdicts, extra=None):
 
 
 def comparison_cells(c):
+    """Returns the nine cells of a Comparison, from the difference to MDE80."""
     difference = f'{short_number(c.mean, sign="+")} [{format_interval(c.interval)}]' if c.interval else '-'
     return [difference, short_number(c.sd), short_number(c.rho, 2), format_p(c.p), format_p(c.holm_p),
             format_p(c.flip_p), f'{c.wins}/{c.n}', short_number(c.p_improve, 2), short_number(c.mde)]
 
 
 def verdict_sentence(c, verdicts):
-    """Returns what follows from a Comparison, and what is missing, on one line."""
-    # the verdict, and what is wrong with the runs
+    """Returns a Comparison's verdict on one line, with its grounds, or with what it would take to get one."""
+    # the verdict, and runs that diverged
     parts = [c.verdict]
     if c.verdict == 'screen':
         parts.append(f'{c.n} seeds give no verdict, {MIN_SEEDS} do')
@@ -46,7 +48,7 @@ def verdict_sentence(c, verdicts):
         if c.diverged[key]:
             parts.append(f'{who} diverged in {c.diverged[key]} of {c.n} runs')
 
-    # what it rests on, or what is missing
+    # its grounds, or what is missing
     if c.test == 'rank sum' and c.verdict != 'screen':
         parts.append(f'by ranks, p {format_p(c.holm_p)}')
     elif c.verdict in ('better', 'worse'):
@@ -60,22 +62,21 @@ def verdict_sentence(c, verdicts):
     elif c.verdict == "can't tell":
         parts += what_is_missing(c, verdicts.level, verdicts.delta)
 
-    # pairing has cost seeds instead of saving some
+    # at rho <= 0 pairing does not save seeds, so the unpaired p is shown too
     if c.rho is not None and c.rho <= 0 and c.verdict != 'screen':
         parts.append(f'seeds do not pair, rho {short_number(c.rho, 2)}: unpaired p {format_p(c.welch_p)}')
     return '; '.join(parts)
 
 
 def what_is_missing(c, level, delta):
-    """Yields why a Comparison says "can't tell", where no run diverged, and the seeds that would settle
-    it."""
-    # significant by one test or before the correction, and not by all that is asked for
+    """Yields the reasons for a "can't tell" without diverged runs, and the number of seeds to settle it."""
+    # significant by the t test, but not by the sign-flip test, or not after Holm
     if c.holm_p < level:
         yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
     elif c.p < level:
         yield f'p {format_p(c.p)} is {format_p(c.holm_p)} after Holm'
 
-    # seeds beyond those there are, at this difference; None: more than MAX_SEEDS
+    # seeds to add, if the difference stays what it is; None: more than MAX_SEEDS in all
     more_for_difference, more_for_equivalence = (
         seeds and max(seeds - c.n, 1) for seeds in (c.seeds_difference, c.seeds_equivalence))
     more = more_for_difference or more_for_equivalence
@@ -92,7 +93,7 @@ def what_is_missing(c, level, delta):
 
 
 def legend_lines(verdicts):
-    """Yields what the columns and those of the verdicts that occur mean, and when the next look is."""
+    """Yields the lines of a legend: columns, the verdicts that occur, and the next look."""
     level, within = f'{verdicts.level:.3g}', f'within ±{verdicts.delta:g}'
     after_holm = ' after Holm' if len(verdicts.comparisons) > 1 else ''
     one_side = ': all seeds on one side' if verdicts.n == 5 else ''
@@ -104,7 +105,7 @@ def legend_lines(verdicts):
     }
     yield ("d: variant - baseline, in nats; P(imp): a variant's run beats a baseline's; "
            'MDE80: what 4 of 5 such studies would find')
-    # only of what was said
+    # only the verdicts that occur
     for words, meaning in meanings.items():
         if any(c.verdict in words for c in verdicts.comparisons.values()):
             yield f'{words}: {meaning}'
@@ -114,7 +115,7 @@ def legend_lines(verdicts):
 
 
 def short_number(x, digits=4, sign=''):
-    """Returns .0024; a number too small for that as 1e-07."""
+    """Returns .0024, or 1e-07 if the digits would all be 0; '-' for None."""
     if x is None:
         return '-'
     text = f'{x:{sign}.{digits}f}' if not x or abs(x) >= 0.5 * 10 ** -digits else f'{x:{sign}.0e}'
@@ -122,8 +123,10 @@ def short_number(x, digits=4, sign=''):
 
 
 def format_interval(interval):
+    """Returns both ends with their signs: -.0004, +.0171."""
     return ', '.join(short_number(x, sign='+') for x in interval)
 
 
 def format_p(p):
+    """Returns .056, or <.001; '-' for None."""
     return '-' if p is None else '<.001' if p < 0.001 else short_number(p, 3)

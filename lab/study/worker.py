@@ -1,6 +1,6 @@
-"""A worker's tasks: train runs of one arm, check an arm, time all arms.
+"""Tasks of a worker: train runs of one arm, check an arm, time all arms.
 
-A task never raises: what goes wrong is its TaskResult, and the study goes on.
+A task never raises: errors become its TaskResult, and the study goes on.
 """
 import dataclasses
 import gc
@@ -41,7 +41,7 @@ class TrainTask:
     """Train one arm with one seed."""
     arm: Arm
     seed: int
-    folder: str                 # of the run
+    folder: str                 # the run's
     identity: dict = field(repr=False) # all that the run depends on
     shared: tuple = ()          # parameters that all arms have, for the hash of their initial values
     sample: bool = False        # keep some text of the model
@@ -50,7 +50,7 @@ class TrainTask:
 
 @dataclass
 class TaskGroup:
-    """Train runs of one arm at once. Its result is a list, a TaskResult a run."""
+    """Train several runs of one arm at once. The result is a list with a TaskResult for each run."""
     tasks: list[TrainTask]
 
     @property
@@ -58,13 +58,14 @@ class TaskGroup:
         return self.tasks[0].arm
 
     @property
-    def affinity(self): # a worker that has compiled an arm is best at its other seeds
+    def affinity(self):
+        """The key of runs that share compiled code, so that one worker trains all of them."""
         return 'train', self.arm.name
 
 
 @dataclass
 class CheckTask:
-    """Check one arm for leaks. Its value: [(check, what it found, why it failed or '')]."""
+    """Check one arm for leaks. The result's value: [(check, what it found, why it failed or '')]."""
     arm: Arm
 
     @property
@@ -74,26 +75,30 @@ class CheckTask:
 
 @dataclass
 class PriceTask:
-    """Time all arms in turn. Its value: dict(results={arm: numbers of lab/timing.py}, device, dtype, compile)."""
+    """Time all arms in turn.
+
+    The result's value: dict(results={arm: numbers of lab/timing.py}, device, dtype, compile).
+    """
     arms: tuple
     affinity = ('price', '')
 
 
 @dataclass
 class TaskResult:
-    status: str                 # done, diverged, failed, or stopped by a signal
+    """The outcome of a task, or of one run of a TaskGroup."""
+    status: str                 # done, diverged, failed, or stopped (by a signal)
     reason: str = ''            # why it is not done
-    value: object = None        # of training: the final validation loss
+    value: object = None        # for training, the final validation loss
 
 
 def run_task(task, slot, worker_state):
-    """Returns the result of a task, for pool.Pool.
+    """Runs a task for pool.Pool and returns its result: a list for a TaskGroup, else a TaskResult.
 
-    worker_state: what this process remembers between its tasks.
+    worker_state: a dict that this process keeps between tasks.
     """
     if slot.threads:
         torch.set_num_threads(slot.threads)
-    # training prints into the runs' folders, the other tasks print nothing
+    # training prints into the runs' folders; the other tasks print nothing
     if isinstance(task, TaskGroup):
         with output_to(task.tasks[0].folder):
             try:
@@ -108,20 +113,20 @@ def run_task(task, slot, worker_state):
 
 
 def failed_run(task, error, worker_state):
-    """Returns the TaskResult of a run that ended with this exception, and notes it in the run's folder."""
+    """Returns the TaskResult of a run that raised this error, and writes failed.json into its folder."""
     result = result_of_error(error, worker_state)
-    # a run that was stopped is not over
+    # a stopped run will be resumed, so it has not failed
     if result.status != 'stopped':
         record_failure(task, result)
     return result
 
 
 def result_of_error(error, worker_state):
+    """Returns the TaskResult of a task that raised this error; unknown errors retire the worker."""
     if isinstance(error, Stop):
         status = 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed'
         return TaskResult(status, str(error))
-    # whatever a variant's code raises is one arm's failure, not the study's; it may leave this process in any
-    # state
+    # an error in a variant's code fails one arm, not the study, but may leave this process in any state
     worker_state['retire'] = True
     traceback.print_exception(error)
     first_line = (str(error).strip().splitlines() or [''])[0]
@@ -129,20 +134,21 @@ def result_of_error(error, worker_state):
 
 
 def record_failure(task, result):
+    """Writes failed.json into the folder of a TrainTask."""
     failure = dict(identity=task.identity, status=result.status, reason=result.reason)
     write_json(f'{task.folder}/{FAILED}', failure)
 
 
 def open_output(folder):
-    """Opens the file for what a run prints."""
+    """Opens output.txt in a run's folder, to append what the run prints."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return open(Path(folder) / 'output.txt', 'a', encoding='utf-8', buffering=1)
 
 
 @contextmanager
 def output_to(folder):
-    """Sends all that this process prints, libraries in C too, to output.txt in the run's folder."""
-    # file descriptors 1 and 2, because libraries do not know sys.stdout
+    """Redirects all output of this process, that of C libraries too, to output.txt in the run's folder."""
+    # file descriptors 1 and 2, because C libraries do not go through sys.stdout
     with open_output(folder) as f:
         saved = os.dup(1), os.dup(2)
         os.dup2(f.fileno(), 1)
@@ -161,29 +167,29 @@ def output_to(folder):
 # training
 
 def train_group(group, slot, worker_state):
-    """Trains runs of one arm in turn, an iteration each, and returns a TaskResult for each.
+    """Trains runs of one arm in turn, one iteration each, and returns a list of TaskResults.
 
-    On a GPU each has a stream, and their kernels overlap. A run is what it would be alone. What does not fit
-    into memory beside the others is trained after them, one by one.
+    On a GPU each run has a stream, so that their kernels overlap. Every run is equal, to the bit, to one
+    trained alone. Runs that do not fit into memory beside the others are trained after them, one by one.
     """
     arm, signals = group.arm, Signals()
     device = slot.device or arm.options.device
     on_gpu = machine(device).type == 'cuda'
-    # all that runs of one arm share is compiled code, of which Dynamo keeps eight versions
+    # Dynamo keeps eight versions of a function, so the code of the last arm is dropped
     if worker_state.get('arm') != arm.name:
         torch._dynamo.reset()
         worker_state['arm'] = arm.name
 
     waiting, width, results = group.tasks, len(group.tasks), {}
     while waiting:
-        # frees what the runs before these held on the device
+        # frees the device memory of earlier runs
         gc.collect()
         current, waiting = waiting[:width], waiting[width:]
         runs = {n: train_run(task, device, signals) for n, task in enumerate(current)}
         streams = [torch.cuda.Stream() if on_gpu and len(current) > 1 else None for _ in current]
         with ExitStack() as files:
             outputs = [files.enter_context(open_output(task.folder)) for task in current]
-            # an iteration of each, until all have ended
+            # one iteration of each, until all have ended
             while runs:
                 for n in list(runs):
                     task, output = current[n], outputs[n]
@@ -194,7 +200,7 @@ def train_group(group, slot, worker_state):
                     except StopIteration as end:
                         results[task.seed] = TaskResult('done', value=end.value)
                     except Exception as error:
-                        # it may fit alone
+                        # a run that is out of memory here may fit alone
                         if len(current) > 1 and out_of_memory(error):
                             waiting, width = [*waiting, task], 1
                         else:
@@ -204,17 +210,17 @@ def train_group(group, slot, worker_state):
 
 
 def train_run(task, device, signals):
-    """Trains one run and writes what is to be kept of it; returns its final validation loss.
+    """Trains one run and writes its ab.json. A generator that yields after each iteration.
 
-    A generator that yields after each iteration.
+    Returns the final validation loss. Raises what train.train() raises.
     """
     arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
-    # a run that was killed goes on from its newest checkpoint
+    # a run that was killed resumes from its newest checkpoint
     resume = (folder / STARTED).exists() and (folder / 'config.json').exists()
     write_json(folder / STARTED, dict(identity=task.identity))
     o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), device=device,
                             init_from='resume' if resume else 'scratch')
-    # every model option counts as given: a resumed run compares those with what it was
+    # all model options count as given, because a resumed run compares only given ones with its config.json
     origin = arm.origin | dict(out_dir='command line', seed='ab.py')
     origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
@@ -222,15 +228,16 @@ def train_run(task, device, signals):
         try:
             m, data, model = yield from train.train(config, signals)
             break
-        except Stop as stop: # a worker of a study that was killed may hold the folder for a moment
+        # a worker of a study that was killed may hold the folder for a moment longer
+        except Stop as stop:
             if stop.code != BUSY or attempt == 99:
                 raise
             time.sleep(0.1)
 
-    # what the report needs of the model, before its weights are deleted
+    # all that the report needs of the model, before its weights are deleted
     windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
-    # the null arm has other batches and initial values on purpose
+    # the null arm has other batches and initial values on purpose: no hashes to compare
     paired = not arm.seed_shift
     write_json(folder / DONE, dict(
         identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
@@ -244,24 +251,24 @@ def train_run(task, device, signals):
 
 @torch.no_grad()
 def token_losses(m, data, model, o):
-    """Returns mean losses in nats of each validation window, in order, and at each position."""
+    """Returns (mean loss of each validation window, in order; mean loss at each position), lists in nats."""
     model.eval()
     it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
     for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
         with m.autocast():
             logits, _ = model(x, y, Step(it=it)) # (B, T, V)
-        # (B, T), in float32 whatever the logits are
+        # (B, T), in float32 whatever the dtype of the logits
         losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
         losses, is_target = losses.view(y.shape), y >= 0
         windows.append(losses.sum(1) / is_target.sum(1))
         total, count = total + losses.double().sum(0), count + is_target.sum(0)
     model.train()
-    # the last window may have no target at some positions
+    # clamp: a split of one short window has positions without a target
     return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
 
 
 def hash_initial_values(model, names):
-    """Returns a hash of the values of these parameters."""
+    """Returns a hash, 16 hex digits, of the values of the parameters with these names."""
     digest, tensors = hashlib.sha256(), model_tensors(model)
     for name in names:
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
@@ -269,7 +276,7 @@ def hash_initial_values(model, names):
 
 
 def hash_batches(data, o):
-    """Returns a hash of where the rows of (up to a thousand of) the batches begin."""
+    """Returns a hash, 16 hex digits, of where the rows of batches begin, for up to about 1,000 batches."""
     digest, rows = hashlib.sha256(), o.batch_size * o.gradient_accumulation_steps
     for it in range(0, o.max_iters, max(1, o.max_iters // 1000)):
         digest.update(data.starts('train', it, rows, o.seed).numpy().tobytes())
@@ -277,7 +284,7 @@ def hash_batches(data, o):
 
 
 def sample_text(m, data, model, o):
-    """Returns text after a line break, at temperature 0.8 from the top 200 tokens."""
+    """Returns text that the model writes after a line break, at temperature 0.8 from its top 200 tokens."""
     model.eval()
     idx = torch.tensor([data.tokenizer.encode('\n')], device=m.device)
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
@@ -292,15 +299,15 @@ def sample_text(m, data, model, o):
 # checking and timing
 
 def check_arm(task):
-    """Returns [(check, what it found, why it failed or '')] of the leak suite without its slow part."""
+    """Runs the leak suite without its slow part; returns [(check, what it found, why it failed or '')]."""
     outcomes = checks.run_suite(task.arm.options.variant, fast=True, **task.arm.variant_args)
     return [(c.name, c.status, c.why or '') for c in outcomes]
 
 
 def time_arms(task, slot, worker_state):
-    """Returns what each arm costs, by lab/timing.py: all are built, then timed in turn, because machines drift."""
+    """Builds all arms, then times them in turn, because machines drift; returns PriceTask's value."""
     worker_state.clear()
-    # each arm compiles the same functions anew
+    # each arm compiles the same functions, of which Dynamo keeps 8 versions by default
     torch._dynamo.config.recompile_limit = 8 * len(task.arms)
     timed, pool = {}, None
     for arm in task.arms:
@@ -317,7 +324,7 @@ def time_arms(task, slot, worker_state):
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
     interleave(list(timed.values()), 5, 0.05)
-    # medians are kept, the samples behind them are not
+    # price.json keeps the medians, not the samples
     results = {name: one.result(None) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']

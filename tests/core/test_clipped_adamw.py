@@ -14,7 +14,7 @@ SKIPPED = 5 # at this step the loss is not finite
 
 
 def both(device, shapes, betas=(0.9, 0.999)):
-    """Returns twice (parameters in two groups, of which the last has no gradient, an AdamW of them)."""
+    """Returns two equal pairs (parameters, AdamW): two groups each, whose last parameter has no gradient."""
     lists = []
     for _ in range(2):
         g = torch.Generator().manual_seed(1)
@@ -127,7 +127,7 @@ def test_gradients_may_lie_anywhere():
 
 
 def check_nonfinite(device, chunks):
-    """The first number that is not finite is remembered, whatever follows; nothing changes from then on."""
+    """Checks that the first number that is not finite is kept, whatever follows, and nothing changes after it."""
     from core.kernels.clipped_adamw import ClippedAdamW  # Triton
     p = torch.ones(chunks, 1024, device=device, requires_grad=True)
     optimizer = torch.optim.AdamW([dict(params=[p], lr=torch.tensor(0.1, device=device))], fused=True)

@@ -32,7 +32,7 @@ FILES = ('train.bin', 'val.bin', 'meta.json')
 
 
 def refused(call, *args, **kwargs):
-    """The one line that a call stops with."""
+    """Returns the one line with which a call stops."""
     with pytest.raises(Stop) as stop:
         call(*args, **kwargs)
     assert '\n' not in str(stop.value)
@@ -41,7 +41,7 @@ def refused(call, *args, **kwargs):
 
 
 def make(folder, train, val=None, meta=None):
-    """A set of ids below 100; without meta it is one of GPT-2 tokens."""
+    """Makes a data set of ids below 100; without meta it is one of GPT-2 tokens."""
     folder.mkdir(exist_ok=True)
     np.asarray(train, '<u2').tofile(folder / 'train.bin')
     np.asarray(train if val is None else val, '<u2').tofile(folder / 'val.bin')
@@ -57,7 +57,7 @@ def counting(tmp_path):
 
 @pytest.fixture
 def repo(tmp_path, monkeypatch):
-    """A repository of its own, so that nothing is written into ours."""
+    """Gives a repository of its own to the test, so that nothing is written into ours."""
     root = tmp_path / 'repo'
     root.mkdir()
     (root / 'core').symlink_to(REPO / 'core')
@@ -115,7 +115,8 @@ def test_a_script_in_a_foreign_folder_is_never_run(repo, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-# Kills itself with SIGKILL at the k-th dangerous call: amid the tokens, at each fsync, at each rename, or not at all.
+# A script that kills itself with SIGKILL at the k-th dangerous call: amid the tokens, at an fsync, at a rename,
+# or not at all.
 KILLED = '''
 import os, signal, sys
 from pathlib import Path
@@ -240,7 +241,7 @@ def fake_tiktoken(monkeypatch, get_encoding):
 
 
 class Letters:
-    """Stands in for tiktoken's encoding: a token is a letter."""
+    """A stand-in for tiktoken's encoding: a token is a letter."""
     n_vocab = 50257
 
     def encode_ordinary(self, text):
@@ -290,9 +291,11 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
 
 def test_unknown_sets_are_named(repo):
     line = refused(find_set, 'nope')
-    assert line == '--dataset=nope: neither a set in data (openwebtext, shakespeare, shakespeare_char, text) nor a folder'
+    assert line == ('--dataset=nope: neither a set in data (openwebtext, shakespeare, shakespeare_char, text) '
+                    'nor a folder')
     assert refused(find_set, 'shakespear_char').endswith('did you mean shakespeare_char?')
-    assert refused(find_set, 'openwebtext') == 'data/openwebtext is not prepared: run python data/openwebtext/prepare.py'
+    assert refused(find_set, 'openwebtext') == ('data/openwebtext is not prepared: run python '
+                                                'data/openwebtext/prepare.py')
     assert refused(find_set, 'text').endswith('run python data/text/prepare.py FILE... --out=data/text')
     (repo / 'data/mine').mkdir()
     assert refused(find_set, 'mine').endswith('run python data/text/prepare.py FILE... --out=data/mine')
@@ -414,7 +417,8 @@ def test_a_token_beyond_the_vocabulary_is_found_before_it_is_used(tmp_path, monk
     bad = make(tmp_path / 'bad', [0, 1, 2, 0], [0, 1, 3, 0], meta)
     assert refused(Dataset, bad, 2) == f'{bad}/val.bin holds token 3, but vocab_size is 3'
     Dataset(make(tmp_path / 'good', [0, 1, 2, 0], None, meta), 2)
-    monkeypatch.setattr(dataset, 'CHECKED', 0)     # as with files too large to read through: each batch is looked at
+    # as with files too large to read through: each batch is looked at
+    monkeypatch.setattr(dataset, 'CHECKED', 0)
     monkeypatch.setattr(dataset, 'RESIDENT', 0)
     large = Dataset(bad, 2)
     large.batch('train', 0, 9, 0)
@@ -460,7 +464,8 @@ def test_a_batch_depends_on_its_key_alone(counting):
         assert all(map(torch.equal, again.batch('train', 5, 16, 1), (X, Y)))
     assert not torch.equal(ds.batch('train', 6, 16, 1)[0], X)
     assert not torch.equal(ds.batch('train', 5, 16, 2)[0], X)
-    same = Dataset(make(Path(counting), range(1000)), 8)            # both splits alike: the split is part of the key
+    # both splits alike: the split is part of the key
+    same = Dataset(make(Path(counting), range(1000)), 8)
     assert not torch.equal(same.batch('val', 5, 16, 1)[0], X)
 
 

@@ -11,14 +11,15 @@ from core.nn.dropout import Dropout, keep_mask
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_the_hash_is_triple32(device):
-    """But for its last step, for seeds of 0, beside the unsigned definition in Python's integers; compiled too."""
+    """Equals triple32 without its last step, defined in Python's integers, for seeds of 0; compiled too."""
     def triple32(x):
         for shift, factor in (17, 0xed5ad4bb), (11, 0xac4c1b51), (15, 0x31848bab):
             x = (x ^ x >> shift) * factor % 2 ** 32
         return x
 
     n, p = 50_000, 0.3
-    signed = torch.tensor([(triple32(i) + 2 ** 31) % 2 ** 32 for i in range(n)]) # the threshold is on the signed number
+    # the threshold is on the signed number
+    signed = torch.tensor([(triple32(i) + 2 ** 31) % 2 ** 32 for i in range(n)])
     for f in keep_mask, torch.compile(keep_mask, fullgraph=True):
         mask = f(torch.Size([n]), p, torch.zeros(2, dtype=torch.int32, device=device))
         assert torch.equal(mask.cpu(), signed >= p * 2 ** 32)
@@ -26,9 +27,11 @@ def test_the_hash_is_triple32(device):
 
 @pytest.mark.parametrize('p', [0.1, 0.2, 0.5])
 def test_the_mask_drops_its_share_and_no_pattern(p):
-    """Correlations with itself at many lags, and with masks of which a seed is another: below five standard errors."""
+    """Correlations with itself at many lags, and with masks of other seeds, are below five standard errors."""
     size, sigma = torch.Size([64, 128, 96]), math.sqrt(p * (1 - p))
-    mask = lambda *seeds: (keep_mask(size, p, torch.tensor(seeds, dtype=torch.int32)).double().flatten() - (1 - p)) / sigma
+    # standardized: mean 0, deviation 1
+    mask = lambda *seeds: (
+        keep_mask(size, p, torch.tensor(seeds, dtype=torch.int32)).double().flatten() - (1 - p)) / sigma
     x = mask(5, 7)
     z = {'share': x.sum() / math.sqrt(len(x))}
     products = torch.fft.irfft(torch.fft.rfft(x, 2 * len(x)).abs() ** 2) # at lag n the sum of x[n:] * x[:-n]

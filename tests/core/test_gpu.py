@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; run by hand: python -m pytest tests -m gpu -n 10"""
+"""Tests that need a CUDA device; run by hand: python -m pytest tests -m gpu -n 10"""
 import gc
 import os
 import subprocess
@@ -58,7 +58,7 @@ def test_distance_bias_equals_float64_math(impl, T, window):
 @pytest.mark.parametrize('T', [128, 256, 1000])
 @pytest.mark.parametrize('start', [0.0, 3.0])
 def test_key_bias_equals_float64_math(T, start):
-    """A bias that belongs to the key and adds up over the row, as what is forgotten does."""
+    """A bias that belongs to the key and adds up along the row, as in the variant forgetting."""
     torch.manual_seed(T)
     q, k, v, g = torch.randn(4, 2, 3, T, 64, device='cuda', dtype=torch.bfloat16) # (B, nh, T, hs) each
     z = torch.randn(2, 3, T, device='cuda') + start

@@ -1,4 +1,4 @@
-"""core/device/machine.py: what 'auto' is and what is refused, precision, peaks; settings of torch.compile."""
+"""core/device/machine.py: the meaning of 'auto', refusals, precision, peaks, and settings of torch.compile."""
 import importlib.util
 import os
 
@@ -23,7 +23,7 @@ def refusal(*args):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """gpus(2) makes this a machine with so many."""
+    """gpus(2) makes this a machine with two GPUs."""
     def set_count(n):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: n > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: n)
@@ -47,7 +47,7 @@ def test_without_a_gpu(gpus, monkeypatch):
 
 @pytest.fixture
 def settings():
-    """Restores after the test what machine() sets of torch.compile."""
+    """Restores torch.compile's settings, which machine() changes, after the test."""
     with inductor.patch(inductor.get_config_copy()), functorch.patch(functorch.get_config_copy()):
         yield
 

@@ -15,7 +15,7 @@ def normal(shape, *seed):
 
 
 def both(lr=0.02):
-    """Returns [(parameter, its copy), ...], a MuonAdamW of the former, torch's Muon and AdamW of the latter."""
+    """Returns [(parameter, its copy)], a MuonAdamW of the former, torch's Muon and AdamW of the latter."""
     shapes = *SHAPES, *VECTORS
     pairs = [[normal(shape, i).requires_grad_() for _ in range(2)] for i, shape in enumerate(shapes)]
     (matrices, torch_matrices), (rest, torch_rest) = zip(*pairs[:len(SHAPES)]), zip(*pairs[len(SHAPES):])

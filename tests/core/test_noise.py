@@ -1,4 +1,4 @@
-"""Noise that is drawn inside a compiled graph: by eager PyTorch, anew at every place."""
+"""Noise drawn inside a compiled graph: as eager PyTorch draws it, anew at every place."""
 import pytest
 import torch
 

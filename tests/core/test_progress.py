@@ -1,4 +1,4 @@
-"""What a script shows: one moving line on a terminal, plain lines elsewhere."""
+"""Progress of a script: one moving line on a terminal, plain lines elsewhere."""
 import io
 import sys
 
@@ -31,6 +31,8 @@ def test_a_pipe_gets_plain_lines(monkeypatch):
 def test_a_terminal_gets_a_moving_line(monkeypatch, columns):
     monkeypatch.setenv('COLUMNS', str(columns)) # 0: a terminal that does not know
     frames = show(Terminal(), monkeypatch).replace('\n', '\r').split('\r')
-    assert frames.index('step 20: train loss 4.1, val loss 4.2') > frames.index('10/40 [======                  ], ? left')
-    assert frames[-3].startswith('20/40 [============            ], loss 3.9, 12 ms, ') and frames[-3].endswith(' left')
+    line, bar = 'step 20: train loss 4.1, val loss 4.2', '10/40 [======                  ], ? left'
+    assert frames.index(line) > frames.index(bar)
+    bar = '20/40 [============            ], loss 3.9, 12 ms, '
+    assert frames[-3].startswith(bar) and frames[-3].endswith(' left')
     assert frames[-1] == '' and frames[-2].strip() == ''     # nothing stays of the bar

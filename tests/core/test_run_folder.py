@@ -29,7 +29,7 @@ posix = pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL and a fork ser
 
 
 def tensors(step, rows=50, part='model'):
-    """What a checkpoint of this step holds, a function of the step alone."""
+    """Returns the tensors of a checkpoint, a function of the step alone."""
     g = torch.Generator().manual_seed(step * 2 + (part == 'optim'))
     return {f'{part}.{i}': torch.randn(rows, 20, generator=g) for i in range(3)}
 
@@ -49,7 +49,7 @@ def check(loaded, step, rows=50):
 
 
 def stops(code, f, *args, **kwargs):
-    """f(...) ends the script with this code and one line; returns the line."""
+    """Checks that f(...) ends the script with this code and one line; returns the line."""
     with pytest.raises(Stop) as stop:
         f(*args, **kwargs)
     assert stop.value.code == code and '\n' not in str(stop.value)
@@ -116,7 +116,8 @@ def test_killed_inside_a_save(tmp_path, spawn, capsys):
         inside += temp.exists()                         # died before the rename
         state, *_ = loaded = RunFolder(tmp_path).load()
         check(loaded, state['step'], BIG)
-        assert state['step'] >= reported > last         # nothing reported is lost; the child went on from `last`
+        # nothing reported is lost; the child went on from `last`
+        assert state['step'] >= reported > last
         log = RunFolder(tmp_path).read_log()
         assert [r['iter'] for r in log][:state['step']] == list(range(state['step']))
         last = state['step']
@@ -163,7 +164,7 @@ def die_everywhere(pipe, folder):
 
 @posix
 def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
-    """At every one, a valid checkpoint 7 is there, old or new; and the next owner cleans up."""
+    """After each kill a valid checkpoint 7 is there, old or new, and the next owner cleans up."""
     _, pipe = spawn(die_everywhere, tmp_path)
     survived = pipe.recv()
     assert survived > 15                                # the hook does see the calls
@@ -299,12 +300,15 @@ def test_round_trip(run):
     loaded, tensors_, optim = run.load()
     assert same(tensors_, {k: v.detach() for k, v in model.items()}) and optim == {}
     assert {k: loaded[k] for k in state} == state and loaded['step'] == 250
-    json.loads((folder / STATE).read_bytes(), parse_constant=pytest.fail)     # JSON, without Python's NaN and Infinity
+    # JSON, without Python's NaN and Infinity
+    json.loads((folder / STATE).read_bytes(), parse_constant=pytest.fail)
     assert loaded['files'][MODEL] == {'bytes': (folder / MODEL).stat().st_size, 'sha256': sha256(folder / MODEL)}
     assert {(folder / f).stat().st_mode for f in (MODEL, OPTIM, STATE)} == {(folder / STATE).stat().st_mode}
-    (folder / MODEL).write_bytes(bytes((folder / MODEL).stat().st_size))      # what is loaded is not a view of the file
+    # what is loaded is not a view of the file
+    (folder / MODEL).write_bytes(bytes((folder / MODEL).stat().st_size))
     assert same(tensors_, {k: v.detach() for k, v in model.items()})
-    with pytest.raises(ValueError, match='state.json'):                       # never a checkpoint that load() refuses
+    # never a checkpoint that load() refuses
+    with pytest.raises(ValueError, match='state.json'):
         run.save(500, {}, {}, {'vocab': 'x' * (16 << 20)})
     assert names(run.ckpt) == [folder.name]
 
@@ -336,10 +340,12 @@ def test_which(run, capsys):
     assert '150' in line and 'step_00000500' in line
     assert 'last' in stops(BAD_INPUT, run.load, 'last')
     (run.ckpt / 'step_00000200' / STATE).write_text('{}')
-    shutil.copytree(run.ckpt / 'step_00000500', run.ckpt / 'step_00000500.old')     # as a save does for a moment
+    # as a save does for a moment
+    shutil.copytree(run.ckpt / 'step_00000500', run.ckpt / 'step_00000500.old')
     assert [f.name for f in run.checkpoints()][:2] == ['step_00000500', 'step_00000500.old']
     assert not capsys.readouterr().err
-    check(run.load('best'), 400)                        # the next best, and it says which one it had to pass over
+    # the next best, and it says which one it had to pass over
+    check(run.load('best'), 400)
     assert f'step_00000200{os.sep}state.json' in capsys.readouterr().err
     stops(NO_CHECKPOINT, run.load, 200)
 
@@ -376,7 +382,8 @@ def test_every_byte_of_state_counts(run, capsys):
     file = save(run, 1, note='1e5 \u00e9 1E5', lr=1e-05) / STATE
     raw = file.read_bytes()
     for i in range(len(raw)):
-        file.write_bytes(raw[:i] + bytes([raw[i] ^ 1 << (5 if i % 2 else i % 8)]) + raw[i + 1:])    # bit 5: e and E
+        # bit 5: e and E
+        file.write_bytes(raw[:i] + bytes([raw[i] ^ 1 << (5 if i % 2 else i % 8)]) + raw[i + 1:])
         stops(NO_CHECKPOINT, run.load)
     file.write_bytes(raw)
     check(run.load(), 1)
@@ -489,7 +496,7 @@ def test_full_before_saving(run, monkeypatch):
 
 @pytest.mark.parametrize('step', [1, 2])
 def test_full_at_every_call_of_a_save(run, monkeypatch, step):
-    """Also when the full disk is met while replacing the only checkpoint."""
+    """Also if the disk fills up while the only checkpoint is replaced."""
     save(run, 1)
     fsync, calls = os.fsync, 0
     for n in range(1, 99):
@@ -578,9 +585,11 @@ def test_going_on_from_a_step(run, capsys):
             save(run, i)
     raw = run.log_path.read_bytes().splitlines(keepends=True)
     run.log_open(20)
-    assert run.log_path.read_bytes() == b''.join(raw[:1 + 20 + 2])          # the bytes of what stays are untouched
+    # the bytes of what stays are untouched
+    assert run.log_path.read_bytes() == b''.join(raw[:1 + 20 + 2])
     assert [f.name for f in run.checkpoints()] == [f'step_000000{n}0' for n in (2, 1, 0)]
-    assert names(run.out_dir / 'aside') == ['step_00000030']                # or the next resume would jump there
+    # or the next resume would jump there
+    assert names(run.out_dir / 'aside') == ['step_00000030']
     assert str(run.ckpt / 'step_00000030') in capsys.readouterr().err
     run.log({'iter': 20})
     assert len(run.read_log()) == 24
@@ -592,7 +601,8 @@ def test_prune(run):
     for step, val_loss in enumerate([3, 1, 2, 1, None, 4, 5, math.nan]):
         save(run, step, val_loss=val_loss)
     run.prune()
-    assert [int(f.name[5:]) for f in run.checkpoints()] == [7, 6, 3]        # of two equal ones, the one load() takes
+    # of two equal ones, the one load() takes
+    assert [int(f.name[5:]) for f in run.checkpoints()] == [7, 6, 3]
     check(run.load('best'), 3)
     run.prune(keep=1)
     assert names(run.ckpt) == ['step_00000003', 'step_00000007']
@@ -630,11 +640,13 @@ def test_a_new_run_archives_the_previous_one(run, monkeypatch):
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl', 'result.json']
     check(previous.load(), 1)
     train(2)
-    assert run.archive_previous() is True                          # all of the last run, and nothing of the one before
+    # all of the last run, and nothing of the one before
+    assert run.archive_previous() is True
     assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
     check(previous.load(), 2)
     train(3, saves=False)
-    assert run.archive_previous() is False                         # a false start does not push out a run with checkpoints
+    # a false start does not push out a run with checkpoints
+    assert run.archive_previous() is False
     assert names(run.out_dir) == ['.lock', 'previous']
     check(previous.load(), 2)
 
@@ -654,7 +666,8 @@ def test_a_new_run_archives_the_previous_one(run, monkeypatch):
             patch.setattr(Path, 'rename', lambda self, target: interrupted(self, target, rename))
             run.archive_previous()
         if n < 4:
-            check(run.load(), 3 + n)                    # the checkpoints go last: until then, who resumes finds them
+            # checkpoints are moved last, so that until then a resume finds them
+            check(run.load(), 3 + n)
         assert run.archive_previous() is True
         assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
         check(previous.load(), 3 + n)

@@ -1,4 +1,4 @@
-"""Triton's interpreter, which tests/conftest.py switches on where no GPU is, made to round as a GPU does."""
+"""Triton's interpreter, which tests/conftest.py turns on without a GPU, made to round as a GPU does."""
 import pytest
 import torch
 
@@ -16,7 +16,7 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available() or not usable,
 
 
 def fuse_multiply_adds(monkeypatch):
-    """Does not round a product that is added to something, as a GPU: x * y - (x * y) need not be 0."""
+    """Adds to a product before it is rounded, as a GPU does: x * y - (x * y) need not be 0."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def multiply(self, one, two):

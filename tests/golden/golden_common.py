@@ -1,7 +1,7 @@
-"""What the golden tests of all sources share: one file's arrays, its parameters in our modules, comparison.
+"""Shared parts of the golden tests: a file's arrays, its parameters in our modules, and the comparison.
 
-A module golden_<family>.py beside this one says in SOURCES how a family's names and options become ours. All is computed in
-float64, by the ways that attn=auto takes on a CPU.
+A module golden_<family>.py beside this one says in SOURCES how a family's names and options become ours.
+Everything is computed in float64, by the backends that attn=auto chooses on a CPU.
 """
 import json
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ import torch
 from model import Step, build
 
 TOLERANCE = 1e-9        # of max|d| / (1 + max|golden|), see FORMAT.md
-FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc' # in float32 in the source
+# in float32 in the source
+FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc'
 
 class Golden:
     """One file: meta, and arrays by prefix ('in', 'param', 'out', 'grad') and name."""
@@ -50,11 +51,12 @@ class Source:
     prepare: callable = lambda model: None      # what options do not say
     name: callable = same_name                  # the source's parameter -> (ours, rows of it)
     not_ours: tuple = ()                        # parameters that the source does not have
-    not_shown: tuple = ()                       # outputs that our modules keep to themselves; others depend on them
+    # outputs that our modules keep to themselves; others depend on them
+    not_shown: tuple = ()
     levels: dict = field(default_factory=dict)
 
     def module(self, golden):
-        """The module of the file's level with the file's parameters, and the model that it is a part of."""
+        """Returns the module of the file's level, with the file's parameters, and the model around it."""
         config = golden.meta['config']
         model = build(self.variant, **self.options(config))
         self.prepare(model)
@@ -71,7 +73,7 @@ class Source:
         return module, model
 
     def compare(self, golden, module, outs, x=None):
-        """Every output and gradient in the file."""
+        """Compares every output and gradient in the file."""
         wanted = {name: value for name, value in golden('out').items() if name.split('.')[-1] not in self.not_shown}
         assert set(wanted) <= set(outs), f'not compared: {set(wanted) - set(outs)}'
         for name, want in wanted.items():
@@ -93,7 +95,7 @@ def new_step(golden, x):
 
 
 def spy(module, method, calls):
-    """Notes the arguments and results of a method of this one object."""
+    """Records the arguments and results of a method of this one object."""
     f = getattr(module, method)
 
     def noted(*args):

@@ -16,12 +16,16 @@ GATES = dict(SiLU='silu', GELU='gelu', ReLU='relu')
 
 
 class Fractal(Source):
-    """The source's heads need not fill its residual stream: attention is made for a stream of n_q * hd channels, and then gets
-    maps from and to one of dim. The MLP is as wide as the file's."""
+    """A source whose heads need not fill its residual stream.
+
+    Attention is made for a stream of n_q * hd channels, and then gets maps from and to one of dim channels.
+    The MLP is as wide as the file's.
+    """
 
     def module(self, golden):
         c, params = golden.meta['config'], golden('param')
-        assert (c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']) == ('RMSNorm', True, True, False)
+        norm_and_mlp = c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']
+        assert norm_and_mlp == ('RMSNorm', True, True, False)
         c['mlp_hidden'] = max((len(w) for name, w in params.items() if name.endswith('Wup.weight')), default=1)
         n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
         options = dict(
@@ -29,7 +33,8 @@ class Fractal(Source):
             n_layer=c['num_layers'] if level == 'model' else 1, split=c['fractal_split'], fractal_scale='head',
             rms_eps=c['eps'], rope_base=c['theta'], rope_share=float(c['rope']), glu_gate=GATES[c['mlp_nonlinearity']],
             embedding_scale=None if c['scale_first_resid'] else 1.0)
-        classes = SimpleNamespace(**vars(load_classes(self.variant))) # our own, two of which are replaced below
+        # our own, two of which are replaced below
+        classes = SimpleNamespace(**vars(load_classes(self.variant)))
         stream = construct_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
         heads = construct_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
 
@@ -61,7 +66,7 @@ class Fractal(Source):
 
 
 def fractal_name(name, c):
-    """Queries, keys and values are rows of c_attn, the MLP's gate and the units it gates those of c_fc."""
+    """Returns our name: queries, keys, values are rows of c_attn, the MLP's gate and its units of c_fc."""
     for theirs, ours in {
         r'^layers\.': 'transformer.h.', r'^token_embedder\.': 'transformer.wte.', r'^final_norm\.': 'transformer.ln_f.',
         r'\bpre_attn_norm\.': 'ln_1.', r'\bpre_mlp_norm\.': 'ln_2.', r'\bw$': 'weight', r'\bb$': 'bias',
@@ -89,7 +94,8 @@ def attn_level(golden, source):
     spy(module, 'attend', calls)
 
     def noted(q, k, *args):
-        slices.append(q @ k.transpose(-2, -1) * q.size(-1) ** -0.5) # (B, slices, T, T), before score_mod and mask
+        # (B, slices, T, T), before score_mod and mask
+        slices.append(q @ k.transpose(-2, -1) * q.size(-1) ** -0.5)
         return attend(q, k, *args)
     with mock.patch.object(model, 'attend', noted):
         y = module(x, new_step(golden, x))
@@ -114,7 +120,8 @@ def layer_level(golden, source):
 def model_level(golden, source):
     _, model = source.module(golden)
     targets = golden('in')['targets']
-    logits, loss = model(golden('in')['idx'], torch.where(targets == model.config.vocab_size - 1, -1, targets)) # padding
+    # padding
+    logits, loss = model(golden('in')['idx'], torch.where(targets == model.config.vocab_size - 1, -1, targets))
     loss.backward()
     source.compare(golden, model, dict(logits=logits, loss=loss))
 

@@ -1,4 +1,5 @@
-"""Hard windows. The source adds 1e-10 to the weights and to their window before it divides; so do the tests, around ours."""
+"""Hard windows. The source adds 1e-10 to the weights and to their window before it divides; the tests add it
+around our code."""
 import torch
 from golden_common import Source, new_step, spy
 from golden_nano import model_level, soft_name, soft_options, tanh_gelu

@@ -1,4 +1,4 @@
-"""nanoGPT's own numbers, and those of the sources that keep its modules: soft windows, and the surprise gate."""
+"""nanoGPT's own numbers, and those of sources that keep its modules: soft windows and the surprise gate."""
 import re
 
 import pytest
@@ -31,7 +31,7 @@ def surprise_options(config):
 
 
 def surprise_model(model):
-    """ReLU, query, key and value without biases, a head of its own with biases."""
+    """Makes the source's model: ReLU, query, key and value without biases, an untied head with biases."""
     for block in model.transformer.h:
         block.mlp.gelu = nn.ReLU()
         nn.init.zeros_(block.attn.c_attn.bias)
@@ -47,7 +47,7 @@ def first_options(config):
 
 
 def first_model(model):
-    """v1_2 has no norm before the prior."""
+    """Makes the model of v1_2, which has no norm before the prior."""
     surprise_model(model)
     for block in model.transformer.h:
         block.ln_3 = nn.Identity()
@@ -61,7 +61,8 @@ def surprise_name(name, config):
         r'\bprior_ffn\.net\.0\.': 'prior_fc.', r'\bprior_ffn\.net\.2\.': 'prior_proj.',
     }.items():
         name = re.sub(theirs, ours, name)
-    if head := re.search(r'\bsa\.heads\.(\d+)\.(query|key|value)\.weight$', name): # c_attn has all queries first
+    # c_attn has all queries first
+    if head := re.search(r'\bsa\.heads\.(\d+)\.(query|key|value)\.weight$', name):
         size = config['n_embd'] // config['n_head']
         start = ('query', 'key', 'value').index(head[2]) * config['n_embd'] + int(head[1]) * size
         return name[:head.start()] + 'attn.c_attn.weight', slice(start, start + size)
@@ -163,7 +164,7 @@ def watch_surprise(block):
 
 
 def surprise_outs(block, step, opened, priors):
-    """The source's names for what the gate saw and did; either reason alone by ruling the other one out."""
+    """Returns what the gate saw and did, by the source's names, for each reason with the other ruled out."""
     (d_st, d_ch, _), gate = opened[0]
     k, step = block.config.k, Step(it=step.it)
     block.config.k = 1e30
@@ -173,7 +174,8 @@ def surprise_outs(block, step, opened, priors):
     unexpected = block.open(d_st, d_ch + 1e30, step)
     block.config.first_open = first
     return dict(d_st_tok=d_st, d_ch_tok=d_ch, D_st=d_st.mean(1), D_ch=d_ch.mean(1), pred_loss=d_ch.mean(),
-                CE=expected[:, 0], CU=unexpected[:, 0], CE_tok=expected, CU_tok=unexpected, gate_vec=gate[:, 0], prior_ch=priors[0])
+                CE=expected[:, 0], CU=unexpected[:, 0], CE_tok=expected, CU_tok=unexpected,
+                gate_vec=gate[:, 0], prior_ch=priors[0])
 
 
 def ln_mlp_level(golden, source):

@@ -1,4 +1,7 @@
-"""The noise notebook: noise on embeddings, mixup, noise on the residual stream, DropConnect; with the notebook's own draws."""
+"""The noise notebook: noise on embeddings, mixup, noise on the residual stream, DropConnect.
+
+The notebook's own draws take the place of ours.
+"""
 import re
 
 import torch
@@ -22,7 +25,7 @@ def dropconnect_options(config):
 
 
 def dropconnect_model(model):
-    """The notebook's biases are there and take no part."""
+    """Makes the notebook's model, whose biases exist but are not used."""
     surprise_model(model)
     for module in model.modules():
         if isinstance(module, Linear):
@@ -30,9 +33,10 @@ def dropconnect_model(model):
 
 
 def noise_name(name, config):
-    """The other notebook's names."""
-    for theirs, ours in {r'^ln\.': 'ln_f.', r'^ff\.': 'lm_head.', r'\.ff\.ff\.': '.ffwd.net.', r'\.ff\.fc1\.': '.ffwd.net.0.',
-                         r'\.ff\.fc2\.': '.ffwd.net.2.', r'\bW_Q\b': 'query', r'\bW_K\b': 'key', r'\bW_V\b': 'value'}.items():
+    """Returns our name by way of the other notebook's names."""
+    for theirs, ours in {r'^ln\.': 'ln_f.', r'^ff\.': 'lm_head.', r'\.ff\.ff\.': '.ffwd.net.',
+                         r'\.ff\.fc1\.': '.ffwd.net.0.', r'\.ff\.fc2\.': '.ffwd.net.2.',
+                         r'\bW_Q\b': 'query', r'\bW_K\b': 'key', r'\bW_V\b': 'value'}.items():
         name = re.sub(theirs, ours, name)
     return surprise_name(name, config | dict(n_embd=config['d_model']))
 
@@ -86,7 +90,8 @@ def model_level(draws):
         draws(golden, model)
         idx, targets, outs = golden('in')['idx'], golden('in')['targets'], {}
         hooks = [model.transformer.drop.register_forward_hook(lambda m, args, y: outs.__setitem__('x_clean', y)),
-                 model.transformer.h[0].register_forward_pre_hook(lambda m, args: outs.__setitem__('x_blocks_in', args[0]))]
+                 model.transformer.h[0].register_forward_pre_hook(
+                     lambda m, args: outs.__setitem__('x_blocks_in', args[0]))]
         hooks += [block.register_forward_hook(lambda m, args, y, i=i: outs.__setitem__(f'h{i}.block', y))
                   for i, block in enumerate(model.transformer.h)]
         step = new_step(golden, idx)
@@ -108,6 +113,6 @@ SOURCES = {
     'noise_gaussian': noise_source('noise_embedding', noise_options, embedding_draws),
     'noise_mixup': noise_source('noise_mixup', mixup_options, mixup_draws),
     'noise_noisy_residual': noise_source('noise_residual', noise_options, residual_draws),
-    'noise_dropconnect': noise_source('dropconnect', dropconnect_options, dropconnect_draws, dropconnect_model, dropconnect_name,
-                                      not_ours=('c_attn.unused',)),
+    'noise_dropconnect': noise_source('dropconnect', dropconnect_options, dropconnect_draws, dropconnect_model,
+                                      dropconnect_name, not_ours=('c_attn.unused',)),
 }

@@ -1,6 +1,7 @@
 """Dynamic-Transformers' own numbers: its routers alone, and the layers of STT, SDT and MoD.
 
-The source's tokens see all keys (keys='all'); its repository now has a Gaussian prior and expected change alone.
+The source's tokens see all keys (keys='all'). Its repository has a Gaussian prior, and expected change as the
+only reason.
 """
 import importlib
 from types import SimpleNamespace
@@ -35,8 +36,9 @@ class Layers(Source):
 
     def module(self, golden):
         config, pair = golden.meta['config'], 1 + (self.variant == 'sdt')
-        options = dict(block_size=config['block_size'], n_embd=config['n_embd'], n_head=config['n_head'], bias=config['bias'],
-                       capacity=config['capacity'], n_layer=pair, every=pair, router='topk', keys='all', vocab_size=8)
+        options = dict(block_size=config['block_size'], n_embd=config['n_embd'], n_head=config['n_head'],
+                       bias=config['bias'], capacity=config['capacity'], n_layer=pair, every=pair,
+                       router='topk', keys='all', vocab_size=8)
         if self.variant != 'mod':
             options |= dict(gate='ce', change='gaussian', prior_width=config['prior_ffn_intermediate_size_factor'],
                             ma_window=config['ma_window'], sharp_min=golden('in')['beta_ce'].item())
@@ -51,8 +53,9 @@ class Layers(Source):
 
 
 def run(blocks, x, golden):
-    """The output, the step, and the mask and the gate that run_chosen was given."""
-    step, variant = new_step(golden, x), importlib.import_module('variants.' + golden.meta['variant'].removesuffix('_router'))
+    """Returns the output, the step, and the mask and the gate that run_chosen was given."""
+    step = new_step(golden, x)
+    variant = importlib.import_module('variants.' + golden.meta['variant'].removesuffix('_router'))
     step.it = torch.zeros((), dtype=torch.float64)
     with mock.patch.object(variant, 'run_chosen', wraps=routing.run_chosen) as chosen:
         for block in blocks:
@@ -67,7 +70,8 @@ def layer_level(golden, source):
     config, c, last = golden.meta['config'], blocks[0].config, blocks[-1]
     x = golden('in')['x'].requires_grad_()
     y, step, mask, g = run(blocks, x, golden)
-    losses = {name: value * c.n_layer / getattr(c, f'{name}_loss') for name, value in step.losses.items()} # unweighted
+    # unweighted
+    losses = {name: value * c.n_layer / getattr(c, f'{name}_loss') for name, value in step.losses.items()}
     logits = last.causal_router(x.detach())
     k = max(1, int(c.capacity * x.size(1)))
     outs = dict(y=y, mask=mask, k=k, topk_idx_sorted=routing.assign_slots(mask, k)[0], causal_logits=logits,
@@ -86,9 +90,10 @@ def layer_level(golden, source):
         r = h - x
         prior = decides.prior(x if source.variant == 'sdt' else F.pad(h, (0, 0, 1, -1)))
         beta, raw = golden('in')['beta_ce'], [value for name, value in params.items() if name.endswith('raw_m_cu')]
-        outs |= vpr_outs(decides.surprise, raw[0], step.stats['surprise'][0], step.stats['change'][0], config['ma_window'], beta,
-                         golden('in')['beta_cu'], g)
-        outs |= dict(processed=h, mu_q=prior[0], log_var_q=prior[1], D_st=routing.static_surprise(r), D_ch=step.stats['change'][0])
+        outs |= vpr_outs(decides.surprise, raw[0], step.stats['surprise'][0], step.stats['change'][0],
+                         config['ma_window'], beta, golden('in')['beta_cu'], g)
+        outs |= dict(processed=h, mu_q=prior[0], log_var_q=prior[1], D_st=routing.static_surprise(r),
+                     D_ch=step.stats['change'][0])
         outs['stt_tpn_loss' if source.variant == 'stt' else 'sdt_prior_loss'] = losses['prior']
     objective = (y * golden('in')['gy']).sum() + objective
     objective.backward()
@@ -96,7 +101,8 @@ def layer_level(golden, source):
     again, _, kept, _ = run(blocks, x.detach(), golden)
     outs |= {'objective': objective, 'causal_mode.y': again, 'causal_mode.mask': kept}
     assert all(name.endswith('raw_m_cu') for name in unused)
-    outs = {name: value.to(torch.int64) if getattr(value, 'dtype', None) == torch.bool else value for name, value in outs.items()}
+    outs = {name: value.to(torch.int64) if getattr(value, 'dtype', None) == torch.bool else value
+            for name, value in outs.items()}
     compare(golden, source, module, outs, x)
 
 
@@ -106,12 +112,13 @@ def compare(golden, source, module, outs, x):
 
 
 def vpr_outs(surprise, m_cu, d_st, d_ch, window, beta_ce, beta_cu, g):
-    """The source's names for both reasons; where only one counts, the other is shown all the same."""
+    """Returns both reasons by the source's names; where only one counts, the other is there all the same."""
     both = routing.Surprise(SimpleNamespace(gate='or')).to(d_st.dtype)
     both.o_ce, both.m_cu = surprise.o_ce, nn.Parameter(m_cu)
     mean = routing.moving_average(d_st.detach(), min(window, d_st.size(-1)))
     ce, cu = both.expected(d_st, d_ch), both.unexpected(d_st, mean)
-    return dict(moving_average=mean, CE=ce, CU=cu, S_CE=torch.sigmoid(beta_ce * ce), S_CU=torch.sigmoid(beta_cu * cu), g_cont=g)
+    return dict(moving_average=mean, CE=ce, CU=cu, S_CE=torch.sigmoid(beta_ce * ce),
+                S_CU=torch.sigmoid(beta_cu * cu), g_cont=g)
 
 
 # -- the routers alone
@@ -120,7 +127,8 @@ class Alone(Source):
     """A module of variants/_routing.py with the file's parameters, and its inputs as leaves."""
 
     def check(self, golden, module, outs, inputs):
-        for name, x in inputs.items(): # so that compare() finds the gradients of several inputs among the parameters
+        # so that compare() finds the gradients of several inputs among the parameters
+        for name, x in inputs.items():
             module.register_parameter(name, nn.Parameter(x.detach()))
             module.get_parameter(name).grad = x.grad
         self.name = lambda name, config: (name.removeprefix('in.'), ...)
@@ -147,7 +155,8 @@ def vpr_level(golden, source):
         for name, p in own.items():
             p.copy_(params[f'raw_{name}'])
     window = min(golden.meta['ma_window'], i['D_st'].size(1))
-    mean, betas = routing.moving_average(i['D_st'].detach(), window), [golden('in')[f'beta_{name}'] for name in ('ce', 'cu')]
+    mean = routing.moving_average(i['D_st'].detach(), window)
+    betas = [golden('in')[f'beta_{name}'] for name in ('ce', 'cu')]
     g = surprise(i['D_st'], i['D_ch'], mean, *betas)
     outs = vpr_outs(surprise, params['raw_m_cu'], i['D_st'], i['D_ch'], window, *betas, g)
     (g * golden('in')['gy']).sum().backward()
@@ -170,7 +179,8 @@ def topk_level(golden, source):
     mask = routing.top_k_mask(scores, capacity)
     index, live = routing.assign_slots(mask, int(mask.sum(1).max()))
     assert live.all() # as many in every row
-    ranked = index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True)) # the source's order: by score
+    # the source's order: by score
+    ranked = index.gather(1, scores.gather(1, index).argsort(dim=1, descending=True))
     rows = torch.arange(len(index)).repeat_interleave(index.size(1))
     outs = dict(mask=mask.long(), token_idx_sorted=index, token_idx=ranked.flatten(), batch_idx=rows, k=index.size(1),
                 scores_selected=scores.gather(1, ranked).flatten(), selected_hidden=hidden[rows, ranked.flatten()])
@@ -180,7 +190,8 @@ def topk_level(golden, source):
 def causal_level(golden, source):
     i = leaves(golden, 'x')
     router = routing.CausalRouter(i['x'].size(-1)).double()
-    router.load_state_dict({'fc.weight': golden('param')['router.0.weight'], 'proj.weight': golden('param')['router.2.weight']})
+    router.load_state_dict({'fc.weight': golden('param')['router.0.weight'],
+                            'proj.weight': golden('param')['router.2.weight']})
     logits, targets = router(i['x']), golden('in')['targets'].double()
     loss = F.binary_cross_entropy_with_logits(logits, targets)
     loss.backward()

@@ -1,4 +1,5 @@
-"""The source's numbers where attention's own statistics are fed back: head scaling, relative location, embedding gate."""
+"""Numbers of the source that feeds back attention's statistics: head scaling, relative location, embedding
+gate."""
 import torch
 from golden_common import Source, new_step, spy
 from torch import nn
@@ -30,7 +31,7 @@ def relative_name(name, config):
 
 
 def split_mlp(golden):
-    """The source's first layer reads [x, statistics]; ours is two matrices."""
+    """Splits the source's first layer, which reads [x, statistics], into our two matrices."""
     arrays, C = {}, golden.meta['config']['n_embd']
     for name, a in golden.arrays.items():
         if name.endswith('mlp.c_fc.weight'):
@@ -41,9 +42,10 @@ def split_mlp(golden):
 
 
 def attention_outs(attn, args):
-    """The source's names for what the attention of one layer saw, args being those of its attend()."""
+    """Returns what the attention of one layer saw, by the source's names; args: those of its attend()."""
     q, k, v, x, pos_k, step = args
-    one_hot = torch.eye(x.size(1), dtype=v.dtype).expand(*v.shape[:2], -1, -1) # as values, they show the weights
+    # as values, they show the weights
+    one_hot = torch.eye(x.size(1), dtype=v.dtype).expand(*v.shape[:2], -1, -1)
     att, distance, variance, score = attend_and_measure(attn, q, k, one_hot, x, pos_k, Step(step.pos))
     rel, std = source_units(distance, variance, attn.config.block_size)
     outs = dict(att=att, avg_logit_raw=score, att_loc_rel_raw=rel, att_loc_std_raw=std)
@@ -79,7 +81,8 @@ def block_level(golden, source):
     mids = []
     spy(module, 'mlp_residual', mids)
     for name, part in module.named_modules():
-        ours = {'mlp.ln_loc': 'att_loc_ln', 'mlp_scale': 'mlp_scale', 'mlp_bias': 'mlp_bias', 'mlp_loc': 'mlp_loc', 'mlp': 'mlp'}
+        ours = {'mlp.ln_loc': 'att_loc_ln', 'mlp_scale': 'mlp_scale', 'mlp_bias': 'mlp_bias',
+                'mlp_loc': 'mlp_loc', 'mlp': 'mlp'}
         if name in ours:
             part.register_forward_hook(lambda m, args, y, to=ours[name]: outs.__setitem__(to, y))
     y = module(x, step)

@@ -1,7 +1,7 @@
-"""The sources' own numbers: what the code of each idea computed, forward and backward, is what ours computes.
+"""The sources' own numbers: our code computes what the code of each idea computed, forward and backward.
 
-FORMAT.md says what the files hold. GOLDEN_DIR names another folder of the same format; nothing here knows the
-files in it: sizes, options and seeds come from each file's meta, what to compare from its arrays.
+FORMAT.md says what the files hold. GOLDEN_DIR names another folder of the same format. Nothing here knows the
+files in it: sizes, options and seeds come from a file's meta, and its arrays say what to compare.
 """
 import importlib
 import os

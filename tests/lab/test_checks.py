@@ -1,4 +1,4 @@
-"""The checks see what they are for: variants broken on purpose, each of which a check must see and name."""
+"""The checks work: variants are broken on purpose, and a check must see and name each fault."""
 from textwrap import indent
 
 import pytest
@@ -11,7 +11,7 @@ torch.set_num_threads(1) # more only get in each other's way in models this smal
 
 
 def broken(cls, body):
-    """The file of a variant whose class cls has this body."""
+    """Returns the source of a variant whose class cls has this body."""
     head = '"""A fault. Source: github"""\nimport torch\nimport torch.nn as nn\nimport model\nNEUTRAL = {}\n'
     head += 'from core.nn.attention import distance_bias\n'
     return f'{head}class {cls}(model.{cls}):\n{indent(body, "    ")}'
@@ -267,4 +267,5 @@ def test_a_declared_leak_is_known_by_its_options(drop):
     assert checks.leak_reason('leaky', dict(gate='row', size=1)) == 'averages the row'
     assert checks.choices('leaky') == dict(gate=['token', 'row'], size=[0, 4])
     found = list(checks.covering_options('leaky'))
-    assert dict(size=4) in found[:2] and dict(gate='row', size=4) in found[2:] # what leaks comes after the rest
+    # what leaks comes after the rest
+    assert dict(size=4) in found[:2] and dict(gate='row', size=4) in found[2:]

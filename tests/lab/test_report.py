@@ -1,4 +1,4 @@
-"""The report: its numbers are report.json's, no user's text becomes markup, it loads nothing."""
+"""The report shows the numbers of report.json, lets no user's text become markup, and loads nothing."""
 import copy
 import json
 import math
@@ -26,7 +26,7 @@ VOID = {'meta', 'input', 'br', 'img', 'link', 'hr'}
 # reports like those of ab.py
 
 def make_arm(rng, name, shift, spread, seeds, ms, iters, common):
-    """An arm whose losses end at 1.47 + shift nats, with a spread over seeds beside the common one."""
+    """Returns an arm whose losses end at 1.47 + shift nats, with a spread of its own over seeds."""
     final, time = 1.47 + shift + common + spread * rng.standard_normal(len(seeds)), np.array(iters)
     noise = 0.002 * rng.standard_normal((len(seeds), len(iters))) * (time < iters[-1])
     val = final[:, None] + 2.7 * np.exp(-time / 260) + noise
@@ -56,7 +56,7 @@ def make_arm(rng, name, shift, spread, seeds, ms, iters, common):
 
 
 def comparisons_of(arms, delta=0.005):
-    """report['comparisons'] of arms, from lab.stats."""
+    """Returns report['comparisons'] of arms, by lab.stats."""
     table = {arm['name']: {run['seed']: run['val_loss'] if run['status'] == 'done' else math.inf
                            for run in arm['runs']} for arm in arms}
     result, base = compare_arms(table, delta=delta), arms[0]['curve']
@@ -69,7 +69,7 @@ def comparisons_of(arms, delta=0.005):
 
 
 def realistic(names=('base', 'soft_window', 'alibi', 'head_scaling', 'gated'), n=5):
-    """A study: the baseline, then an arm that helps, one that hurts, one that is equivalent, one unclear."""
+    """Returns a study: the baseline, then an arm that helps, one that hurts, an equivalent and an unclear one."""
     rng, seeds, iters = np.random.default_rng(0), list(range(1, n + 1)), list(range(0, 2001, 250))
     common = 0.003 * rng.standard_normal(n)
     shifts = [0, -0.0078, 0.009, -0.0012, 0.004, 0.15, 0.002, -0.003, 0.001, 0.0005]
@@ -88,7 +88,7 @@ def realistic(names=('base', 'soft_window', 'alibi', 'head_scaling', 'gated'), n
 
 
 def troubled():
-    """Hostile names, an arm with a failed and a diverged run, a declared leak, numbers that are none."""
+    """Returns a study with hostile names, a failed and a diverged run, a declared leak, and NaN and infinity."""
     r = realistic(('base', *HOSTILE[:3], 'soft_window', '_far$_{off$'))
     bad = r['arms'][4]
     bad['runs'][1] |= dict(status='failed', reason='out of memory: <b>CUDA</b> has 80 GB', val_loss=None)
@@ -163,7 +163,7 @@ class Page(HTMLParser):
         return [pair for _, attributes in self.elements for pair in attributes.items()]
 
     def words(self, *tags):
-        """The text in these elements, in all without any, as a reader would type it."""
+        """Returns the text in these elements, or in all, as a reader would type it."""
         text = ''.join(text for tag, text in self.texts if not tags or tag in tags)
         return text.replace('−', '-').replace('\xa0', ' ')
 
@@ -185,7 +185,7 @@ def realistic_page(tmp_path_factory):
 
 @pytest.fixture
 def no_charts(monkeypatch):
-    """Pages without drawings, for what is said elsewhere on them."""
+    """Leaves out the charts, for tests of the rest of a page."""
     monkeypatch.setattr(figures, 'draw_svg', lambda chart, prefix: '')
 
 
@@ -204,7 +204,7 @@ def test_page_is_well_formed_and_needs_nothing_else(page):
 
 
 def test_ids_of_a_page_are_its_own(page):
-    """Of all its SVGs together: each id once, and each reference leads to one."""
+    """In all its SVGs together each id occurs once, and each reference leads to one."""
     ids = [value for name, value in page.attributes if name == 'id']
     assert len(ids) == len(set(ids))
     for name, value in page.attributes:
@@ -221,7 +221,7 @@ def test_report_can_be_read_back_from_the_page(report, page):
 
 
 def with_text_everywhere(text):
-    """A report with this text as name, option, reason, sample, statistic, key and command."""
+    """Returns a report with this text as name, option, reason, sample, statistic, key and command."""
     r = realistic(('base', text), n=2)
     arm = r['arms'][1]
     arm['options'], arm['stats'] = {text: text}, {text: {'iters': [0, 1], 'layers': [[1], [2]]}}
@@ -295,7 +295,7 @@ def test_first_lines_say_what_follows(tmp_path, no_charts):
 
 
 def test_an_arm_may_have_a_baseline_of_its_own(tmp_path, no_charts):
-    """As ab.py's --match makes one: the arm then has two verdicts, each with its own differences."""
+    """As with ab.py's --match: the arm then has two verdicts, each with its own differences."""
     r = realistic(('base', 'wide', 'base_wide'))
     matched, = comparisons_of([r['arms'][2], r['arms'][1]])
     r['comparisons'] = [c | {'level': 0.01} for c in (r['comparisons'][0], matched)]
@@ -320,7 +320,7 @@ def test_seeds_that_were_not_run_are_no_failures(tmp_path, no_charts):
 
 
 def test_the_plan_is_told(tmp_path, no_charts):
-    """What each arm was matched to, and the learning rates tried; neither where the study had none."""
+    """The page names the match and the learning rates tried, and neither if the study had none."""
     r = realistic(('base', 'wide'))
     assert 'match' not in plan_of(read(r, tmp_path)) and 'Learning rates' not in plan_of(read(r, tmp_path))
     tried = {'base': {'0.5': 1.5, '1': 1.4703}, 'wide': {'0.5': None, '1': 1.48},
@@ -363,7 +363,7 @@ def test_sections_in_their_order(tmp_path, no_charts):
 
 
 def paths_of(value, at=()):
-    """The place of every part of a report."""
+    """Returns the path of every part of a report."""
     if isinstance(value, list):
         value = dict(enumerate(value[:2]))
     for key, x in value.items() if isinstance(value, dict) else ():
@@ -372,7 +372,7 @@ def paths_of(value, at=()):
 
 
 def test_any_part_may_be_missing(tmp_path, monkeypatch):
-    """Each part taken away, or None, or a number that is none: a page comes out all the same."""
+    """With each part missing, None, or not a finite number, a page comes out all the same."""
     svg_of, draw_svg = {}, figures.draw_svg
 
     def draw_once(chart, prefix):
@@ -422,7 +422,10 @@ def test_colors_follow_the_page_into_the_dark(page):
 
 
 def test_charts_are_sharp_and_small(page):
-    """Text of 12 units in 360; finite numbers to a tenth; no page is large for the numbers that it holds."""
+    """Text has 12 units of 360; numbers are finite, to a tenth.
+
+    A page's size suits the numbers that it holds.
+    """
     for tag, attributes in page.elements:
         if tag == 'svg':
             assert attributes['viewbox'].startswith('0 0 360 ') and attributes['aria-label']
@@ -435,7 +438,7 @@ def test_charts_are_sharp_and_small(page):
 
 
 def test_seeds_are_shown_on_demand(realistic_page):
-    """A box for each chart with runs behind its means; in the forest plot they are always there."""
+    """Each chart of means has a box that shows its seeds; the forest plot always shows them."""
     page = realistic_page
     boxes = [attributes['id'] for tag, attributes in page.elements if tag == 'input']
     labels = [attributes['for'] for tag, attributes in page.elements if tag == 'label']
@@ -464,7 +467,7 @@ def test_what_is_drawn_are_the_numbers():
 
 
 def test_page_without_matplotlib(realistic_page, tmp_path, monkeypatch):
-    """All else is there, and one line says what is missing."""
+    """The rest of the page is there, and one line says what is missing."""
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     page = read(realistic(), tmp_path)
     assert page.words('p').count('pip install matplotlib') == 1 and 'svg' not in page.tags
@@ -475,7 +478,7 @@ def test_page_without_matplotlib(realistic_page, tmp_path, monkeypatch):
 
 
 def test_settings_of_the_user_change_no_chart():
-    """Those of matplotlib, which a matplotlibrc sets. And a chart drawn twice is the same."""
+    """Settings of matplotlib, as in a matplotlibrc. And a chart drawn twice is the same."""
     import matplotlib
     chart = figures.loss_chart(read_report(realistic()), 'val', '')
     svg = figures.draw_svg(chart, 'a')
@@ -535,7 +538,7 @@ def test_costs_that_agree_make_no_chart():
 
 
 def test_unfinished_runs_do_not_move_the_mean():
-    """Nor does the first part of one: of a run that stopped, of one that diverged."""
+    """Nor does the beginning of a run that stopped or diverged."""
     val = [[2.0, 1.0], [4.0, 3.0], [100.0], [100.0, 'NaN'], [100.0, None]]
     curve = dict(iters=[0, 10], val=val, seeds=[1, 2, 3, 4, 5])
     r = dict(arms=[dict(name='base', baseline=True, curve=curve)])
@@ -562,7 +565,7 @@ def test_an_arm_far_off_does_not_flatten_the_others():
 
 
 def test_equal_to_the_bit_without_delta(tmp_path):
-    """An A/A study whose arms agree in every bit: axes of no size would divide by zero."""
+    """An A/A study whose arms are equal to the bit is drawn, though its axes have no natural size."""
     r = realistic(('base', 'same'))
     r['arms'][1] |= {key: r['arms'][0][key] for key in ('runs', 'curve', 'position_loss', 'price')}
     r['comparisons'], r['plan']['delta'] = comparisons_of(r['arms']), None

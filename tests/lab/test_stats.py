@@ -1,5 +1,7 @@
-"""The statistics behind a verdict: against scipy, brute force and hand-computed values; then by simulation, where the
-truth is known: how often studies of no effect find one, and planted effects are found."""
+"""The statistics behind a verdict: against scipy, brute force and hand-computed values, then by simulation.
+
+In simulations the truth is known: how often studies of no effect find one, and how often effects are found.
+"""
 import json
 from itertools import combinations, product
 from math import inf, nan, sqrt
@@ -37,13 +39,14 @@ STUDIES = 4000          # simulated; the standard error of a rate of 5 % is then
 
 
 def arms(seed, n, d=0.0, sd=0.003, rho=0.5, studies=STUDIES):
-    """base, var (studies, n): losses with this true difference, spread in each arm, and correlation over seeds."""
+    """Returns base, var, (studies, n) losses each, with this true difference, spread in each arm, and correlation
+    over seeds."""
     z = np.random.default_rng(seed).standard_normal((2, studies, n))
     return 1.47 + sd * z[0], 1.47 + d + sd * (rho * z[0] + sqrt(1 - rho * rho) * z[1])
 
 
 def table(seed, n, **shifts):
-    """{arm: {seed: loss}}: base, and arms with these differences."""
+    """Returns {arm: {seed: loss}}: base, and arms with these differences."""
     base = arms(seed, n, studies=1)[0][0]
     noise = np.random.default_rng(seed + 1).standard_normal((len(shifts), n)) * 0.002
     rows = {'base': base} | {arm: base + shift + e for (arm, shift), e in zip(shifts.items(), noise)}
@@ -97,7 +100,8 @@ def test_equal_to_the_bit_and_always_the_same_difference():
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 6, 9])
 def test_sign_flip_counts_every_assignment(n):
     rng = np.random.default_rng(n)
-    for d in (*rng.standard_normal((5, n)), rng.integers(-2, 3, n) * 0.1, np.full(n, -0.1)): # the last two: ties
+    # the last two: ties
+    for d in (*rng.standard_normal((5, n)), rng.integers(-2, 3, n) * 0.1, np.full(n, -0.1)):
         sums = [abs(sum(s * x for s, x in zip(signs, d))) for signs in product((1, -1), repeat=n)]
         assert sign_flip_test(d) == (np.mean([s >= sums[0] - 1e-9 for s in sums]), 0)
     assert sign_flip_test(np.full(n, -0.1))[0] == 2.0 ** (1 - n) # its floor
@@ -201,18 +205,18 @@ def test_looks_that_are_no_plan(looks):
 
 @pytest.fixture
 def no_planning(monkeypatch):
-    """compare() without what takes most of its time, and no part in a verdict."""
+    """Drops from compare() the planning, which takes most of its time and plays no part in a verdict."""
     monkeypatch.setattr(stats, 'seeds_needed', lambda power: None)
     monkeypatch.setattr(stats, 'wins_interval', lambda *args: [0.0, 1.0])
 
 
 def figure(what, *rates):
-    """For pytest -s: what a simulation found."""
+    """Prints the result of a simulation, for pytest -s."""
     print(f"\n{what}: {', '.join(f'{rate:.4f}' for rate in rates)}")
 
 
 def share_of_verdicts(base, var, alpha=0.05):
-    """How often the whole verdict is better or worse; as is checked, only where the t test's p is below alpha."""
+    """Returns how often the verdict is better or worse; where the t test's p is not below alpha it never is."""
     p = ttest_rel(var, base, axis=1).pvalue
     said = lambda rows: [verdict(compare(base[i], var[i], alpha=alpha), alpha) in ('better', 'worse') for i in rows]
     assert not any(said(np.flatnonzero(p >= alpha)[:20]))
@@ -543,7 +547,7 @@ def test_no_such_file(tmp_path):
 # other text, and steps
 
 def windows(seed, W, r):
-    """Loss differences of neighbouring windows, alike by r; their true mean is 0."""
+    """Returns loss differences of windows whose neighbours correlate by r; their true mean is 0."""
     rng = np.random.default_rng(seed)
     x = np.empty(W)
     x[0] = rng.standard_normal()

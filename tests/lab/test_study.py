@@ -1,4 +1,4 @@
-"""The parts of a study: its arms, what a run depends on, workers, and what is read out of its folders."""
+"""The parts of a study: its arms, the identity of a run, workers, and results read from its folders."""
 import ast
 import json
 import os
@@ -75,7 +75,7 @@ def test_any_option_may_differ(data):
 
 
 def test_matched_baselines_hit_within_a_percent(data):
-    """Of the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs for the whole training."""
+    """For the model of config/ab_shakespeare_cpu.py, in parameters and in FLOPs of the whole training."""
     size = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, max_iters=800, lr_decay_iters=800)
     base, *others = arms_of(data, variants='gated_attention,embedding_gate,surprise,gqa,mod', **size)
     flops = {}
@@ -95,7 +95,7 @@ def test_matched_baselines_hit_within_a_percent(data):
 # what a run depends on
 
 def imported_files(file):
-    """Files of the repository that a file imports, at its top or where it needs them."""
+    """Returns the files of the repository that a file imports, at its top or elsewhere."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding='utf-8'))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -106,7 +106,7 @@ def imported_files(file):
 
 
 def test_code_that_computes_is_part_of_what_a_run_is(data):
-    """All that training imports, of all variants; nothing of what examines models is among it."""
+    """A run's identity has all that training imports, for all variants, and nothing that examines models."""
     arms = arms_of(data, variants=','.join(name for name in variant_names() if name != 'base'))
     code = {name for arm in arms for name in arm.identity('')['code']}
     waiting = ['train.py', *(f'variants/{name}.py' for name in variant_names() if name != 'base')]
@@ -134,7 +134,7 @@ def test_a_change_of_code_is_named(data, monkeypatch):
 # workers
 
 def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
-    """Of four at once one has an error of its own and two no memory beside others: these are trained again, alone."""
+    """Of four runs at once one fails and two do not fit into memory: these two are trained again, alone."""
     arm, = arms_of(data, arms='base', null=True)
     study, alone, trained, state = study_of([arm]), train.train, [], {}
 
@@ -180,7 +180,7 @@ def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 def test_workers_die_retire_and_keep_to_their_kind():
-    """A death is one task's failure. A spoiled process does no other task. One worker does all of a kind first."""
+    """A death fails one task, a spoiled process does no other task, and a worker does all of one kind first."""
     workers = pool.Pool(run_word, [pool.Slot('', 1)])
     words = 'die', 'ax', 'bx', 'ay', 'by', 'last', 'c'
     results = list(workers.run([Word(word) for word in words]))
@@ -193,7 +193,7 @@ def test_workers_die_retire_and_keep_to_their_kind():
 # what is read out of a study's folders
 
 def write_run(study, arm, seed, loss):
-    """A run's folder as a worker leaves it; loss: after the last iteration, None if the run failed."""
+    """Writes a run's folder as a worker leaves it; loss: after the last iteration, None if the run failed."""
     folder, identity = study.run_folder(arm, seed), study.identity(arm)
     if loss is None:
         return write_json(folder / 'failed.json', dict(identity=identity, status='failed', reason='out of memory'))
@@ -221,7 +221,7 @@ def report_of(data, losses):
 
 
 def test_an_arm_that_failed_does_not_take_seeds_from_others(data):
-    """A run that failed, not diverged, is left out of its own arm's comparison; Holm's correction counts all arms."""
+    """A run that failed is left out of its own arm's comparison only; Holm's correction counts all arms."""
     whole = report_of(data, LOSSES)
     report = report_of(data, LOSSES | dict(alibi=[1.51, 1.51, 1.50, None, 1.52]))
     before, after = ({c['arm']: c for c in r['comparisons']} for r in (whole, report))

@@ -220,7 +220,8 @@ def test_later_files_beat_earlier_ones_and_the_command_line_beats_both_wherever_
            ['two.py:2', 'one.py:2', 'command line', 'default', 'default']
     assert read(two, one).options.batch_size == 1
     assert read('--batch_size=3', '--batch_size=4').options.batch_size == 4
-    assert 'batch_size = 0' in refused(write('batch_size = 0'), '--batch_size=3')  # overruled, and wrong all the same
+    # overridden, and wrong all the same
+    assert 'batch_size = 0' in refused(write('batch_size = 0'), '--batch_size=3')
 
 
 def test_every_override_is_said_once_with_its_origin(write):
@@ -415,7 +416,8 @@ def test_values_from_python_are_checked_too():
 
 
 def test_meanings_are_trailing_comments_the_nearest_class_first():
-    together = type('GPTConfig', (Windowed,), {})       # as model.load puts parts together: without source of its own
+    # as core/assemble.py makes classes: without source code of their own
+    together = type('GPTConfig', (Windowed,), {})
     assert configurator.trailing_comments(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks',
                                               'dropout': 'of windows too',
                                               'window_init': 'attention span at initialization, in tokens'}

@@ -1,4 +1,4 @@
-"""The core: initial values, ways to compute attention, sampling, variants put together, what must not change unseen."""
+"""The core: initial values, attention's backends, sampling, sums of variants, and its fixed options."""
 import contextlib
 import dataclasses
 import io
@@ -35,7 +35,7 @@ HEADER = 'import torch\nimport torch.nn as nn\nimport model\n'
 
 
 def refused(f, *args, **kwargs):
-    """The one line with which this is refused."""
+    """Returns the one line with which the call is refused."""
     with pytest.raises(Stop) as stop:
         f(*args, **kwargs)
     text = str(stop.value)
@@ -50,7 +50,7 @@ def rms(x):
 # -- the frozen surface
 
 def test_core_options():
-    """A new option of the core is a deliberate act: an idea's options belong into its variant."""
+    """A new option of the core is a deliberate act: an idea's options belong in its variant."""
     assert [f.name for f in dataclasses.fields(GPTConfig)] == [
         'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'dropout', 'attn_dropout', 'bias', 'attn']
 
@@ -189,7 +189,7 @@ def plain_positions(T, B=2):
 
 
 def test_math_is_the_definition():
-    """Against loops over the formula."""
+    """Equals loops over the formula."""
     (q, k, v), pos = qkv(6), plain_positions(6)
     slope = torch.rand(2, 3, 6, generator=generator('slope'), dtype=torch.float64)
     y = attend(q, k, v, pos, pos, distance_bias(slope, pos), impl='math')
@@ -226,7 +226,8 @@ def test_sdpa_is_math(T, dtype, tol, plain):
 @pytest.mark.parametrize('T', [17, 256, 600])
 @pytest.mark.parametrize('scale', [0.03, 0.3, 1.0])
 def test_sdpa_in_bfloat16(T, scale):
-    """As far as bfloat16 goes: its grid is coarser than positions over 256, and a slope's gradient sums over those."""
+    """Close as far as bfloat16 allows: its grid is coarser than positions above 256, and a slope's gradient sums
+    over them."""
     slope = scale * torch.rand(2, 3, T, generator=generator('slope'), dtype=torch.float64).float()
     half, pos = qkv(T, dtype=torch.bfloat16), plain_positions(T)
     want = attention('math', [x.double() for x in half], slope.double(), pos, pos, True)
@@ -235,11 +236,13 @@ def test_sdpa_in_bfloat16(T, scale):
         checks.assert_close(name, a, b, 2e-2 if name == 'slope' else 1e-2)
 
 
-@pytest.mark.parametrize('T, grad, dtype', [(255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
+@pytest.mark.parametrize('T, grad, dtype', [
+    (255, True, torch.float32), (256, True, torch.bfloat16), (255, False, torch.bfloat16)])
 def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
-    """For bfloat16's backward is slow there; what comes out is bfloat16 all the same, under autocast and without."""
+    """bfloat16's backward is slow there. The output is bfloat16, with and without autocast."""
     seen, sdpa = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
+    monkeypatch.setattr(F, 'scaled_dot_product_attention',
+                        lambda *args, **options: seen.append(sdpa(*args, **options)) or seen[-1])
     qkv32, pos = qkv(T, dtype=torch.float32), plain_positions(T)
     want = attend(*[x.double() for x in qkv32], pos, pos, impl='math')
     with torch.set_grad_enabled(grad):
@@ -252,7 +255,7 @@ def test_a_cpu_trains_on_short_rows_in_float32(T, grad, dtype, monkeypatch):
 
 @pytest.mark.parametrize('impl', ['math', 'sdpa'])
 def test_a_subset_of_queries_and_late_positions(impl):
-    """Rows of the whole: causality goes by position, whichever queries are asked and wherever positions start."""
+    """Gives rows of the whole: causality goes by position, for any queries and any first position."""
     (q, k, v), pos = qkv(20), plain_positions(20)
     slope = torch.rand(2, 3, 20, generator=generator('slope'), dtype=torch.float64)
     whole = attend(q, k, v, pos, pos, distance_bias(slope, pos), impl, True)
@@ -286,15 +289,17 @@ def test_what_cannot_be_expressed_is_refused():
     assert 'attn_dropout' in refused(small, attn='flex', dropout=0.1)
     assert small(attn='flex', dropout=0.1, attn_dropout=0.0)
     assert 'attn_dropout=0.001' in refused(attend, q, k, v, pos, pos, impl='kernel', from_zero=True, dropout=0.001)
-    assert 'attn=kernel: cannot compute heads of 256' in refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', from_zero=True)
+    line = refused(attend, *qkv(8, hs=256), pos, pos, impl='kernel', from_zero=True)
+    assert 'attn=kernel: cannot compute heads of 256' in line
     for mod in capped, window: # what is not refused is never dropped
         auto, want = (attend(q, k, v, pos, pos, mod, impl, True) for impl in ('auto', 'math'))
         assert torch.equal(auto, want) and not torch.allclose(want, attend(q, k, v, pos, pos))
 
 
 def test_it_is_said_how_attention_is_computed():
-    for variant, attn, ways in (('base', 'auto', {'sdpa'}), ('soft_window', 'auto', {'sdpa'}), ('hard_window', 'auto', {'math'}),
-                                ('head_scaling', 'auto', {'math'}), ('head_scaling', 'kernel', {'kernel'}),
+    for variant, attn, ways in (('base', 'auto', {'sdpa'}), ('soft_window', 'auto', {'sdpa'}),
+                                ('hard_window', 'auto', {'math'}), ('head_scaling', 'auto', {'math'}),
+                                ('head_scaling', 'kernel', {'kernel'}),
                                 ('soft_window', 'kernel', {'kernel'}), ('base', 'math', {'math'})):
         step = Step(backends=set())
         small(variant, attn=attn)(torch.zeros(1, 8, dtype=torch.long), step=step)
@@ -334,9 +339,10 @@ def test_what_is_said_is_what_training_does(dropout, way, monkeypatch):
     assert choose_backend('auto', q, from_zero=True, training=False)[0] == 'sdpa'
 
 
-@pytest.mark.parametrize('variant', ['base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
+@pytest.mark.parametrize('variant', [
+    'base', 'soft_window', 'hard_window', 'forgetting', 'adaptive_span', 'head_scaling'])
 def test_the_kernel_leaves_decoding_to_others(variant):
-    """It knows positions 0 to T-1 only, where the cache has others."""
+    """It knows only positions 0 to T-1, and the cache has others."""
     model = small(variant, 0.3, attn='kernel')
     checks.cached_decoding(model)
     checks.greedy_generation(model)
@@ -345,7 +351,7 @@ def test_the_kernel_leaves_decoding_to_others(variant):
 # -- sampling
 
 def share(logits, n=20_000, **options):
-    """How often each token is picked."""
+    """Returns how often each token is sampled."""
     args = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | options
     picked = sample_token(logits.expand(n, -1), *args.values(), generator('pick'))
     assert picked.shape == (n, 1)
@@ -435,11 +441,12 @@ def test_weights_that_do_not_fit_are_refused():
     name = 'transformer.h.1.mlp.c_fc.weight'
     for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {'transformer.more': torch.zeros(1)},
                   tensors | {name: tensors[name][1:]}):
-        assert ('transformer.more' if 'transformer.more' in wrong else name) in refused(load_model_tensors, model, wrong)
+        named = 'transformer.more' if 'transformer.more' in wrong else name
+        assert named in refused(load_model_tensors, model, wrong)
 
 
 def test_gpt2_weights():
-    """A state dict as Hugging Face's GPT2LMHeadModel has it: Conv1D transposes, masks, lm_head beside wte."""
+    """A state dict of Hugging Face's GPT2LMHeadModel: Conv1D transposes, masks, lm_head beside wte."""
     model, other = small(shake=0.3, bias=True).eval(), small(seed=2, bias=True).eval()
     theirs = {}
     for name, t in model.state_dict().items():
@@ -458,7 +465,7 @@ def test_gpt2_weights():
 # -- putting variants together
 
 def test_a_file_is_a_variant(tmp_path, monkeypatch):
-    """By its name alone; helpers and folders beside it are none."""
+    """By its name alone; helpers and folders beside it are not variants."""
     (tmp_path / 'variants' / 'kernels').mkdir(parents=True)
     for name in 'mine.py', '_helper.py', 'notes.txt', 'kernels/fast.py':
         (tmp_path / 'variants' / name).touch()
@@ -523,4 +530,5 @@ class {cls}(model.{cls}):
     one = torch.ones(())
     assert block.attn_out(one, None) == 3 and block.add(one, one) == 10
     assert {f.name for f in dataclasses.fields(model.config)} >= {'ones_size', 'twos_size'}
-    assert load_classes('ones').GPTConfig().ones_size == 3 and not hasattr(load_classes('ones').GPTConfig(), 'twos_size')
+    ones = load_classes('ones').GPTConfig()
+    assert ones.ones_size == 3 and not hasattr(ones, 'twos_size')

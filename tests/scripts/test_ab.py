@@ -1,4 +1,4 @@
-"""A study as its user sees it: bad arms, its pairs, what survives a kill, and losses that others bring."""
+"""A study as its user sees it: bad arms, pairing, resuming after a kill, and losses trained elsewhere."""
 import json
 import os
 import signal
@@ -40,7 +40,7 @@ def somewhere_else(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_page(monkeypatch):
-    """The page and its plots, which tests/lab/test_report.py looks at, take longer than a small study."""
+    """Leaves out the page and its plots, which take longer than a small study; test_report.py tests them."""
     monkeypatch.setattr(ab, 'write_page', lambda report, folder: None)
 
 
@@ -96,7 +96,7 @@ def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
 # a study
 
 def test_a_study_is_its_runs(data):
-    """Each run, the second of a process too, is to the bit what train.py makes of the same options alone."""
+    """Each run, also the second of a process, equals to the bit a run of train.py with the same options."""
     done = ran(data, variants='alibi', seeds=2, name='s', null=True, at_once=1, dropout=0.1)
     assert done.code == 0, done
     assert 'seed 1338: batches equal in 2 arms' in done.out and 'alibi: screen' in done.out
@@ -126,7 +126,8 @@ def test_a_study_is_its_runs(data):
     report = report_of('s')
     assert call(ab.main, '--report', 'out-ab/s').code == 0 and report_of('s') == report
     listed = call(ab.main, '--ledger')
-    assert '3 comparisons in 2 studies' in listed.out, listed # the first study was reported twice, with one result
+    # the first study was reported twice, with one result
+    assert '3 comparisons in 2 studies' in listed.out, listed
     assert Path('out-ab/LEDGER.md').read_text() == listed.out
 
 
@@ -149,7 +150,8 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data, no_page):
     assert done.code == 0, done
     sweep = report_of('l')['plan']['lr_sweep']
     best = {arm: min(tried, key=tried.get) for arm, tried in sweep['losses'].items()}
-    assert best == dict(base='1', hot='0.001') and sweep['seed'] not in (1337, 1338) # 1e-5 hardly learns, 10 ruins
+    # 1e-5 hardly learns, 10 ruins
+    assert best == dict(base='1', hot='0.001') and sweep['seed'] not in (1337, 1338)
     for arm, rates in ('base', {}), ('hot', dict(learning_rate=0.01, min_lr=1e-6)):
         assert f'lr_sweep, {arm}: ' in done.out and f'x{best[arm]} is used' in done.out
         call(train.main, **SMALL | dict(dataset=data, seed=1338, out_dir='alone') | rates)
@@ -157,7 +159,7 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data, no_page):
 
 
 def test_a_diverged_arm_counts_against_it(data, no_page):
-    """It is worse at the first look, trains no further, and counts in Holm's correction all the same."""
+    """The arm is worse at the first look, trains no further, and still counts in Holm's correction."""
     options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d',
                    max_iters=2, lr_decay_iters=2)
     done = ran(data, **options)
@@ -177,7 +179,7 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
 # kills: of a study in a process that was forked from one with torch imported, and forks its workers
 
 class CleanFork(ForkProcess):
-    """Holds no files of its parent's but those it is given, as a spawned process does."""
+    """A forked process that keeps only the files it is given, as a spawned one does."""
 
     def run(self):
         kept = {0, 1, 2, *(arg.fileno() for arg in self._args if hasattr(arg, 'fileno'))}
@@ -259,7 +261,7 @@ def kill(study):
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
 def test_no_worker_outlives_its_study(data):
-    """It would train for hours."""
+    """A worker that did would train for hours."""
     study = started(data, 'k', max_iters=10_000_000)
     both_train = lambda: sum(last_iteration(f) > 0 for f in Path('out-ab/k').glob('*/seed_*')) == 2
     wait_for(both_train, study.is_alive)

@@ -27,7 +27,8 @@ def test_a_row_for_every_arm(done):
     head = next(i for i, line in enumerate(lines) if line.split()[:1] == ['variant'] and 'step ms' in line)
     assert tuple(line.split()[0] for line in lines[head + 1:-1]) == ARMS
     assert len({len(line) for line in lines[head:-1]}) == 1     # aligned
-    assert [line.count('x)') for line in lines[head + 1:-1]] == [0, 3, 3, 3]    # three times beside the baseline's
+    # three times beside the baseline's
+    assert [line.count('x)') for line in lines[head + 1:-1]] == [0, 3, 3, 3]
 
 
 def test_the_last_line_is_json_with_the_numbers(done):
@@ -101,7 +102,7 @@ LEAKY = '''
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without what takes longest."""
+    """Leaves out the checks that take longest."""
     monkeypatch.setattr(suite, 'one_graph', lambda model: None)
     monkeypatch.setattr(suite, 'uniform_tokens', lambda variant, **options: options['declared'] is not None)
 

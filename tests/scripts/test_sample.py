@@ -1,4 +1,4 @@
-"""Sampling from a run folder: which checkpoint, which text, and what a user is told who asks for the impossible."""
+"""Sampling from a run folder: which checkpoint, which text, and messages for impossible requests."""
 import json
 import math
 
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(data, tmp_path_factory):
-    """Trained enough that letters are not equally likely."""
+    """Gives a run folder, trained so long that letters are not equally likely."""
     out = tmp_path_factory.mktemp('trained')
     options = dict(dataset=data, out_dir=out, variant='surprise+soft_window', max_iters=40, learning_rate=3e-2)
     assert call(train.main, **TINY | options).code == 0
@@ -33,7 +33,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def draw(trained):
-    """draw(start='All:'): the samples; the options are listed first, and stay away."""
+    """draw(start='All:') returns the samples, without the options that are listed first."""
     def samples(**options):
         options = dict(out_dir=trained, num_samples=2, max_new_tokens=40, device='cpu') | options
         done = call(sample.main, **options)
@@ -69,7 +69,7 @@ def test_temperature_0_is_greedy(draw, trained):
 
 
 def test_what_is_drawn(draw, trained):
-    """The same without a cache, as one would write it, and on well past block_size."""
+    """The text equals that of a plain loop without a cache, well past block_size."""
     model, tokenizer, _, state = sample.open_run(trained, device='cpu')
     generator, it = torch.Generator().manual_seed(key(3, 'sample')), torch.tensor(float(state['step']))
     idx = torch.tensor([tokenizer.encode('\n')] * 10)
@@ -95,7 +95,8 @@ def test_narrow_choices_are_narrow(draw):
 def test_the_start(draw, tmp_path):
     (tmp_path / 'prompt.txt').write_text('ROMEO:\nO', encoding='utf-8')
     assert draw(start=f"FILE:{tmp_path / 'prompt.txt'}") == draw(start='ROMEO:\nO')
-    assert draw(start='') == draw(start='\n') == draw()         # nothing to go on from: a new line, nanoGPT's default
+    # nothing to go on from: a new line, nanoGPT's default
+    assert draw(start='') == draw(start='\n') == draw()
     long = 'First Citizen:\nBefore we proceed any further, hear me speak.\n'
     assert all(text.startswith(long) for text in draw(start=long))
 
@@ -124,7 +125,7 @@ def test_bad_options(trained, options, says):
 
 
 def test_a_folder_without_a_newline_in_its_characters(tmp_path):
-    """A default that the vocabulary lacks is the user's to change, and said so in one line."""
+    """If the vocabulary lacks the default start, one line tells the user to set another."""
     prepare_chars('abracadabra ' * 50, tmp_path / 'data')
     assert call(train.main, **TINY | dict(dataset=tmp_path / 'data', out_dir=tmp_path / 'run', max_iters=1)).code == 0
     assert r"'\n'" in refuse(BAD_INPUT, out_dir=tmp_path / 'run')
@@ -163,7 +164,7 @@ def test_best_or_latest_as_the_run_was_told(data, tmp_path, always):
 
 
 def test_the_model_is_the_trained_one(data, trained):
-    """What sampling opens has the validation loss that training wrote down."""
+    """The model that sampling opens has the validation loss that training wrote down."""
     model, _, m, state = sample.open_run(trained, device='cpu')
     assert not model.training
     loss, _ = train.evaluate(model, train.Dataset(str(data), 16), m, 'val', 4, it=state['step'])

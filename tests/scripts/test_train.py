@@ -1,4 +1,4 @@
-"""Training as its users meet it: the commands, what a kill, a typo and a NaN do, and what the numbers mean."""
+"""Training as its users meet it: the commands, the effects of a kill, a typo and a NaN, and the numbers."""
 import gc
 import json
 import math
@@ -68,7 +68,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def go(data, tmp_path):
-    """go('run', n_layer=3): trains the tiny model in tmp_path/run; without options of its own it takes TINY's."""
+    """go('run', n_layer=3) trains the tiny model in tmp_path/run.
+
+    Options that are not given are those of TINY.
+    """
     def train_here(out='run', **options):
         return call(train.main, **TINY | dict(dataset=data, out_dir=tmp_path / out) | options)
     return train_here
@@ -76,13 +79,13 @@ def go(data, tmp_path):
 
 @pytest.fixture
 def resume(tmp_path):
-    """resume('run'): as a user would, naming nothing but the folder."""
+    """resume('run') resumes as a user would, naming nothing but the folder."""
     return lambda out='run', **options: call(train.main, init_from='resume', out_dir=tmp_path / out, **options)
 
 
 @pytest.fixture
 def spawn(data, tmp_path):
-    """spawn('run', hook, n_layer=3): the same in a process that can be killed, and is when the test ends."""
+    """spawn('run', hook, n_layer=3) does the same in a process that is killed when the test ends."""
     children = []
 
     def begin(out, hook, *args, **options):
@@ -147,7 +150,8 @@ def test_out_dir_rule(tmp_path, monkeypatch, file, args, out_dir):
 
 # -- killed and resumed
 
-HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2) # what a resume could get wrong
+# what a resume could get wrong
+HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2)
 
 
 @pytest.fixture(scope='session')
@@ -172,7 +176,8 @@ def test_killed_in_the_middle_of_saves(spawn, go, tmp_path):
         child.join()
         assert child.exitcode == -signal.SIGKILL, (tmp_path / 'output').read_text()
         inside, kills = inside + saving.exists(), kills + 1
-        assert step_of(RunFolder(out).checkpoints()[0]) >= last_iter(out) - 1     # no more is lost than was asked for
+        # no more is lost than was asked for
+        assert step_of(RunFolder(out).checkpoints()[0]) >= last_iter(out) - 1
     child = spawn('killed', nothing, '--init_from=resume', **options)
     child.join()
     assert child.exitcode == 0, (tmp_path / 'output').read_text()
@@ -227,9 +232,10 @@ def test_control_c_in_a_process_started_in_the_background(spawn, tmp_path):
 
 
 def stuck_run(spawn, tmp_path):
-    """The folder and the process of a run whose iteration 6 takes forever, when its checkpoint of iteration 4 is there."""
+    """Gives the folder and the process of a run that is stuck in iteration 6, with a checkpoint of 4."""
     out, child = tmp_path / 'run', spawn('run', partial(stuck, 6, tmp_path / 'stuck'))
-    wait_for((tmp_path / 'stuck').exists, child.is_alive)   # the signal of an iteration that has not begun ends the run well
+    # a signal that comes before the iteration has begun would end the run in order
+    wait_for((tmp_path / 'stuck').exists, child.is_alive)
     wait_for((out / 'ckpt/step_00000004').exists, child.is_alive)   # a thread writes it
     return out, child
 
@@ -239,7 +245,8 @@ def test_the_second_signal_stops_at_once(spawn, tmp_path):
     out, child = stuck_run(spawn, tmp_path)
     os.kill(child.pid, signal.SIGTERM)
     child.join(0.5)
-    assert child.is_alive()                                 # it waits for the end of an iteration that never ends
+    # it waits for the end of an iteration that never ends
+    assert child.is_alive()
     os.kill(child.pid, signal.SIGTERM)
     child.join(5)
     assert child.exitcode == 128 + signal.SIGTERM
@@ -331,19 +338,20 @@ def test_resume_after_the_newest_checkpoint_was_damaged(resume, whole, tmp_path)
     same_run(tmp_path / 'run', whole, 12)
 
 
-# made by the code of commit f1193b0, before there was core/: the same run, once killed in iteration 8 and once to its end
+# made by the code of commit f1193b0, which had no core/: one run, once killed in iteration 8, once to its end
 OLD_RUN = ROOT / 'tests/scripts/old_run'
 ARITHMETIC = '0x1.1f113a0000000p+2'
 
 
 def arithmetic():
-    """The bits of three steps of plain PyTorch: machines and versions on which they are equal compute alike."""
+    """Returns the bits of three steps of plain PyTorch: where they are equal, machines compute alike."""
     g = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(shape, generator=g)
     x, w = draw(8, 8, 8), [torch.nn.Parameter(draw(n, 8) / 3) for n in (24, 8, 32, 32, 52)]
     adamw = torch.optim.AdamW(w, lr=1e-2, fused=True)
     for _ in range(3):
-        q, k, v = (F.layer_norm(x, (8,)) @ w[0].T).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4) # (8, 2, 8, 4) each
+        # (8, 2, 8, 4) each
+        q, k, v = (F.layer_norm(x, (8,)) @ w[0].T).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         y = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2) @ w[1].T
         y = y + F.gelu(F.layer_norm(y, (8,)) @ w[2].T) @ w[3]
         loss = F.cross_entropy((y @ w[4].T).flatten(0, 1), torch.arange(64) % 52)
@@ -399,7 +407,8 @@ def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
 
 def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
     shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, **shape)) # TINY has 1337
+    # TINY has 1337
+    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, **shape))
     dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
     assert resume().code == 0
     go('whole', init_from='gpt2')
@@ -407,7 +416,7 @@ def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_ag
 
 
 def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
-    """As many characters, but others: every token would mean something else."""
+    """The same number of characters, but other ones: every token would mean something else."""
     go(max_iters=4)
     text = TEXT.read_text(encoding='utf-8')[:4000]
     other = text.translate({ord(c): chr(ord(c) + 0x400) for c in set(text)})
@@ -416,7 +425,7 @@ def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
 
 
 def test_buffers_are_resumed(go, resume, tmp_path, monkeypatch):
-    """Here a buffer counts the passes in training and scales the output, as running statistics would."""
+    """A buffer that counts passes in training and scales the output, as running statistics would."""
     real_init, real = MLP.__init__, MLP.forward
 
     def init(self, *args):
@@ -482,14 +491,15 @@ def test_a_learning_rate_that_is_too_high(go, resume, tmp_path):
 
 
 def scaled(objective, factor):
-    """What model.objective() returned, its loss times a factor."""
+    """Returns what model.objective() returned, with its loss times a factor."""
     loss, aux_losses = objective
     return loss * factor, aux_losses
 
 
 @pytest.fixture
 def plant(monkeypatch):
-    """plant(k, 'loss'): a NaN in the loss of iteration k, or in a parameter's gradient. Returns the updates made."""
+    """plant(k, 'loss') puts a NaN into the loss of iteration k, or into a parameter's gradient; it returns the
+    updates made."""
     def at(k, where):
         made = []
 
@@ -549,7 +559,10 @@ def test_nan_stops_float16_before_the_step(go, tmp_path, plant):
 
 
 def test_float16_does_not_skip_forever(go, monkeypatch):
-    """A gradient that is NaN whatever the scale is no overflow; a run that skips every step trains nothing."""
+    """A gradient that is NaN whatever the scale is no overflow.
+
+    A run that skips every step trains nothing.
+    """
     real = TrainStep.__init__
 
     def init(self, *args):
@@ -674,7 +687,7 @@ def test_collections_go_on_after_a_failed_compilation():
 
 @pytest.mark.parametrize('variant', ['base', 'surprise'])
 def test_an_update_is_plain_pytorch(data, variant):
-    """Forward, backward, clipping and AdamW written out, beside Update; dropout and accumulation on."""
+    """TrainStep equals forward, backward, clipping and AdamW written out, with dropout and accumulation."""
     set_, ours, plain = Dataset(str(data), 16), small_model(variant, dropout=0.1), small_model(variant, dropout=0.1)
     optimizer = ours.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
     update = TrainStep(ours.train(), optimizer, machine('cpu', 'float32', False), (2, 4, 16), 0.5, 1337)
@@ -702,7 +715,8 @@ def test_an_update_is_plain_pytorch(data, variant):
         assert numbers['grad_norm'] == pytest.approx(norm.item(), rel=1e-5)
         assert distance(model_tensors(ours), model_tensors(plain)) == 0
         seen.append((numbers, update.snapshot()))
-    assert all(update.metrics(snapshot)[0] == numbers for numbers, snapshot in seen)    # later calls have not changed them
+    # later calls have not changed them
+    assert all(update.metrics(snapshot)[0] == numbers for numbers, snapshot in seen)
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(go, tmp_path):
@@ -727,7 +741,7 @@ TWO = dict(gradient_accumulation_steps=2, max_iters=10, variant='surprise')
 
 
 def same_training(one, two):
-    """Two runs are the same up to the order in which two processes add."""
+    """Asserts that two runs are equal except for the order in which two processes add."""
     assert distance(weights(one, 10), weights(two, 10)) < 1e-4
     one, two = (RunFolder(out).read_log() for out in (one, two))
     assert [record['iter'] for record in one] == [record['iter'] for record in two]
@@ -738,7 +752,7 @@ def same_training(one, two):
 
 @pytest.fixture
 def pair(spawn, tmp_path):
-    """pair('run', hook, n_layer=3): two processes that train together, to their end."""
+    """pair('run', hook, n_layer=3) trains in two processes together, to their end."""
     def train_both(out, hook, **options):
         with socket.socket() as free:
             free.bind(('localhost', 0))
@@ -772,7 +786,8 @@ def test_a_gradient_that_overflows_in_one_process_is_skipped_in_both(pair, tmp_p
     pair('run', overflow, gradient_accumulation_steps=2, dtype='float16', max_iters=6, eval_interval=6)
     assert sorted(losses(tmp_path / 'run')) == list(range(6))
     optim = weights(tmp_path / 'run', 6, OPTIM)
-    assert {t.item() for name, t in optim.items() if name.endswith('.step')} == {5}     # six iterations but one
+    # six iterations but one
+    assert {t.item() for name, t in optim.items() if name.endswith('.step')} == {5}
 
 
 # -- evaluation
@@ -839,7 +854,8 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert result['seconds'] > 0 and result['peak_bytes'] > 0
     assert f"best val loss {result['best_val_loss']:.4f}" in done.out
 
-    state, tensors, _ = RunFolder(out).load('latest')             # the final loss is that of the final weights, whole split
+    # the final loss is that of the final weights, whole split
+    state, tensors, _ = RunFolder(out).load('latest')
     load_model_tensors(model, tensors)
     again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
     assert again == result['val_loss'] == state['val_loss']
@@ -920,7 +936,7 @@ class Block(model.Block):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the repository with a small data set, to drop a file into."""
+    """Gives a copy of the repository with a small data set, to drop a file into."""
     copy, leave = tmp_path / 'checkout', shutil.ignore_patterns('__pycache__', 'golden')
     for name in 'core', 'lab', 'variants', 'tests':
         shutil.copytree(ROOT / name, copy / name, ignore=leave)
@@ -954,7 +970,8 @@ def test_a_file_is_a_variant(checkout, go, tmp_path):
     assert {'iters': 12, 'variant': 'scale'}.items() <= json.loads((out / 'result.json').read_text()).items()
     assert 'variants/scale.py' in json.loads((out / 'config.json').read_text())['sha256']
 
-    base = go('base')                                       # all that it adds is a number a block, which learns
+    # all that it adds is a number a block, which learns
+    base = go('base')
     assert base.code == 0
     scaled, plain = weights(out, 12), weights(tmp_path / 'base', 12)
     scales = {name: scaled[name].item() for name in scaled.keys() - plain.keys()}
@@ -967,14 +984,15 @@ def test_a_file_is_a_variant(checkout, go, tmp_path):
 @pytest.mark.slow
 def test_a_file_is_tested(checkout):
     (checkout / 'variants/scale.py').write_text(SCALE)
-    pytest_ = [sys.executable, '-m', 'pytest', 'tests/variants/test_variants.py', '-k', 'scale', '-q', '-p', 'no:cacheprovider']
+    pytest_ = [sys.executable, '-m', 'pytest', 'tests/variants/test_variants.py', '-k', 'scale', '-q',
+               '-p', 'no:cacheprovider']
     done = subprocess.run(pytest_, cwd=checkout, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
     assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 10
 
 
-# Sums of variants, and what is to be seen of them: between them buffers that learn, every auxiliary loss, noise of each kind,
-# parameters in every group of the optimizers, a GradScaler, and what step.stat is given.
+# Sums of variants, and what must show in their runs. Between them they have buffers that learn, every auxiliary
+# loss, noise of each kind, parameters in every group of the optimizers, a GradScaler, and statistics.
 SUMS = [
     (dict(variant='mod+embedding_gate+softcap+dropconnect+noise_mixup+cosine_norm'),
      ['loss.z', 'stats.routed', 'stats.gate', '.least']),
@@ -989,7 +1007,7 @@ SUMS = [
 
 
 def trained_stopped_resumed_sampled(data, folder, **options):
-    """The run folder of a training that is, to the bit, that of one in two parts, and can be sampled."""
+    """Gives the run folder of a training that equals, to the bit, one in two parts, and can be sampled."""
     options = TINY | dict(dataset=data, max_iters=4, lr_decay_iters=4, eval_interval=2, dropout=0.1) | options
     whole, parts = folder / 'whole', folder / 'parts'
     assert call(train.main, **options | dict(out_dir=whole)).code == 0

@@ -1,4 +1,4 @@
-"""The table of the variants is made from their files, and the files say what it needs."""
+"""The table of the variants is made from their files, which have all that it needs."""
 import re
 import statistics
 

@@ -1,4 +1,4 @@
-"""Routed blocks: what is skipped is really skipped, who is chosen is what the options say, and nothing is seen too early."""
+"""Routed blocks: skipped tokens are not computed, options decide which those are, nothing is seen early."""
 import pytest
 import torch
 
@@ -24,7 +24,7 @@ def trained(variant, iterations, **options):
 
 
 def executions(model):
-    """A list that grows by (layer, tokens) with every pass through a block's attention."""
+    """Returns a list that grows by (layer, tokens) with every pass through a block's attention."""
     seen = []
     for layer, block in enumerate(model.transformer.h):
         block.attn.register_forward_hook(lambda m, args, y, layer=layer: seen.append((layer, y.size(1))))
@@ -34,7 +34,8 @@ def executions(model):
 @pytest.mark.parametrize('router', ['threshold', 'topk', 'random'])
 @pytest.mark.parametrize('variant', ROUTED)
 def test_decoding_skips_blocks_and_says_the_same(variant, router):
-    iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30 # at first all scores drift, away from the threshold
+    # at first all scores drift, away from the threshold
+    iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30
     model = trained(variant, iterations, router=router)
     idx = tokens(model, 1, 8)
     seen, it = executions(model), iteration(iterations) # schedules stand where training left them
@@ -83,7 +84,8 @@ def test_random_choice_is_by_position_and_layer():
     assert torch.equal(late, masks[0][:, 100:])
 
 
-@pytest.mark.parametrize('device', [pytest.param('cpu', marks=pytest.mark.slow), pytest.param('cuda', marks=pytest.mark.gpu)])
+@pytest.mark.parametrize('device', [
+    pytest.param('cpu', marks=pytest.mark.slow), pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_compiled_shams_choose_as_eager_ones_do(device):
     """Inductor computes with positions in 32 bits on a GPU; their hashes need 64."""
     stats = torch.arange(2 * 300.0, device=device).view(2, 300, 1)

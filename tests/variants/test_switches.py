@@ -1,4 +1,4 @@
-"""What the switches of modern models mean, where the battery cannot see it: each against its formula, written another way."""
+"""The switches of modern models, where the battery is blind: each against its formula in other words."""
 import math
 import runpy
 from pathlib import Path
@@ -35,14 +35,14 @@ def step_at(x):
 
 
 def weights_of(attn, x):
-    """The attention weights (B, nh, T, T)."""
+    """Returns the attention weights (B, nh, T, T)."""
     step, (q, k, _) = step_at(x), attn.qkv(x)
     q, k = attn.rotate_qk(*attn.norm_qk(q, k), step)
     return attention_weights(q, k, step.pos, step.pos, attn.score_mod(x, step.pos, step))[1]
 
 
 def scores_of(attn, x):
-    """The scores (B, nh, T, T) that softmax would see, without score_mod."""
+    """Returns the scores (B, nh, T, T) before softmax, without score_mod."""
     q, k, _ = attn.qkv(x)
     q, k = attn.rotate_qk(*attn.norm_qk(q, k), step_at(x))
     return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
@@ -104,7 +104,8 @@ def test_gqa_is_the_baseline_with_equal_heads_at_a_smaller_cache(n_kv):
     state = model.state_dict()
     for name in [name for name in state if 'c_attn' in name]:
         q, k, v = state[name].split([32, 8 * n_kv, 8 * n_kv])
-        state[name] = torch.cat([q, *(z.view(n_kv, 8, 32).repeat_interleave(4 // n_kv, 0).flatten(0, 1) for z in (k, v))])
+        repeated = [z.view(n_kv, 8, 32).repeat_interleave(4 // n_kv, 0).flatten(0, 1) for z in (k, v)]
+        state[name] = torch.cat([q, *repeated])
     base.load_state_dict(state)
     idx, caches = tokens(model), []
     assert torch.allclose(logits_of(model, idx), logits_of(base, idx), atol=1e-9)
@@ -124,7 +125,8 @@ def test_value_residual_mixes_the_first_layers_values():
     model, idx, seen = small('value_residual', 0.3, n_layer=3), None, []
     idx = tokens(model)
     for block in model.transformer.h:
-        block.attn.attend = lambda q, k, v, *args, f=block.attn.attend, **more: seen.append(v) or f(q, k, v, *args, **more)
+        block.attn.attend = lambda q, k, v, *args, f=block.attn.attend, **more: (
+            seen.append(v) or f(q, k, v, *args, **more))
     with torch.no_grad():
         for block in model.transformer.h[1:]:
             block.attn.value_mix.copy_(torch.tensor([1.0, 0.0]))
@@ -154,7 +156,8 @@ def test_rope_rotates_pairs_as_complex_numbers():
 
 @pytest.mark.parametrize('share, rotated', [(1.0, 8), (0.5, 4), (0.3, 2), (0.0, 0)])
 def test_rope_leaves_the_other_channels(share, rotated):
-    attn, x = attention('rope', n_head=3, n_embd=27, rope_share=share), normal(1, 9, 27) # 9 channels: one is never in a pair
+    # 9 channels: one is never in a pair
+    attn, x = attention('rope', n_head=3, n_embd=27, rope_share=share), normal(1, 9, 27)
     q, k, _ = attn.qkv(x)
     turned, _ = attn.rotate_qk(q, k, step_at(x))
     assert ((turned != q)[0, :, 1:].flatten(0, 1).sum(0) > 0).tolist() == [True] * rotated + [False] * (9 - rotated)
@@ -221,7 +224,7 @@ def test_scaled_embedding_scales_tokens_alone():
 
 
 def test_forgettings_sum_is_an_operator():
-    """Its shape, strides and gradient are what they are declared to be, for views too."""
+    """The operator has the shape, strides and gradient that it declares, for views too."""
     for x in (normal(2, 3, 9), normal(2, 9, 3).transpose(1, 2)):
         torch.library.opcheck(running_sum, (x.requires_grad_(),))
         assert torch.autograd.gradcheck(running_sum, (x,))
@@ -290,7 +293,8 @@ def test_presets_train(preset):
     config = runpy.run_path(str(ROOT / f'config/{preset}.py'))
     known = options_of(load_classes(config['variant']).GPTConfig)
     model_args = {name: value for name, value in config.items() if name in known}
-    model = build(config['variant'], **model_args | dict(n_layer=2, n_embd=96, block_size=32, vocab_size=65, dropout=0.0))
+    small_args = dict(n_layer=2, n_embd=96, block_size=32, vocab_size=65, dropout=0.0)
+    model = build(config['variant'], **model_args | small_args)
     idx, before = tokens(model, 4), None
     optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), 'cpu')
     for it in range(5):

@@ -1,8 +1,8 @@
-"""The battery, for every file in variants/ as soon as it is there: pytest tests/variants/test_variants.py -k mine
+"""The battery, for every file in variants/: pytest tests/variants/test_variants.py -k mine
 
-What each check sees is said in lab/checks; tests/lab/test_checks.py breaks variants on purpose, and a check must
-see each. Marked slow, and run before a release: weights that hide what shaken ones show, each variant compiled as
-bench.py --check does it, each setting at every iteration, and pairs in which nothing new meets.
+lab/checks says what each check sees; tests/lab/test_checks.py breaks variants on purpose, and a check must see
+every fault. Marked slow, and run before a release: weights that hide what shaken ones show, each variant
+compiled as bench.py --check does it, each setting at every iteration, and pairs that cover nothing new.
 """
 import contextlib
 import gc
@@ -29,14 +29,17 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def frozen_heap():
-    """Keeps Python from looking for garbage in what is there, a fifth of a compilation's time."""
+    """Keeps Python from looking for garbage among existing objects, a fifth of a compilation's time."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def collect(f, names=VARIANTS):
-    """Returns [(variant, one of f(variant))]. A file that cannot be read fails in its tests, not here."""
+    """Returns [(variant, x)] for each x in f(variant).
+
+    A file that cannot be read fails in its tests, not here.
+    """
     found = []
     for name in names:
         with contextlib.suppress(Exception):
@@ -45,7 +48,7 @@ def collect(f, names=VARIANTS):
 
 
 def declared_settings(name):
-    """Returns the options to look at: none, and those with which the variant declares a leak."""
+    """Returns the settings to check: no options, and those with which the variant declares a leak."""
     return [{}, *(rule for rule, _ in checks.leak_rules(name))]
 
 
@@ -159,7 +162,7 @@ def causal_with_options(name, options, its):
 
 
 def decodes_in_mixed_chunks(model):
-    # all that occurs: a context, single tokens, chunks, late ones
+    # every kind of pass: a context, single tokens, chunks, tokens late in the context
     checks.cached_decoding(model, its=[1000], cuts=[[7, 1, 1, 3, 12, 1, 1, 5, 1]])
 
 
@@ -190,7 +193,7 @@ def test_fast_path(name, impl, T):
 
 
 class OperatorRecorder(TorchDispatchMode):
-    """Notes the operators that run inside, without those that act on each element for itself."""
+    """Records the operators that run inside, except elementwise ones."""
 
     def __init__(self):
         super().__init__()
@@ -222,7 +225,7 @@ COMPILED_CASES = [case for parts in COMPILED for case in parts.items()]
 
 
 def sum_of(parts):
-    """Returns the model of {variant: its options}, all of them in one."""
+    """Returns one model with all of {variant: its options}."""
     options = {}
     for own in parts.values():
         options |= own
@@ -274,7 +277,7 @@ def goes_together(one, two):
 
 
 def hooks_of(name):
-    """Returns what of model.py a variant changes, {(slot, method)}; method '' where that is the constructor alone."""
+    """Returns {(slot, method)} of model.py that a variant changes; method '' if only the constructor."""
     file = load_classes(name).files[0]
     subclasses = [(slot, vars(file)[slot.__name__]) for slot in SLOTS[1:] if slot.__name__ in vars(file)]
     return {(slot.__name__, hook) for slot, c in subclasses for hook in own_names(c) & set(dir(slot)) or {''}}
@@ -285,7 +288,7 @@ NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
 
 
 def meetings(one, two):
-    """Returns what meets in a pair: each hook and the other's classes, hooks of one class, and the two names."""
+    """Returns what a pair covers: each hook with the other's classes, hooks of one class, and both names."""
     found = {one, two}
     for a, b in product(HOOKS[one], HOOKS[two]):
         found |= {(a, b[0]), (b, a[0])}
@@ -295,7 +298,7 @@ def meetings(one, two):
 
 
 def covering_pairs():
-    """Returns NAMED and as few other pairs as let everything meet that can, the best pair each time."""
+    """Returns NAMED and a few other pairs that cover all that any pair does, chosen greedily."""
     to_meet = {pair: meetings(*pair) for pair in combinations(HOOKS, 2)}
     found, met = [], set()
     for pair in NAMED:

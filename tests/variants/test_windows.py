@@ -19,7 +19,7 @@ def normal(*size, seed=0):
 
 
 def weights(model, layer=0, T=T, seed=0):
-    """What each position of a layer's attention sees, (B, nh, T, T), with what else is in the Step: values are one-hot."""
+    """Returns the weights (B, nh, T, T) of a layer's attention, by one-hot values, and the Step."""
     attn, step = model.transformer.h[layer].attn, Step(stats={}, it=iteration(0))
     step.pos = torch.arange(T).expand(2, T)
     x = normal(2, T, model.config.n_embd, seed=seed)
@@ -34,7 +34,7 @@ def distance(T=T):
 
 @torch.no_grad()
 def set_bias(attn, *bias):
-    """Windows by hand, the same for every query: the bias alone, one for each head."""
+    """Sets windows by hand, one per head and the same for every query: only the bias counts."""
     attn.window.weight.zero_()
     attn.window.bias.copy_(torch.tensor(bias))
 
@@ -231,7 +231,8 @@ def test_a_random_gate_is_the_same_in_training_evaluation_and_decoding():
         gates.append(torch.stack(step.stats['gate']))
     assert torch.equal(*gates)
     assert ((gates[0].mean((1, 2)) - 0.3).abs() < 0.06).all() # each layer
-    assert not torch.equal(gates[0][0], gates[0][1]) and torch.equal(gates[0][:, 0], gates[0][:, 1]) # layers differ, rows do not
+    # layers differ, rows do not
+    assert not torch.equal(gates[0][0], gates[0][1]) and torch.equal(gates[0][:, 0], gates[0][:, 1])
     for rate in 0.0, 1.0:
         step = Step(stats={})
         small('surprise', gate='random', open_rate=rate)(checks.tokens(small()), step=step)
