@@ -39,10 +39,10 @@ class Options(DeviceOptions):
     log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
     eval_only: bool = False             # evaluate once and stop
-    always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, at times the newest
+    always_save_checkpoint: bool = True # at every evaluation, sample the newest; False: the best, at times the newest
     save_best: bool = True              # whenever validation improves; False: at the end, and every checkpoint_minutes
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
-    init_from: str = 'scratch'          # scratch, resume (out_dir's newest checkpoint), gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    init_from: str = 'scratch'          # scratch, resume (the newest in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl
     # wandb
     wandb_log: bool = False             # log to Weights & Biases as well
     wandb_project: str = 'owt'          # its project
@@ -101,8 +101,8 @@ class Session:
 def out_dir_of(options, origin):
     """Returns the run folder: --out_dir if given on the command line.
 
-    Else out-<variant> if a variant is given, unless one config file sets both. Else the config file's out_dir,
-    or the default.
+    Else out-<variant> if a variant is given, unless one config file sets both. Else the config file's
+    out_dir, or the default.
     """
     by_hand = origin['out_dir'] == 'command line'
     # an origin from a file is config/x.py:3, the place of the assignment
@@ -196,7 +196,7 @@ def setup(config):
 
 @torch.no_grad()
 def try_forward(model, m, batch_size, block_size):
-    """Runs one forward pass, in which a model refuses what it cannot compute; prints how attention is computed."""
+    """Runs one forward pass, in which a model refuses what it cannot compute; prints the attention backends."""
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
     backends = set()
     with m.tf32(), m.autocast():
@@ -320,7 +320,7 @@ def check_finite(s, snapshot=None):
 
 
 def diverged(s, found, it, remedy):
-    """Returns the Stop for a run that diverged at iteration `it`; found and remedy are parts of its sentence."""
+    """Returns the Stop of a run that diverged at iteration `it`; found and remedy go into its message."""
     return Stop(f'diverged at iteration {it}: {found}; the checkpoints in {s.run.out_dir} are untouched; '
                 f'a lower {remedy} may help', DIVERGED)
 
