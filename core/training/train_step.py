@@ -220,7 +220,7 @@ class TrainStep:
         self.seed_noise(key(self.seed, 'noise', it, self.rank))
         with self.machine.tf32():
             self.accumulate_gradients()
-        # the loss comes first: if it is not finite, no gradient is
+        # the loss comes first, because one that is not finite spoils the gradients too
         grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         found = 'the gradient norm'
         if not self.loss.isfinite():
