@@ -34,7 +34,7 @@ def matmul(a, b):
     """Returns a @ b (M, N) for a (M, K), b (K, N) in bfloat16 or float16; sums are float32, in one order."""
     (M, K), N = a.shape, b.size(1)
     y = a.new_empty(M, N)
-    # narrower blocks for a narrow y, so that there are as many
+    # a narrow y would make few blocks: halve their width
     columns, depth = (64, 64) if N >= 256 else (32, 128)
     matmul_kernel[triton.cdiv(M, 64), triton.cdiv(N, columns)](
         a, b, y, M, N, K, *a.stride(), *b.stride(), 64, columns, depth, K % depth > 0,
