@@ -80,12 +80,13 @@ class Given(NamedTuple):
 def options_of(cls):
     """Returns {name: Option} of a dataclass, inherited fields first, as dataclasses order them."""
     kinds, comments = get_type_hints(cls, include_extras=True), trailing_comments(cls)
-    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''), in_words(kinds[f.name]))
+    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''),
+                           in_words(kinds[f.name]))
             for f in fields(cls)}
 
 
 def in_words(kind):
-    """Returns an annotation as text, such as 'int in [1, inf) | None'. TypeError if it is none for options."""
+    """Returns an annotation as text, like 'int in [1, inf) | None'. TypeError if no option can have it."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return ' | '.join(map(in_words, args))
@@ -149,7 +150,7 @@ def candidates(text):
 
 
 def convert(kind, value):
-    """Returns the value in the annotation's type; ValueError if it is not allowed. A bool is not an int here."""
+    """Returns the value in the annotation's type; ValueError if not allowed. A bool is not an int here."""
     origin, args = get_origin(kind), get_args(kind)
     # the first type of a union that takes the value
     if origin in (Union, UnionType):
@@ -205,9 +206,9 @@ def construct_checked(cls, values):
 def configure(Options, load_classes=None, argv=None, say=print, given=None):
     """Reads the arguments of a script, and prints each value that was given with its origin.
 
-    Options: the script's dataclass. load_classes(variant).GPTConfig: the model's, for a script that builds one.
+    Options: the script's dataclass. load_classes(variant).GPTConfig: the model's, if the script builds one.
     given: the result of arguments(argv), for a caller that keeps some arguments for itself.
-    Returns .options, .model_args (only those given), .origin ({name: where its value comes from}), .GPTConfig.
+    Returns .options, .model_args (only those given), .origin ({name: where its value is from}), .GPTConfig.
     Stop if an argument is not allowed.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -220,7 +221,7 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
     variant = getattr(script_options, 'variant', 'base')
     GPTConfig = load_classes(variant).GPTConfig if load_classes else None
     known_model = options_of(GPTConfig) if load_classes else {}
-    # a name must mean one thing
+    # no name may mean two things
     if both := known_script.keys() & known_model.keys():
         raise Stop(f'variant={variant}: {min(both)} is an option of the script already, the model needs another name')
     if {'-h', '--help'} & set(argv):
@@ -233,7 +234,8 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
     for g in given:
         if g.name in known:
             origin[g.name] = g.origin
-        elif not (callable(g.value) or isinstance(g.value, ModuleType)):    # a config file may import and define
+        # a config file may import modules and define functions
+        elif not (callable(g.value) or isinstance(g.value, ModuleType)):
             raise Stop(f'{as_typed(*g)}: no such option{advice(g.name, known, load_classes)}')
 
     model_args = parse_known(known_model, given)
@@ -243,7 +245,7 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
 
 
 def parse_known(known, given):
-    """Returns {name: value} of the given names that are known. The last value wins, but all must be allowed."""
+    """Returns {name: value} of the given names that are known. The last value wins; all must be allowed."""
     return {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known}
 
 
@@ -298,7 +300,8 @@ def config_file(path):
         tree = ast.parse(Path(path).read_bytes(), path)
     # the user's code may raise anything, and the user is told where
     except Exception as error:
-        inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)
         reason = getattr(error, 'msg', None) or ' '.join(str(error).split())
         raise Stop(f'{path}{f":{at}" if at else ""}: {type(error).__name__}: {reason}') from None
@@ -308,7 +311,7 @@ def config_file(path):
 
 
 def assigned_lines(tree):
-    """Returns {name: the last line that binds it} for a module's syntax tree, without names inside functions."""
+    """Returns {name: last line that binds it} for a module's syntax tree, without names inside functions."""
     lines, waiting = {}, [tree]
     while waiting:
         node = waiting.pop()
@@ -355,7 +358,7 @@ def as_typed(name, value, origin):
 
 
 def short_repr(value):
-    """Returns repr(value) on one line of at most 100 characters, for any object that a config file can hold."""
+    """Returns repr(value) on one line of at most 100 characters, for any object in a config file."""
     try:
         text = repr(value).replace('\n', ' ')
     # Python refuses to print an int of more than 4300 digits
@@ -375,7 +378,8 @@ def help_text(Options, known_script, known_model, variant, load_classes):
     rows = {title: [(as_typed(o.name, str(o.default), COMMAND_LINE), o.allowed, o.meaning) for o in section]
             for title, section in sections.items()}
     # widths of the first two columns, over all sections
-    left, middle = (max(len(row[column]) for section in rows.values() for row in section) for column in (0, 1))
+    left, middle = (max(len(row[column]) for section in rows.values() for row in section)
+                    for column in (0, 1))
     # the first paragraph of the script's docstring
     intro = (sys.modules[Options.__module__].__doc__ or '').strip().split('\n\n')[0]
     lines = [intro, '', f'usage: python {program} [config/x.py ...] [--key=value ...]',

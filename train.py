@@ -42,7 +42,7 @@ class Options(DeviceOptions):
     always_save_checkpoint: bool = True # at every evaluation, sample the newest; False: the best, at times the newest
     save_best: bool = True              # whenever validation improves; False: at the end, and every checkpoint_minutes
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
-    init_from: str = 'scratch'          # scratch, resume (the newest in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    init_from: str = 'scratch'          # scratch, resume (out_dir's newest), gpt2, gpt2-medium, gpt2-large, gpt2-xl
     # wandb
     wandb_log: bool = False             # log to Weights & Biases as well
     wandb_project: str = 'owt'          # its project
@@ -196,7 +196,7 @@ def setup(config):
 
 @torch.no_grad()
 def try_forward(model, m, batch_size, block_size):
-    """Runs one forward pass, in which a model refuses what it cannot compute; prints the attention backends."""
+    """Runs one forward pass, in which a model refuses what it cannot compute; prints attention's backends."""
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
     backends = set()
     with m.tf32(), m.autocast():

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / 'variants'
 
 
 class Classes(SimpleNamespace):
-    """The classes that a model is built from, by the names of their slots, and `files`, the variant's modules.
+    """The classes that a model is built from, by their slots' names, and `files`, the variant's modules.
 
     An object equals only itself, so that it can be a dictionary key.
     """
@@ -23,7 +23,7 @@ class Classes(SimpleNamespace):
 
 
 def variant_names():
-    """Returns the names of the variants, sorted: the files in variants/ but for helpers, which begin with _."""
+    """Returns the variants' names, sorted: the files in variants/ except helpers, which begin with _."""
     return sorted(p.stem for p in FOLDER.glob('*.py') if not p.stem.startswith('_'))
 
 
@@ -65,7 +65,8 @@ def combine(variant, slots, *files):
                 raise Stop(f"{path_of(c.__module__)}: class {slot.__name__} must subclass model.{slot.__name__}")
         # constructors call each other through super(); nothing else may be defined twice
         for one, other in combinations(subclasses, 2):
-            if both := sorted(n for n in own_names(one) & own_names(other) if not is_same_option(one, other, n)):
+            if both := sorted(n for n in own_names(one) & own_names(other)
+                              if not is_same_option(one, other, n)):
                 raise Stop(f'variant={variant}: both files define {slot.__name__}.{both[0]}; '
                            'a third file can say how they combine')
         # a config's fields come from its base classes, each a dataclass
@@ -92,6 +93,6 @@ def own_names(c):
 
 
 def is_same_option(one, other, name):
-    """Returns True if two configs have an option of this name with the same type and default: they share it."""
+    """Returns True if two configs share an option: same name, type and default."""
     kinds = [inspect.get_annotations(c).get(name) for c in (one, other)]
     return kinds[0] is not None and kinds[0] == kinds[1] and getattr(one, name) == getattr(other, name)

@@ -19,7 +19,7 @@ class Stop(Exception):
 
 
 def run_main(main):
-    """Calls main(). A Stop, a full disk, a full GPU or Ctrl-C ends the process with one line and an exit code.
+    """Calls main(). A Stop, a full disk, a full GPU or Ctrl-C ends the process by one line and an exit code.
 
     Any other exception is a bug, and is passed on with its traceback.
     """

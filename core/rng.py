@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def key(*parts):
-    """Returns a 63-bit number made from the text of the parts, the same in every process and on every machine."""
+    """Returns a 63-bit number made from the parts as text, the same in every process and on every machine."""
     # not Python's hash(), which is salted anew in every process; a seed must fit a signed 64-bit number
     digest = hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1

@@ -1,4 +1,4 @@
-"""Token sets: data/<set>/train.bin and val.bin (uint16, little-endian), and meta.json with the ids' meaning."""
+"""Token sets: data/<set>/train.bin, val.bin (uint16, little-endian), and meta.json with the ids' meaning."""
 from core import ROOT
 
 DATA = ROOT / 'data'

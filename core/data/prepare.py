@@ -12,7 +12,7 @@ from core.errors import Stop
 
 
 def prepare_chars(text, folder):
-    """Writes a set with one token per character, ids in the order of code points; the first 90 % are train."""
+    """Writes a set with one token per character, ids in the order of code points; 90 % of the text is train."""
     if len(text) < 2:
         raise Stop(f'{len(text)} characters of text: too few for {short_path(folder)}, both splits need one')
     # a table over all of Unicode: which characters occur, and by counting them the id of each
@@ -40,7 +40,7 @@ def read_text(path):
 
 
 def write_set(folder, splits, meta):
-    """Writes {split: iterable of arrays of token ids} and meta. A kill leaves the old set, the new or none."""
+    """Writes {split: arrays of token ids} and meta. A kill leaves the old set, the new one, or none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -47,7 +47,7 @@ def configure(index):
         inductor.triton.mix_order_reduction = False
     # two loops over a row, the second from the cache, compute softmax faster than one
     inductor.online_softmax = False
-    # without padding, sizes that are no multiple of 8, such as a vocabulary of 65, miss fast tensor-core kernels
+    # unpadded, sizes that are no multiple of 8, such as a vocabulary of 65, miss fast tensor-core kernels
     inductor.force_shape_pad = True
     # how sums are split must not depend on a timing in each process: another order gives other bits
     inductor.dynamic_scale_rblock = False
@@ -204,7 +204,7 @@ def _(a, b):
 
 
 def small_products(graph):
-    """Makes core::matmul compute small products in half precision, but for sums over rows, which leave room."""
+    """Makes core::matmul compute small products in half precision. Sums over rows leave room already."""
     for node in graph.find_nodes(op='call_function', target=aten.mm.default):
         rows, value = node.args[0], node.meta['val']
         small = value.numel() * rows.meta['val'].size(1) <= SMALL and rows.target is not aten.permute.default

@@ -70,7 +70,7 @@ class Machine:
             getattr(torch, self.type).synchronize()
 
     def peak_bytes(self):
-        """Returns the most bytes that tensors took on a GPU, or else the process on the host; None on Windows."""
+        """Returns the peak memory in bytes, of tensors on a GPU, else of the process; None on Windows."""
         if self.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device)
         if importlib.util.find_spec('resource') is None: # Windows
@@ -103,8 +103,8 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
     if dtype == 'auto' and type == 'cuda':
         dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
     elif dtype == 'auto':
-        # with AMX, a server CPU's matrix unit, bfloat16 trains 1.4 to 3 times faster; for one token at a time,
-        # casting all weights costs more
+        # with AMX, a server CPU's matrix unit, bfloat16 trains 1.4 to 3 times faster; for one token at a
+        # time, casting all weights costs more
         amx = type == 'cpu' and torch.cpu._is_amx_tile_supported()
         dtype = 'bfloat16' if amx and not decoding else 'float32'
 

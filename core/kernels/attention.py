@@ -35,7 +35,7 @@ moments and all sums are float32; products have the inputs' precision.
 
 Arguments of the kernels:
 
-    Q, K, V         (B, nh, T, HS), C (B, nh or 1, T); q_strides ... c_strides: of all dimensions except the last
+    Q, K, V         (B, nh, T, HS), C (B, nh or 1, T); q_strides ... c_strides: of all but the last dimension
     A, W, LSE       (B, nh, T), like the moments; contiguous, like all tensors below
     Y, DY           (B, T, nh, HS): heads side by side
     DQ, DK, DV      parts of one (B, T, 3 nh, HS)
@@ -63,17 +63,17 @@ import triton.language as tl
 
 from core.kernels.attention_reference import ROUNDS
 
-# In the kernels, s is q k without the scale, and x and a are divided by it. The power brings it in: exp(scale x)
-# = exp2(unit x) with unit = scale LOG2E takes one multiply-add before exp2, which the hardware has.
-# Logsumexps are in base 2.
+# In the kernels, s is q k without the scale, and x and a are divided by it. The power brings it in:
+# exp(scale x) = exp2(unit x) with unit = scale LOG2E takes one multiply-add before exp2, which the hardware
+# has. Logsumexps are in base 2.
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 
 # the three parts of a row of keys: where windows end; inside all windows; the block's own positions
 ENDS, INSIDE, OWN = (tl.constexpr(n) for n in range(3))
 
-# share of a window: keys this close to its end are not seen. There 1 - exp(-u) may round to 0, and all keys of
-# a query could have weight 0
+# share of a window: keys this close to its end are not seen. There 1 - exp(-u) may round to 0, and all keys
+# of a query could have weight 0
 EDGE = tl.constexpr(1.2e-7)
 
 # largest exponent where a factor of 0 may follow: an infinity times 0 would be NaN
@@ -214,7 +214,7 @@ def fade(left, rate, ramp, RAMP: tl.constexpr):
 
 @triton.jit
 def first_keys(w, i, BN: tl.constexpr):
-    """Returns the first key that any of BN queries sees, or the one before it, for each BN of the queries i."""
+    """Returns the first key that any of BN queries sees, or the one before it, for each BN of queries i."""
     return tl.min(tl.maximum(i + 1.0 - w, 0.0).reshape(i.shape[0] // BN, BN), 1).to(tl.int32)
 
 
@@ -290,7 +290,7 @@ def attention_forward_kernel(
         HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
         BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr,
         DROPOUT: tl.constexpr, PRECISION: tl.constexpr):
-    """Stores Y and LSE of a head's block of queries; with MOMENTS also DISTANCE, VARIANCE, SCORE (D, V, S)."""
+    """Stores Y, LSE and, with MOMENTS, DISTANCE, VARIANCE, SCORE (D, V, S) of a head's block of queries."""
     # the longest rows start first, so that the last to finish are short
     start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
     row = tl.program_id(1).to(tl.int64)
@@ -348,8 +348,8 @@ def attention_forward_kernel(
             before = total * fewer
             total = before + here
             if MOMENTS:
-                # the block's moments about its key nearest to the query, so that squares stay small, merged with
-                # those before it (Chan, Golub and LeVeque, 1979)
+                # the block's moments about its key nearest to the query, so that squares stay small, merged
+                # with those before it (Chan, Golub and LeVeque, 1979)
                 near = tl.minimum(at_i, BK - 1.0)
                 off = columns[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
                 moment = thread_sums(p * off)
@@ -490,8 +490,8 @@ def backward_q_kernel(
     PER_QUERY += row * blocks * BN * 4
     store_quad(PER_QUERY, i, blocks * BN, near_lse, delta, third, fourth)
     if MOMENTS:
-        # a computed sum stays in its threads, which would have to pass it on in every turn of the loop; a number
-        # that is loaded is wherever it is needed
+        # a computed sum stays in its threads, which would have to pass it on in every turn of the loop; a
+        # loaded number is wherever it is needed
         tl.debug_barrier()
         delta = tl.load(PER_QUERY + i * 4 + 1, mask=i < T, other=0.0)
     if DROPOUT:

@@ -1,6 +1,6 @@
 """PyTorch operators of the kernels in attention.py: sizes, tiles, gradients, compilation while Dynamo traces.
 
-On CUDA, attention() computes what attention_reference.attention() defines. torch.compile does not look inside.
+On CUDA, attention() computes what attention_reference.attention() defines. torch.compile leaves it whole.
 """
 import functools
 import math
@@ -20,8 +20,8 @@ from core.kernels.attention_reference import threshold
 
 # bytes of a row of q -> (BQ, BK, warps, stages, registers) of the forward, backward_q and backward_kv kernel.
 # The size of the inner block divides that of the outer: keys divide queries, in backward_kv queries divide
-# keys. Without a limit the compiler may take so many registers that only 8 warps fit on a multiprocessor of an
-# H100; with it 12 or 16 fit, and few registers spill or none.
+# keys. Without a limit the compiler may take so many registers that only 8 warps fit on a multiprocessor of
+# an H100; with it 12 or 16 fit, and few registers spill or none.
 TILES = {
     32: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
     64: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),

@@ -5,7 +5,8 @@ import torch
 
 from core.nn.numerics import masked_softmax, wide
 
-# rounds of Philox4x32; with 7 it passes all tests of BigCrush (Salmon et al., 2011, https://doi.org/10.1145/2063384.2063405)
+# rounds of Philox4x32; with 7 it passes all tests of BigCrush (Salmon et al., 2011,
+# https://doi.org/10.1145/2063384.2063405)
 ROUNDS = 7
 
 

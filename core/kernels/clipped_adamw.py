@@ -99,7 +99,7 @@ def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.cons
 # the interface
 
 class ClippedAdamW:
-    """Clips as clip_grad_norm_(parameters, max_norm) and steps a torch.optim.AdamW: call check(), then step().
+    """Clips like clip_grad_norm_(params, max_norm) and steps a torch.optim.AdamW: call check(), then step().
 
     The optimizer keeps the state, and the gradients stay unclipped. If a CUDA graph has captured both calls,
     call locate() before it is replayed.
@@ -122,7 +122,7 @@ class ClippedAdamW:
         """Returns (chunks, 9) int64, a row for each CHUNK numbers of each parameter that has a gradient.
 
         A row holds the addresses of the parameter, its gradient, exp_avg, exp_avg_sq, step and lr, the
-        parameter's size, the bits of its weight decay as a float64, and the index of the chunk's first number.
+        parameter's size, the bits of its weight decay in float64, and the index of the chunk's first number.
         """
         rows, decays = [], []
         for group in self.optimizer.param_groups:
@@ -152,7 +152,7 @@ class ClippedAdamW:
         self.table.copy_(self.rows)
 
     def check(self, loss, it, norm, bad, bad_it):
-        """Sets norm to that of all gradients. The first time that or loss is not finite, sets bad to 1, bad_it to it.
+        """Sets norm to that of all gradients; when it or loss is first not finite, bad to 1 and bad_it to `it`.
 
         All arguments are tensors () on the device; bad starts as 0.
         """

@@ -1,6 +1,6 @@
 """Attention: its definition, faster ways to the same result, and the choice between them.
 
-Shapes: B rows, nh heads, T queries, Tk keys, hs channels per head. The last T keys are at the queries' positions.
+Shapes: B rows, nh heads, T queries, Tk keys, hs channels per head. The last T keys are the queries' own.
 """
 import math
 from contextlib import nullcontext
@@ -23,9 +23,9 @@ if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'):
 
 
 # -----------------------------------------------------------------------------
-# score_mod, a variant's change to the scores: None, a Bias, a Window, or else a function of scaled scores with
-# FlexAttention's signature (pytorch.org/blog/flexattention), f(score, b, h, i, j) -> score, which only math and
-# flex can compute
+# score_mod, a variant's change to the scores: None, a Bias, a Window, or else a function of scaled scores
+# with FlexAttention's signature (pytorch.org/blog/flexattention), f(score, b, h, i, j) -> score, which only
+# math and flex can compute
 
 class Bias(NamedTuple):
     """score_ij + slope_i (key_j - key_i), where key_i is at the query's position, and cancels in softmax."""
@@ -110,7 +110,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, 
     """Returns y (B, nh, T, hs): softmax(q k^T / sqrt(hs), changed by score_mod) v, over pos_k <= pos_q.
 
     q (B, nh, T, hs); k, v (B, nh, Tk, hs); pos_q (B, T); pos_k (B, Tk). from_zero: both positions are 0..T-1.
-    impl: 'math' defines the result; 'sdpa', 'flex' and 'kernel' are faster; 'auto' takes the fastest that can.
+    impl: 'math' defines the result; 'sdpa', 'flex', 'kernel' are faster; 'auto' takes the fastest that can.
     dropout: the share of weights set to 0; the kernel rounds it to 256ths.
     moments: returns (y, distance, variance, mean_score), where the last three are (B, nh, T), in float32 or
     wider, of the weights before dropout: the mean distance to the keys, in tokens, its variance, in tokens^2,
@@ -128,7 +128,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, 
 
 
 def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moments=False, training=True):
-    """Returns (way, why): the way that attn=impl means here, 'math', 'sdpa', 'flex' or 'kernel', and the reason.
+    """Returns (way, why): 'math', 'sdpa', 'flex' or 'kernel', whichever attn=impl means here, and the reason.
 
     Arguments as for attend(). training: a backward pass follows. Stop if impl names a way that cannot do it.
     """
@@ -138,7 +138,7 @@ def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moment
             raise Stop(line)
         return impl, f'attn={impl}'
     if q.size(2) == 1:
-        # one token at a time: on CUDA, cuDNN would make a new plan for every length, at 50 ms, and save nothing
+        # one token at a time: on CUDA, cuDNN would plan anew for every length, at 50 ms, and save nothing
         plain = score_mod is None and not moments and not q.is_cuda
         return 'sdpa' if plain else 'math', 'one query'
     # the first of kernel, sdpa, flex that can; the reason is why the one before it could not
@@ -171,10 +171,10 @@ def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
     size = working_dtype(q).itemsize
     if size != 2:
         return f'float{8 * size}'
-    # below that, rounding to 256ths changes the rate by more than a tenth
+    # rounding a smaller rate to 256ths may change it by more than a tenth
     if 0 < dropout < 0.02:
         return f'attn_dropout={dropout} is far from 256ths'
-    # in both cases below cuDNN is faster
+    # cuDNN is faster in these cases
     if score_mod is None and not moments and q.size(2) > 1024:
         return 'long rows'
     if score_mod is None and not moments and not training:

@@ -13,7 +13,7 @@ SIZES = {
 
 
 def download_gpt2(name):
-    """Returns the state dict of GPT2LMHeadModel `name`, one of SIZES; Stop without transformers or network."""
+    """Returns a GPT2LMHeadModel's state dict, by a name in SIZES; Stop without transformers or network."""
     if name not in SIZES:
         raise Stop(f"init_from={name}: allowed: {', '.join(SIZES)}")
     try:

@@ -2,5 +2,5 @@
 
 
 def in_every_nth(layer, n):
-    """Returns True if `layer`, counted from 0, is an n-th one: all for n=1, 1, 3, ... for n=2, none for n=0."""
+    """Returns True for every n-th layer, counted from 0: all if n=1, layers 1, 3, ... if n=2, none if n=0."""
     return n > 0 and (layer + 1) % n == 0

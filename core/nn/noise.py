@@ -7,8 +7,8 @@ def noise_like(x):
     return noise(x.detach())
 
 
-# An operator, because Inductor would compute ten rounds of Philox, a logarithm and a cosine in each kernel that
-# reads the noise. It takes x instead of its shape, because torch.compile merges two calls with the same
+# An operator, because Inductor would compute ten rounds of Philox, a logarithm and a cosine in each kernel
+# that reads the noise. It takes x instead of its shape, because torch.compile merges two calls with the same
 # arguments, whatever the operator's tags say.
 @torch.library.custom_op('core::noise', mutates_args=())
 def noise(x: torch.Tensor) -> torch.Tensor:

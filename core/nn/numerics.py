@@ -14,5 +14,5 @@ def wide(x):
 
 
 def masked_softmax(score, seen):
-    """Returns the softmax of score over its last dimension where `seen`, a bool that broadcasts; 0 elsewhere."""
+    """Returns softmax over the last dimension where seen, a bool that broadcasts to score; 0 elsewhere."""
     return F.softmax(score.masked_fill(~seen, float('-inf')), dim=-1)

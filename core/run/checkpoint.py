@@ -63,8 +63,8 @@ class Checkpoints:
                 # 2) the log first: a run that resumes from this checkpoint relies on the records before it
                 if self.log_path.exists():
                     fsync(self.log_path)
-                # 3) the tensors, into a folder that nobody reads; in threads, since writing and hashing release
-                # the GIL
+                # 3) the tensors, into a folder that nobody reads; in threads, because writing and hashing
+                # release the GIL
                 shutil.rmtree(tmp, ignore_errors=True)
                 tmp.mkdir()
                 with ThreadPoolExecutor() as pool:
@@ -105,8 +105,8 @@ class Checkpoints:
             if saving:
                 saving.result()
         finally:
-            # an exception refers to this frame by its traceback, the frame would refer to the future, and that
-            # to the exception and to self: a cycle, which would keep the run folder locked
+            # an exception refers to this frame by its traceback, the frame would refer to the future, and
+            # that to the exception and to self: a cycle, which would keep the run folder locked
             del saving
 
     def finish_replace(self):
@@ -240,7 +240,7 @@ def verify(path, entry):
 
 
 def read_state(folder):
-    """Returns the content of state.json; CheckpointError unless its bytes are as with_checksum() made them."""
+    """Returns the content of state.json; CheckpointError unless its bytes are those of with_checksum()."""
     path = folder / STATE_FILE
     try:
         if not path.is_file():

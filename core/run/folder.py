@@ -32,7 +32,7 @@ class RunFolder(Checkpoints):
         self._lock = self._log = None
 
     def lock(self):
-        """Makes the folder, and locks it while this object lives; after kill -9 the kernel unlocks it at once.
+        """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks it at once.
 
         Stop if another process holds the lock, or if the folder cannot be written.
         """
@@ -118,7 +118,7 @@ class RunFolder(Checkpoints):
             write_atomic(self.out_dir / name, data)
 
     def archive_previous(self):
-        """Moves the last run's files to previous/, so that a new run destroys nothing; returns True if it did.
+        """Moves the last run's files to previous/: a new run destroys nothing. Returns True if it moved any.
 
         A run without a checkpoint (a typo, an early Ctrl-C) is deleted instead if previous/ has a run.
         """

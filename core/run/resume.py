@@ -9,7 +9,7 @@ CHANGEABLE = 'dropout', 'attn_dropout', 'attn'
 
 
 def load_run_config(path):
-    """Returns the content of a run's config.json, None if there is none; Stop if train.py did not write it."""
+    """Returns the content of a run's config.json, None if there is none; Stop if it is not train.py's."""
     saved = read_json(path)
     if saved is not None and not all(isinstance(saved.get(name), dict)
                                      for name in ('options', 'model_args', 'origin')):
@@ -18,7 +18,7 @@ def load_run_config(path):
 
 
 def resumed(config, saved, print0):
-    """Returns (options, model_args, origin) of a saved run, overridden by those given now; prints differences.
+    """Returns a saved run's (options, model_args, origin) overridden by those given now; prints differences.
 
     config: as configure() returns it; saved: a dict with options, model_args and origin. Stop if the model
     would change.

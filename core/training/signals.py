@@ -22,13 +22,14 @@ class Signals:
         self.received = signal.Signals(number)
 
     def stop_requested(self, device, talk):
-        """Returns True if a signal came. Several processes agree on that where talk is True, and only there."""
+        """Returns True if a signal came. Several processes agree on it if talk is True; else it is False."""
         if not dist.is_initialized():
             return self.received is not None
         if not talk:
             return False
         # a signal may reach only some of the processes, and all must stop at the same iteration
-        number = torch.tensor(int(self.received or 0), device=device if dist.get_backend() == 'nccl' else 'cpu')
+        number = torch.tensor(int(self.received or 0),
+                              device=device if dist.get_backend() == 'nccl' else 'cpu')
         dist.all_reduce(number, dist.ReduceOp.MAX)
         if number and not self.received:
             self.received = signal.Signals(int(number))

@@ -17,7 +17,7 @@ class TrainStep:
     """Trains a model by one iteration when called with (it, x, y, lr).
 
     x, y: tokens and targets (n * B, T) on the device, n micro-batches of B rows; shape: (n, B, T).
-    model.objective(x, y, it) returns the loss to minimise, a mean over tokens, and {name: auxiliary loss in it}.
+    model.objective(x, y, it) returns the loss to minimise, a mean over tokens, and {name: its auxiliary part}.
     pool: the GraphPool of graphs that never run at the same time as this one; None: a new one.
 
     No call waits for the device. A loss or gradient that is not finite sets `bad` on the device. Then this
@@ -85,7 +85,8 @@ class TrainStep:
         # the first three calls run eagerly, which compiles and allocates what a capture needs
         caller = torch.cuda.current_stream()
         self.pool.stream.wait_stream(caller)
-        with no_garbage_collection(), self.machine.tf32(), self.own_generator(), torch.cuda.stream(self.pool.stream):
+        with (no_garbage_collection(), self.machine.tf32(), self.own_generator(),
+              torch.cuda.stream(self.pool.stream)):
             self.run()
             self.calls += 1
             if self.calls == 3:
@@ -132,7 +133,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self):
-        """Sets the gradients of the mean objective over the micro-batches, and self.loss, its cross entropy."""
+        """Sets the gradients of the micro-batches' mean objective, and self.loss, its cross entropy."""
         dloss = self.scaler.scale(self.inv_accum_steps)
         if self.scaler.is_enabled():
             # the scaler skips steps by their gradients: once bad, make them NaN so that it skips them all
@@ -187,7 +188,8 @@ class TrainStep:
 
         Later calls do not change the copy.
         """
-        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux_losses.values()])
+        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it,
+                              *self.aux_losses.values()])
         # only a copy to pinned memory runs without the host
         cuda = self.machine.type == 'cuda'
         copy = torch.empty_like(values, device='cpu', pin_memory=cuda).copy_(values, non_blocking=cuda)
@@ -248,7 +250,8 @@ class TrainStep:
             for part in OPTIMIZER_STATE:
                 if (saved := tensors.get(f'{name}.{part}')) is not None:
                     # into existing tensors, because a captured graph has their addresses
-                    current = self.optimizer.state[p].setdefault(part, saved.to(self.machine.device, copy=True))
+                    current = self.optimizer.state[p].setdefault(
+                        part, saved.to(self.machine.device, copy=True))
                     current.copy_(saved)
         self.scaler.load_state_dict(scaler)
 
