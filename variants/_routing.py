@@ -107,7 +107,7 @@ class CausalRouter(nn.Module):
 
 
 class Threshold(nn.Module):
-    """A rule that chooses tokens that score as high as the best share `capacity` of recent training tokens."""
+    """A rule that chooses tokens scoring as high as the best share `capacity` of recent training tokens."""
 
     def __init__(self, capacity):
         super().__init__()

@@ -2,7 +2,7 @@
 
 Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration/head_output_scaling.
 
-    f = [LN(mean score), LN(distance), LN(deviation)]    of the weights, before dropout; each a vector of heads
+    f = [LN(mean score), LN(distance), LN(deviation)]    of the weights before dropout; each a vector of heads
     y_h *= 2 * sigmoid(MLP(f))_h                           MLP: 3 n_head -> 12 n_head -> n_head
 
 Distance and deviation enter as log(1 + tokens); the source divides them by block_size (features='source'),

@@ -26,7 +26,14 @@ import torch.nn.functional as F
 import model
 from configurator import NonNegative, Whole
 from core.nn.layers import in_every_nth
-from variants._routing import CLASHES, CausalRouter, Threshold, random_mask, run_chosen, top_k_mask  # noqa: F401
+from variants._routing import (  # noqa: F401
+    CLASHES,
+    CausalRouter,
+    Threshold,
+    random_mask,
+    run_chosen,
+    top_k_mask,
+)
 
 NEUTRAL = dict(every=0)
 LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later tokens in view')]

@@ -83,7 +83,7 @@ class Block(model.Block):
         return gate[..., None] * post + (1 - gate[..., None]) * x
 
     def open(self, d_st, d_ch, step):
-        """Returns the gate, from 0 to 1, for both surprises (B, T): (B, T), or (B, 1) if rows have one gate."""
+        """Returns the gate, from 0 to 1, for both surprises (B, T): (B, T), or (B, 1) for whole rows."""
         c = self.config
         step.stat('surprise', d_st)
         step.stat('change', d_ch)

@@ -44,7 +44,7 @@ class Dataset:
     # -- batches
 
     def batch(self, split, it, size, seed, rank=0, world=1):
-        """Returns inputs, targets (size / world, T) each, this rank's rows of the batch of (seed, split, it)."""
+        """Returns inputs, targets (size / world, T): this rank's rows of the batch of (seed, split, it)."""
         # every rank draws the whole batch and takes its part, so that `world` does not change the batch
         rank_rows, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
         # a view of every possible row, from which one indexing takes the batch
@@ -123,7 +123,7 @@ class Dataset:
         return np.memmap(path, '<u2', mode='r')
 
     def _check(self, bins, expected):
-        """Raises Stop if a split is shorter than a row, of another length than in meta.json, or has bad ids."""
+        """Raises Stop if a split is shorter than a row, not as long as meta.json says, or has unknown ids."""
         shorter = min(SPLITS, key=lambda split: len(bins[split]))
         n, T = len(bins[shorter]), self.block_size
         if n < T + 1:

@@ -12,7 +12,7 @@ from core.errors import Stop
 
 
 def prepare_chars(text, folder):
-    """Writes a set with one token per character, ids in the order of code points; 90 % of the text is train."""
+    """Writes a set with one token per character, ids in order of code points; 90 % of the text is train."""
     if len(text) < 2:
         raise Stop(f'{len(text)} characters of text: too few for {short_path(folder)}, both splits need one')
     # a table over all of Unicode: which characters occur, and by counting them the id of each

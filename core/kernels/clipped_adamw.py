@@ -152,7 +152,7 @@ class ClippedAdamW:
         self.table.copy_(self.rows)
 
     def check(self, loss, it, norm, bad, bad_it):
-        """Sets norm to that of all gradients; when it or loss is first not finite, bad to 1 and bad_it to `it`.
+        """Sets norm to that of all gradients, and once it or loss is not finite, bad to 1 and bad_it to `it`.
 
         All arguments are tensors () on the device; bad starts as 0.
         """

@@ -17,7 +17,7 @@ class TrainStep:
     """Trains a model by one iteration when called with (it, x, y, lr).
 
     x, y: tokens and targets (n * B, T) on the device, n micro-batches of B rows; shape: (n, B, T).
-    model.objective(x, y, it) returns the loss to minimise, a mean over tokens, and {name: its auxiliary part}.
+    model.objective(x, y, it) returns the loss to minimise, a mean over tokens, and {name: auxiliary part}.
     pool: the GraphPool of graphs that never run at the same time as this one; None: a new one.
 
     No call waits for the device. A loss or gradient that is not finite sets `bad` on the device. Then this
