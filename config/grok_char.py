@@ -1,6 +1,7 @@
 """The Shakespeare model with Grok-1's parts: llama3_char.py's, but with GeGLU, norms on both sides of
-attention and MLP, and scaled embeddings. Grok-1's cap of 30 on scores is left out, because it would need the T x T
-scores (--score_cap=30 with softcap). The recipe is train_shakespeare_char.py's, so that the two compare."""
+attention and MLP, and scaled embeddings. Grok-1's cap of 30 on scores is left out, because it would need
+the T x T scores (--score_cap=30 with softcap). The recipe is train_shakespeare_char.py's, so that the two
+compare."""
 
 variant = 'rope+rmsnorm+glu+gqa+post_norm+scaled_embedding'
 glu_gate = 'gelu'
