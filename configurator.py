@@ -2,14 +2,15 @@
 
     python train.py config/train_shakespeare_char.py --n_layer=4 --variant=alibi
 
-Options are the fields of a dataclass. The annotation says which values are allowed, the trailing comment is the help text:
+Options are the fields of a dataclass. The annotation says which values are allowed; the trailing comment is
+the help text:
 
     n_layer: Count = 12             # blocks, one after the other
     compile: Literal['auto', True, False] = 'auto'
 
-A config file is plain assignments, n_layer = 4. It is Python and it runs as Python, with your rights: read a stranger's
-config file before you use it. Every name it sets and every --key has to be an option, a field of the script's
-Options or of the variant's GPTConfig, and every value has to fit the field's type.
+A config file holds plain assignments, n_layer = 4. It is Python and runs as Python, with your rights: read a
+stranger's config file before you use it. Every name it sets and every --key must be an option, which is a
+field of the script's Options or of the variant's GPTConfig, and every value must fit the field's type.
 """
 import ast
 import difflib
@@ -32,7 +33,8 @@ from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, 
 
 from core.errors import Stop
 
-# The interval is printed as it stands. 'inf)' keeps infinity itself out; an option that may be infinite says 'inf]'.
+# Messages print the interval as it stands here. 'inf)' excludes infinity; an option that may be infinite says
+# 'inf]'.
 Count = Annotated[int, '[1, inf)']
 Whole = Annotated[int, '[0, inf)']
 Positive = Annotated[float, '(0, inf)']
@@ -48,8 +50,10 @@ HERE = Path(__file__).parent
 
 @dataclass
 class DeviceOptions:
+    """Options of every script that computes."""
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
+    dtype: Literal[
+        'auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
     compile: Literal['auto', True, False] = 'auto' # torch.compile, and on CUDA one graph a step; auto: on CUDA
 
 
@@ -58,6 +62,7 @@ class DeviceOptions:
 
 @dataclass
 class Option:
+    """One field of a dataclass of options."""
     name: str
     kind: object        # the annotation
     default: object
@@ -75,12 +80,13 @@ class Given(NamedTuple):
 def options_of(cls):
     """Returns {name: Option} of a dataclass, inherited fields first, as dataclasses order them."""
     kinds, comments = get_type_hints(cls, include_extras=True), trailing_comments(cls)
-    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''), in_words(kinds[f.name]))
+    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''),
+                           in_words(kinds[f.name]))
             for f in fields(cls)}
 
 
 def in_words(kind):
-    """Returns an annotation as text: 'int in [1, inf) | None'. TypeError if no option can have it."""
+    """Returns an annotation as text, like 'int in [1, inf) | None'. TypeError if no option can have it."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return ' | '.join(map(in_words, args))
@@ -95,21 +101,25 @@ def in_words(kind):
 
 
 def trailing_comments(cls):
-    """Returns {field: the comment behind it}, from the source of the class and of those it inherits from."""
+    """Returns {field: its trailing comment}, from the source of the class and of its base classes."""
     found = {}
     for base in filter(inspect.get_annotations, reversed(cls.__mro__)):
         found |= own_trailing_comments(base)
     return found
 
 
-@cache # Python parses the whole file for it, which takes as long as all else that building a small model does
+# cached: finding a class's source parses its whole file, which takes as long as building a small model
+@cache
 def own_trailing_comments(cls):
+    """Returns {field: its trailing comment} of the class alone, {} if its source cannot be found."""
     found = {}
-    with suppress(OSError):             # typed in at a prompt: no source
+    # a class typed at a prompt has no source
+    with suppress(OSError):
         source = textwrap.dedent(inspect.getsource(cls))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
         for node in ast.parse(source).body[0].body:
+            # the comment behind the last line of a field
             if isinstance(node, ast.AnnAssign) and node.end_lineno in comments:
                 found[node.target.id] = comments[node.end_lineno].lstrip('# ')
     return found
@@ -119,9 +129,9 @@ def own_trailing_comments(cls):
 # values
 
 def parse_option(option, value, origin=COMMAND_LINE):
-    """Returns the value as the option's type wants it; Stop if it is not allowed.
+    """Returns the value in the option's type; Stop if it is not allowed.
 
-    value: text from the command line, or a Python value from a config file, origin being file:line.
+    value: text if the origin is COMMAND_LINE; else a Python value from a config file, origin file:line.
     """
     for candidate in candidates(value) if origin == COMMAND_LINE else [value]:
         with suppress(*REFUSALS):
@@ -130,7 +140,7 @@ def parse_option(option, value, origin=COMMAND_LINE):
 
 
 def candidates(text):
-    """Yields the values that a text may stand for, the text itself last: --start=12 stays text."""
+    """Yields the values that a text may stand for. The text itself is last, which keeps --start=12 a text."""
     if text in WORDS:
         yield WORDS[text]
     for number in int, float:           # int first: a float would round 2**53 + 1
@@ -140,8 +150,9 @@ def candidates(text):
 
 
 def convert(kind, value):
-    """Returns the value in the annotation's type; ValueError unless it is allowed. A bool is no int here."""
+    """Returns the value in the annotation's type; ValueError if not allowed. A bool is not an int here."""
     origin, args = get_origin(kind), get_args(kind)
+    # the first type of a union that takes the value
     if origin in (Union, UnionType):
         for one in args:
             with suppress(*REFUSALS):
@@ -166,13 +177,14 @@ def convert(kind, value):
 
 
 def in_interval(number, interval):
+    """Returns True if the number lies in an interval written like '[0, 1)'."""
     low, high = map(float, interval[1:-1].split(','))
     return (low <= number if interval[0] == '[' else low < number) and \
            (number <= high if interval[-1] == ']' else number < high)
 
 
 def construct(cls, values):
-    """Returns cls(**values); a broken rule between fields (n_embd % n_head, in __post_init__) ends in one line."""
+    """Returns cls(**values); Stop if __post_init__ finds a rule between fields broken, as n_embd % n_head."""
     try:
         return cls(**values)
     except ValueError as error:
@@ -180,7 +192,7 @@ def construct(cls, values):
 
 
 def construct_checked(cls, values):
-    """Returns cls(**values) from Python values, once every name and value is checked."""
+    """Returns cls(**values) from Python values, after checking every name and value."""
     known = options_of(cls)
     for name, value in values.items():
         if name not in known:
@@ -192,11 +204,12 @@ def construct_checked(cls, values):
 # config files and the command line
 
 def configure(Options, load_classes=None, argv=None, say=print, given=None):
-    """Reads the arguments of a script.
+    """Reads the arguments of a script, and prints each value that was given with its origin.
 
-    Options: the script's dataclass. load_classes(variant).GPTConfig: the model's, for a script that builds one.
-    given: the result of arguments(argv), for a caller that keeps some of them for itself.
-    Returns .options, .model_args (only what was given), .origin of every name, .GPTConfig. Says each override.
+    Options: the script's dataclass. load_classes(variant).GPTConfig: the model's, if the script builds one.
+    given: the result of arguments(argv), for a caller that keeps some arguments for itself.
+    Returns .options, .model_args (only those given), .origin ({name: where its value is from}), .GPTConfig.
+    Stop if an argument is not allowed.
     """
     argv = sys.argv[1:] if argv is None else argv
     given = arguments(argv) if given is None else given
@@ -208,19 +221,21 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
     variant = getattr(script_options, 'variant', 'base')
     GPTConfig = load_classes(variant).GPTConfig if load_classes else None
     known_model = options_of(GPTConfig) if load_classes else {}
+    # no name may mean two things
     if both := known_script.keys() & known_model.keys():
         raise Stop(f'variant={variant}: {min(both)} is an option of the script already, the model needs another name')
     if {'-h', '--help'} & set(argv):
         say(help_text(Options, known_script, known_model, variant, load_classes))
         raise SystemExit(0)
 
-    # every name has to be known
+    # every name must be known
     known = known_script | known_model
     origin = dict.fromkeys(known, 'default')
     for g in given:
         if g.name in known:
             origin[g.name] = g.origin
-        elif not (callable(g.value) or isinstance(g.value, ModuleType)):    # a config file may import and define
+        # a config file may import modules and define functions
+        elif not (callable(g.value) or isinstance(g.value, ModuleType)):
             raise Stop(f'{as_typed(*g)}: no such option{advice(g.name, known, load_classes)}')
 
     model_args = parse_known(known_model, given)
@@ -230,12 +245,12 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
 
 
 def parse_known(known, given):
-    """Returns {name: value} of those given that are known. Later beats earlier, but both have to be sound."""
+    """Returns {name: value} of the given names that are known. The last value wins; all must be allowed."""
     return {g.name: parse_option(known[g.name], g.value, g.origin) for g in given if g.name in known}
 
 
 def arguments(argv):
-    """Returns a list of Given in which later beats earlier: config files as they come, then --key=value."""
+    """Returns a list of Given, of which later ones win: config files in their order, then --key=value."""
     from_files, from_line = [], []
     for arg, following in zip_longest(argv, argv[1:], fillvalue=''):
         name, equals, value = arg.removeprefix('--').partition('=')
@@ -246,6 +261,7 @@ def arguments(argv):
         elif not arg.startswith('--') or not name:
             raise Stop(f'{arg}: options have two dashes, a name and a value: --name=value; --help lists them')
         elif not equals:
+            # argparse's form, --key value
             if following and not following.startswith('-') and not os.path.isfile(following):
                 raise Stop(f'{arg} {following}: type {arg}={following}')
             raise Stop(f'{arg} has no value: type {arg}=VALUE; for a switch that is {arg}=True or {arg}=False')
@@ -255,8 +271,10 @@ def arguments(argv):
 
 
 def expand_flags(argv, Options, valued=()):
-    """Returns argv with --flag as --flag=True for the switches of Options, and with --name VALUE as --name=VALUE
-    for the names in valued."""
+    """Returns argv with --flag written as --flag=True and --name VALUE as --name=VALUE.
+
+    Flags are the bool fields of Options; names are those in valued.
+    """
     switches = {name for name, option in options_of(Options).items() if option.kind is bool}
     expanded, argv = [], list(argv)
     while argv:
@@ -271,7 +289,7 @@ def expand_flags(argv, Options, valued=()):
 
 
 def config_file(path):
-    """Runs the file in an empty namespace and returns the public names it leaves there, each a Given."""
+    """Runs a config file in an empty namespace; returns a Given for each public name that it leaves there."""
     if not os.path.isfile(path):
         if '=' in path:
             raise Stop(f'{path}: type --{path}')
@@ -280,8 +298,10 @@ def config_file(path):
     try:
         names = runpy.run_path(path)
         tree = ast.parse(Path(path).read_bytes(), path)
-    except Exception as error:          # whatever the user's code raises is the user's to mend
-        inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    # the user's code may raise anything, and the user is told where
+    except Exception as error:
+        inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)
         reason = getattr(error, 'msg', None) or ' '.join(str(error).split())
         raise Stop(f'{path}{f":{at}" if at else ""}: {type(error).__name__}: {reason}') from None
@@ -291,16 +311,18 @@ def config_file(path):
 
 
 def assigned_lines(tree):
-    """Returns {name: the line that binds it last} of a module's syntax tree, names inside of functions apart."""
+    """Returns {name: last line that binds it} for a module's syntax tree, without names inside functions."""
     lines, waiting = {}, [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            # its own name, but nothing from inside
             if not isinstance(node, ast.Lambda):
                 lines[node.name] = max(node.lineno, lines.get(node.name, 0))
             continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             lines[node.id] = max(node.lineno, lines.get(node.id, 0))
+        # import a.b binds a
         if isinstance(node, ast.alias):
             name = node.asname or node.name.partition('.')[0]
             lines[name] = max(node.lineno, lines.get(name, 0))
@@ -312,7 +334,8 @@ def assigned_lines(tree):
 # messages
 
 def advice(name, known, load_classes):
-    """Returns the end of a message about a name that is no option: whose it is, or what it resembles."""
+    """Returns the end of a message about an unknown name: the variants that have it, or a name like it."""
+    # found in the text of the files, so that no variant with a bug in it is imported
     if load_classes:
         owners = [file.stem for file in sorted(HERE.glob('variants/*.py'))
                   if re.search(rf'^ +{re.escape(name)} *:', file.read_text(encoding='utf-8'), re.MULTILINE)]
@@ -322,28 +345,30 @@ def advice(name, known, load_classes):
 
 
 def did_you_mean(name, known):
+    """Returns '; did you mean ...?' with the known name most like this one, or '' if none is."""
     near = difflib.get_close_matches(name, known, 1)
     return f'; did you mean {near[0]}?' if near else ''
 
 
 def as_typed(name, value, origin):
-    """Returns the assignment as the user wrote it and where, on one line."""
+    """Returns the assignment as the user wrote it, and where, on one line."""
     if origin == COMMAND_LINE:
         return f'--{name}={value}' if value.isprintable() else f'--{name}={value!r}'
     return f'{origin}{": " if origin else ""}{name} = {short_repr(value)}'
 
 
 def short_repr(value):
-    """Returns repr on one line of bearable length, for any object that a config file can hold."""
+    """Returns repr(value) on one line of at most 100 characters, for any object in a config file."""
     try:
         text = repr(value).replace('\n', ' ')
-    except ValueError:                  # Python does not print an int of more than 4300 digits
+    # Python refuses to print an int of more than 4300 digits
+    except ValueError:
         text = f'a huge {type(value).__name__}'
     return text if len(text) <= 100 else text[:97] + '...'
 
 
 def help_text(Options, known_script, known_model, variant, load_classes):
-    """Returns the text of --help: each option with its default, the values it takes and its meaning."""
+    """Returns the text of --help: each option with its default, the values it takes, and its meaning."""
     base = options_of(load_classes('base').GPTConfig) if load_classes else {}
     device = options_of(DeviceOptions)
     program = os.path.basename(sys.argv[0])
@@ -352,7 +377,10 @@ def help_text(Options, known_script, known_model, variant, load_classes):
                 f'options of the variant {variant}': [o for o in known_model.values() if o.name not in base]}
     rows = {title: [(as_typed(o.name, str(o.default), COMMAND_LINE), o.allowed, o.meaning) for o in section]
             for title, section in sections.items()}
-    left, middle = (max(len(row[column]) for section in rows.values() for row in section) for column in (0, 1))
+    # widths of the first two columns, over all sections
+    left, middle = (max(len(row[column]) for section in rows.values() for row in section)
+                    for column in (0, 1))
+    # the first paragraph of the script's docstring
     intro = (sys.modules[Options.__module__].__doc__ or '').strip().split('\n\n')[0]
     lines = [intro, '', f'usage: python {program} [config/x.py ...] [--key=value ...]',
              'A later file beats an earlier one; --key=value beats both in any place. A config file is code that runs.']

@@ -2,14 +2,14 @@
 The GPT of nanoGPT, with a place for one idea at a time.
 
 Sources:
-nanoGPT, whose fork this is: https://github.com/karpathy/nanoGPT/blob/master/model.py
+nanoGPT, of which this is a fork: https://github.com/karpathy/nanoGPT/blob/master/model.py
 GPT-2 as OpenAI wrote it: https://github.com/openai/gpt-2/blob/master/src/model.py
-GPT-2 in Hugging Face transformers, whose names the weights have:
+GPT-2 in Hugging Face transformers, from which the weights have their names:
 https://github.com/huggingface/transformers/blob/main/src/transformers/models/gpt2/modeling_gpt2.py
 
-Seven classes are the slots: GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT. A file
-variants/<name>.py subclasses the ones it changes under the same names; load_classes() puts them together and
-build() makes the model from them. Step is the state of one pass. Nothing here knows any idea's name.
+Seven classes are slots: GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT. A file
+variants/<name>.py subclasses those it changes, under the same names; load_classes() puts them together and
+build() makes a model of them. Step is the state of one forward pass. No idea is mentioned here by name.
 
 Shapes: B rows, T positions in this pass, Tk positions so far (= T without a cache), C = n_embd, nh = n_head,
 hs = C / nh.
@@ -45,10 +45,11 @@ class GPTConfig:
     n_embd: Count = 768                 # channels of the residual stream, a multiple of n_head
     dropout: Rate = 0.0                 # 0 for pretraining; try 0.1 or more for small data
     attn_dropout: Rate | None = None    # dropout of attention weights; None: the same as dropout
-    bias: bool = False                  # biases in Linears and LayerNorms, as in GPT-2; False is a bit better and faster
+    bias: bool = False                  # biases in Linear and LayerNorm, as in GPT-2; a bit better and faster without
     attn: Literal['auto', 'math', 'sdpa', 'flex', 'kernel'] = 'auto' # how attention is computed; math is the definition
 
     def __post_init__(self):
+        # each head has n_embd / n_head channels
         if self.n_embd % self.n_head:
             raise Stop(f'n_head={self.n_head}: must divide n_embd={self.n_embd}')
 
@@ -56,21 +57,23 @@ class GPTConfig:
 class Step:
     """State of one forward pass, which does not belong to the model.
 
-    pos (B, T): position of each input; None: each row's are 0..T-1, and from_zero, on which attention relies.
-    it: 0-d tensor, the training iteration, for schedules; None: 0.
-    cache: None, or one dict a layer, kept by the caller between passes.
-    shared: tensors that modules hand to each other in the same pass, each under a name of its own.
-    losses: {name: weighted scalar}, added to the objective while training.
-    stats: None, or a dict that fills with {name: [a detached tensor a layer]}.
-    backends: None, or a set that fills with (way, why), choose_backend()'s answers for training.
+    pos (B, T): the position of each input token. None: 0..T-1 in every row, and from_zero is True.
+    it: the training iteration, a 0-d tensor, for schedules. None: 0.
+    cache: a dict for each layer, kept by the caller between passes, or None.
+    shared: tensors that modules pass to each other within one forward pass, each under a name of its own.
+    losses: {name: weighted scalar}, added to the objective in training.
+    stats: a dict to collect {name: [one detached tensor per layer]}, or None.
+    backends: a set to collect (way, why), what choose_backend() returns for training, or None.
     """
 
     def __init__(self, pos=None, it=None, cache=None, stats=None, backends=None):
+        # given by the caller
         self.pos, self.from_zero = pos, pos is None
         self.it = it
         self.cache = cache
         self.stats = stats
         self.backends = backends
+        # filled by the modules
         self.shared = {}
         self.losses = {}
 
@@ -79,17 +82,21 @@ class Step:
         self.losses[name] = self.losses.get(name, 0.0) + value
 
     def stat(self, name, value):
-        """Notes a tensor whose mean is logged at evaluations, a value a layer."""
+        """Records a tensor, whose mean is logged at evaluations, one value per layer."""
         if self.stats is not None:
             self.stats.setdefault(name, []).append(value.detach())
 
     def extend(self, layer, **new):
-        """Appends tensors (B, T) or (..., T, C) to this layer's cache along time; returns those of all positions so far."""
+        """Appends tensors (B, T) or (..., T, C) to the layer's cache, along T.
+
+        Returns a tuple of the same tensors for all Tk positions so far.
+        """
         # in training there is no past
         if self.cache is None:
             return tuple(new.values())
         past = self.cache[layer]
         for name, x in new.items():
+            # the first pass has nothing to append to
             if name in past:
                 x = torch.cat((past[name], x), dim=-1 if x.ndim == 2 else -2)
             past[name] = x
@@ -105,37 +112,40 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ndim)) if config.bias else None
 
     def forward(self, x):
-        # over the channels, the last dimension
+        # over the channels, the last dimension; 1e-5 is GPT-2's, and keeps the root away from 0
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
 class Linear(nn.Linear):
+    """nn.Linear with an optional bias."""
 
     def __init__(self, config, n_in, n_out):
         super().__init__(n_in, n_out, bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
+    """Causal attention by n_head heads, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config, classes, layer):
         super().__init__()
         self.config, self.layer = config, layer
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.attn_dropout = config.dropout if config.attn_dropout is None else config.attn_dropout
+        # FlexAttention has no dropout: refuse here, before any work is done
         if config.attn == 'flex' and self.attn_dropout > 0:
             raise Stop(f'attn=flex: has no dropout, here attn_dropout={self.attn_dropout}; '
                        'allowed: 0, or auto, math, sdpa')
-        # queries, keys and values of all heads come out of one product
+        # one product makes the queries, keys and values of all heads
         self.c_attn = classes.Linear(config, config.n_embd, 3 * config.n_embd)
-        # and what the heads found goes back into the residual stream
+        # and another mixes the heads' outputs
         self.c_proj = classes.Linear(config, config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.dropout)
 
     def qkv(self, x):
-        """Returns q (B, nh, T, hs), and k and v likewise, or with fewer heads, each for a group of queries."""
+        """Returns q, k, v (B, nh, T, hs); k and v may have fewer heads, shared by groups of query heads."""
         B, T, C = x.size()
         hs = C // self.n_head
-        # (B, T, 3 * nh, hs): heads of queries, then of keys, then of values
+        # (B, T, 3 * nh, hs): the heads of the queries, then of the keys, then of the values
         heads = self.c_attn(x).view(B, T, -1, hs)
         q, k, v = heads.split(self.n_head, dim=2)
         q = q.transpose(1, 2) # (B, nh, T, hs)
@@ -143,65 +153,71 @@ class CausalSelfAttention(nn.Module):
         v = v.transpose(1, 2) # (B, nh, T, hs)
         return q, k, v
 
-    # queries and keys, (B, nh, T, hs) each, before any position is known
+    # queries and keys (B, nh, T, hs), before they depend on positions
     def norm_qk(self, q, k):
         return q, k
 
-    # queries and keys turned by where they are, step.pos
+    # queries and keys (B, nh, T, hs), rotated by their positions step.pos
     def rotate_qk(self, q, k, step):
         return q, k
 
-    # values, before they are cached
+    # values (B, nh, T, hs), before they are cached
     def values(self, v, step):
         return v
 
     def score_mod(self, x, pos_k, step):
-        """Returns a change of the scores of queries at step.pos with keys at pos_k (B, Tk).
+        """Returns a change to the scores of queries at step.pos (B, T) and keys at pos_k (B, Tk).
 
-        None, a Bias, a Window or a function, see core/nn/attention.py.
+        It is None, a Bias, a Window or a function: see core/nn/attention.py.
         """
         return None
 
-    # all of attention, from q, k, v to y (B, nh, T, hs)
+    # the whole of attention, from q, k, v to y (B, nh, T, hs)
     def attend(self, q, k, v, x, pos_k, step):
         return self.compute_attention(q, k, v, self.score_mod(x, pos_k, step), pos_k, step)
 
     def compute_attention(self, q, k, v, score_mod, pos_k, step, moments=False):
-        """Returns what core/nn/attention.py's attend() does, with this module's options."""
+        """Returns what attend() of core/nn/attention.py returns, with this module's options."""
         impl = self.config.attn
+        # evaluation drops nothing
         dropout = self.attn_dropout if self.training else 0.0
+        # the answer for training, whichever mode this pass is in
         if step.backends is not None:
             step.backends.add(choose_backend(impl, q, score_mod, step.from_zero, self.attn_dropout, moments))
         return attend(q, k, v, step.pos, pos_k, score_mod, impl, step.from_zero, dropout, moments)
 
     def forward(self, x, step):
+        # (B, nh, T, hs) each; a variant overrides the steps it changes
         q, k, v = self.qkv(x)
         q, k = self.norm_qk(q, k)
         q, k = self.rotate_qk(q, k, step)
         v = self.values(v, step)
 
-        # while decoding, keys and values of earlier positions come from the cache: (B, nh, Tk, hs) twice, (B, Tk)
+        # when decoding, the cache supplies earlier positions: k, v (B, nh, Tk, hs), pos_k (B, Tk)
         k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos)
-        # where a group of queries shares a head of keys and values, each gets a copy
+        # heads of keys and values that a group of query heads shares are repeated, once for each of the group
         k = k if k.size(1) == self.n_head else k.repeat_interleave(self.n_head // k.size(1), dim=1)
         v = v if v.size(1) == self.n_head else v.repeat_interleave(self.n_head // v.size(1), dim=1)
 
-        # (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk), and over the values back to (B, nh, T, hs)
+        # scores (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk), times the values -> (B, nh, T, hs)
         y = self.attend(q, k, v, x, pos_k, step)
-        # heads side by side again
+        # put the heads side by side again
         y = y.transpose(1, 2).flatten(2) # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
+    """A perceptron for each token by itself, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config, classes, layer):
         super().__init__()
+        # four times as wide inside, as in GPT-2
         self.c_fc = classes.Linear(config, config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU()
         self.c_proj = classes.Linear(config, 4 * config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
 
+    # the hidden units (B, T, 4 * C), before the nonlinearity
     def hidden(self, x, step):
         return self.c_fc(x)
 
@@ -213,6 +229,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A layer: attention, then the MLP, each with a norm before it and added to its input."""
 
     def __init__(self, config, classes, layer):
         super().__init__()
@@ -222,22 +239,22 @@ class Block(nn.Module):
         self.ln_2 = classes.LayerNorm(config, config.n_embd)
         self.mlp = classes.MLP(config, classes, layer)
 
-    # the updates of attention and MLP, (B, T, C) each, before they are added
+    # what attention or the MLP puts out (B, T, C), before it is added
     def attn_out(self, y, step):
         return y
 
     def mlp_out(self, y, step):
         return y
 
-    # the residual stream x takes in an update y
+    # the residual stream x plus an update y, (B, T, C) each
     def add(self, x, y):
         return x + y
 
-    # the half of a block that looks at other positions
+    # the half of the block that looks at other positions
     def attn_residual(self, x, step):
         return self.add(x, self.attn_out(self.attn(self.ln_1(x), step), step))
 
-    # the half that does not
+    # the half that looks at each position alone
     def mlp_residual(self, x, step):
         return self.add(x, self.mlp_out(self.mlp(self.ln_2(x), step), step))
 
@@ -248,10 +265,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """The whole model, from tokens (B, T) to logits (B, T, vocab_size)."""
 
     def __init__(self, config, classes):
         super().__init__()
         self.config = config
+        # these names are GPT-2's, so that load_gpt2() finds its weights
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),
             wpe = nn.Embedding(config.block_size, config.n_embd),
@@ -260,27 +279,32 @@ class GPT(nn.Module):
             ln_f = classes.LayerNorm(config, config.n_embd),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # tokens go in and come out by the same vectors: Press and Wolf, https://arxiv.org/abs/1608.05859
+        # one matrix serves as input and output embedding: Press and Wolf, https://arxiv.org/abs/1608.05859
         self.transformer.wte.weight = self.lm_head.weight
 
     @torch.no_grad()
     def init_weights(self, seed):
-        """Sets each parameter by (seed, its name): those that two models share start equal, whatever else they have.
+        """Sets each parameter by the seed and its name, so that those that two models share start equal.
 
-        A tag p.init(p) on a parameter wins; else Linear and Embedding get GPT-2's values; else the constructor's
-        stay. Stop if one is not finite, as torch.empty's are here.
+        A tag p.init on a parameter comes first, and is called as p.init(p). Else parameters of Linear and
+        Embedding get GPT-2's values, and others keep their constructor's. Stop if one is not finite, as
+        those of torch.empty are under build().
         """
         modules = [m for m in self.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
         of_linear_or_embedding = {id(p) for m in modules for p in m.parameters(recurse=False)}
+        # the caller's generator is left as it was
         with torch.random.fork_rng(devices=[]):
-            for name, p in self.named_parameters(): # a tied weight comes once, under its first name
+            # a tied weight comes once, under its first name
+            for name, p in self.named_parameters():
                 seed_cpu(key(seed, 'init', name))
                 if hasattr(p, 'init'):
                     p.init(p)
+                # biases
                 elif id(p) in of_linear_or_embedding and p.ndim == 1:
                     nn.init.zeros_(p)
                 elif id(p) in of_linear_or_embedding:
-                    # GPT-2's .02, and less for what 2 n_layer projections add to the residual stream (its paper, 2.3)
+                    # GPT-2's 0.02, over sqrt(2 n_layer) in the 2 n_layer projections that add to the
+                    # residual stream (section 2.3 of its paper), whose variance would grow with depth
                     scale = math.sqrt(2 * self.config.n_layer) if name.endswith('c_proj.weight') else 1.0
                     nn.init.normal_(p, mean=0.0, std=0.02 / scale)
                 if not p.isfinite().all():
@@ -295,14 +319,17 @@ class GPT(nn.Module):
         left_out = {'transformer.wpe.weight'} if non_embedding else set()
         return sum(p.numel() for name, p in self.named_parameters() if name not in left_out)
 
+    # token embeddings (B, T, C)
     def tok_emb(self, idx):
-        return self.transformer.wte(idx) # (B, T, C)
+        return self.transformer.wte(idx)
 
+    # position embeddings (B, T, C) or, for all rows alike, (T, C)
     def pos_emb(self, step):
-        # positions 0..T-1 are a slice, (T, C), whose gradient needs no sum by index; else (B, T, C)
+        # positions 0..T-1 are a slice, whose gradient needs no sum by index
         wpe = self.transformer.wpe
         return wpe.weight[:step.pos.size(1)] if step.from_zero else wpe(step.pos)
 
+    # the residual stream's first state (B, T, C)
     def embed(self, idx, step):
         return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
 
@@ -310,57 +337,61 @@ class GPT(nn.Module):
         return self.lm_head(x)
 
     def forward(self, idx, targets=None, step=None):
-        """Returns logits (B, T, vocab_size) and the loss, for tokens idx (B, T) and targets (B, T), -1 to ignore.
+        """Returns logits (B, T, vocab_size) and the loss, for tokens idx and targets (B, T).
 
-        The loss is the mean cross entropy in nats, in train() plus step.losses. Without targets: the last
-        position's logits (B, 1, vocab_size) and None. Stop if T is more than block_size.
+        The loss is the mean cross entropy in nats, where targets are not -1; in train mode step.losses are
+        added. Without targets: the last position's logits (B, 1, vocab_size) and None. Stop if T is more than
+        block_size.
         """
         B, T = idx.size()
         if T > self.config.block_size:
             raise Stop(f'{T} tokens: longer than block_size={self.config.block_size}')
         step = Step() if step is None else step
+        # modules read positions and the iteration from step, whether or not the caller gave them
         if step.from_zero:
             step.pos = torch.arange(T, device=idx.device).expand(B, T)
         if step.it is None:
             step.it = torch.zeros((), device=idx.device)
 
-        # the trunk, over which the residual stream x flows
+        # the residual stream x, from block to block
         x = self.embed(idx, step) # (B, T, C)
         for block in self.transformer.h:
             x = block(x, step)
         x = self.transformer.ln_f(x)
 
         if targets is None:
-            # only the last position is asked for; [-1] keeps the dimension of time
+            # decoding needs the last position alone; indexing with a list keeps its dimension
             return self.logits(x[:, [-1], :]), None
         logits = self.logits(x) # (B, T, vocab_size)
         loss = cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+        # evaluation reports the cross entropy alone
         if self.training:
             loss = loss + sum(step.losses.values())
         return logits, loss
 
     def objective(self, idx, targets, it):
-        """Returns the loss to train on at iteration `it`, a 0-d tensor, and {name: auxiliary loss} in it."""
+        """Returns the loss to minimise at iteration `it`, a 0-d tensor, and {name: auxiliary loss} in it."""
         step = Step(it=it)
         _, loss = self(idx, targets, step)
         return loss, step.losses
 
     def crop_block_size(self, block_size):
-        """Shortens the context, e.g. of GPT-2 (1024), to fine-tune it with less memory. Stop if it would grow."""
+        """Shortens the context, e.g. to fine-tune GPT-2 (1024) in less memory. Stop if it would grow."""
         if block_size > self.config.block_size:
             raise Stop(f'block_size={block_size}: this model has at most {self.config.block_size}')
         self.config.block_size = block_size
+        # a variant may have no position embeddings
         if self.transformer.wpe.weight is not None:
             self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
-        """Returns AdamW, or with optimizer='muon' Muon for the blocks' matrices and AdamW for the rest.
+        """Returns AdamW; with optimizer='muon', Muon for the matrices of the blocks and AdamW for the rest.
 
-        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1. group['lr_scale'] multiplies the schedule's
-        learning rate.
+        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1. A group's lr_scale multiplies the learning
+        rate of the schedule.
         """
         # as in nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), matrices and embeddings
-        # decay, vectors and scalars do not: biases, the weights of norms, gates
+        # decay; vectors and scalars do not, such as biases, the weights of norms and gates
         groups = defaultdict(list)
         for name, p in self.named_parameters():
             decay = p.ndim >= 2 and not getattr(p, 'no_decay', False)
@@ -375,28 +406,33 @@ class GPT(nn.Module):
         if cuda:
             for group in groups:
                 group['lr'] = torch.tensor(group['lr'], device='cuda')
-        # fused: all tensors of a group in a few kernels
+        # fused: a few kernels step all tensors of a group
         kind = MuonAdamW if optimizer == 'muon' else torch.optim.AdamW
         return kind(groups, betas=betas, fused=True, capturable=cuda)
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None, it=None):
-        """Yields the next token of each row (B, 1), max_new_tokens times, after the context idx (B, T); it: as in Step."""
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None,
+               it=None):
+        """Yields the next token of each row (B, 1), max_new_tokens times, after the context idx (B, T).
+
+        temperature, top_k, top_p, min_p, generator: as in sample_token(); it: as in Step.
+        """
+        # a dict for each layer, in which Step.extend() keeps what it is given
         cache = [{} for _ in self.transformer.h]
         cached = 0 # positions
         for _ in range(max_new_tokens):
             T = idx.size(1)
             if T <= self.config.block_size:
-                # feed what is not in the cache yet: at first the context, then one token at a time
+                # feed what is not cached yet: at first the whole context, then one token at a time
                 pos = None
                 if cached:
                     pos = torch.arange(cached, T, device=idx.device).expand(idx.size(0), -1) # (B, T - cached)
                 new, step = idx[:, cached:], Step(pos, it, cache)
                 cached = T
             else:
-                # beyond block_size each token has another position at each step: read the last ones again
+                # beyond block_size every token moves to another position, so the last ones are read again
                 new, step = idx[:, -self.config.block_size:], Step(it=it)
-            # a small model's token on a CPU takes a tenth less than with no_grad alone
+            # with a small model on a CPU a token takes a tenth less time than under no_grad alone
             with torch.inference_mode():
                 logits, _ = self(new, step=step)
             new = sample_token(logits[:, -1, :], temperature, top_k, top_p, min_p, generator) # (B, 1)
@@ -404,7 +440,7 @@ class GPT(nn.Module):
             yield new
 
     def generate(self, idx, *args, **kwargs):
-        """Returns idx (B, T) with max_new_tokens more (B, T + max_new_tokens); arguments as for stream()."""
+        """Returns idx (B, T) and the tokens after it, (B, T + max_new_tokens); arguments as for stream()."""
         return torch.cat((idx, *self.stream(idx, *args, **kwargs)), dim=1)
 
 
@@ -415,15 +451,18 @@ SLOTS = (GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT)
 
 
 def load_classes(variant='base'):
-    """Returns the classes of a variant as attributes, and its `files`; 'soft_window+surprise' is two variants in one."""
+    """Returns the classes of a variant as attributes, and its modules as `files`.
+
+    'soft_window+surprise' combines two variants.
+    """
     return assemble(variant, SLOTS)
 
 
 def build(variant='base', seed=1337, **model_args):
-    """Returns a variant's model, initialised by (seed, parameter name); model_args are fields of its GPTConfig."""
+    """Returns a variant's model with its initial weights; model_args are fields of its GPTConfig."""
     classes = load_classes(variant)
     config = construct_checked(classes.GPTConfig, model_args)
-    # a parameter that a constructor forgets to initialise is NaN, and init_weights() names it
+    # a parameter that no constructor initialises is NaN, and init_weights() reports it
     with torch.random.fork_rng(devices=[]), NanWhereUninitialised():
         seed_cpu(key(seed, 'build'))
         model = classes.GPT(config, classes)
@@ -432,12 +471,12 @@ def build(variant='base', seed=1337, **model_args):
 
 
 def build_gpt2(name, variant='base', seed=1337, **model_args):
-    """Returns a variant with GPT-2's weights in all parameters that it shares with the baseline.
+    """Returns a variant's model with GPT-2's weights in the parameters that it shares with the baseline.
 
     name: 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl'. The context is cropped to block_size.
     """
     weights = download_gpt2(name)
-    # whatever was asked for, the checkpoint fixes the size
+    # the checkpoint fixes the size, whatever was asked for
     fixed = dict(GPT2_SIZES[name], block_size=1024, vocab_size=50257, bias=True)
     model = build(variant, seed, **model_args | fixed)
     load_gpt2(model, weights)

@@ -35,13 +35,16 @@ class Options(DeviceOptions):
 
 
 def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
-    """Returns (model in eval mode on its device, tokenizer, machine, state) of a run folder's checkpoint."""
+    """Returns (model, tokenizer, machine, state) from a checkpoint of a run folder; Stop if it has none.
+
+    The model is in eval mode on the machine's device; state is what the checkpoint says besides its tensors.
+    """
     run = RunFolder(out_dir)
     if not run.checkpoints():
         raise Stop(f'out_dir={out_dir}: holds no checkpoint; '
                    f'train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
-    # a run that was to keep its best is sampled at its best
+    # always_save_checkpoint=False means that a run keeps its best, so sample that
     if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype, decoding=True)
@@ -53,7 +56,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
 def main():
     o = configure(Options).options
 
-    # model: from a run folder, or a given GPT-2 model (e.g. gpt2-xl)
+    # a model that train.py made, or OpenAI's
     if o.init_from == 'resume':
         model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
     else:
@@ -61,14 +64,14 @@ def main():
         model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
 
-    # encode the beginning of the prompt; nothing to go on from means a new line
+    # the prompt, the same for every sample; a model needs at least one token, so an empty one is a newline
     ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
     idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
-    # the noise of the samples, and the iteration, by which a variant may anneal
+    # a variant's schedule stays at the iteration of the checkpoint
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(state['step']), device=m.device)
 
-    # run generation; on a terminal the first sample appears as it is drawn
+    # on a terminal the first sample appears token by token
     live = sys.stdout.isatty()
     if live:
         print(tokenizer.decode(ids), end='', flush=True)
@@ -80,14 +83,14 @@ def main():
             if live:
                 print(tokenizer.decode(token[0].tolist()), end='', flush=True)
 
-    # print all samples
+    # all samples, the first only if it is not on the screen yet
     rows = torch.cat((idx, *new), dim=1).tolist() # num_samples lists of T + max_new_tokens ids
     for n, row in enumerate(rows):
         print('' if live and n == 0 else tokenizer.decode(row), end='\n---------------\n')
 
 
 def read_start(start):
-    """Returns the text to go on from: `start` itself, or the file that FILE: names."""
+    """Returns the text to go on from: `start` itself, or the content of the file that FILE: names."""
     if not start.startswith('FILE:'):
         return start
     path = Path(start.removeprefix('FILE:'))

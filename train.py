@@ -39,10 +39,10 @@ class Options(DeviceOptions):
     log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
     eval_only: bool = False             # evaluate once and stop
-    always_save_checkpoint: bool = True # at every evaluation, and sample the newest; False: the best, now and then the newest
-    save_best: bool = True              # a checkpoint whenever validation improves; False: at the end, and every checkpoint_minutes
+    always_save_checkpoint: bool = True # at every evaluation, sample the newest; False: the best, at times the newest
+    save_best: bool = True              # whenever validation improves; False: at the end, and every checkpoint_minutes
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
-    init_from: str = 'scratch'          # scratch, resume (out_dir's newest checkpoint), or gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    init_from: str = 'scratch'          # scratch, resume (out_dir's newest), gpt2, gpt2-medium, gpt2-large, gpt2-xl
     # wandb
     wandb_log: bool = False             # log to Weights & Biases as well
     wandb_project: str = 'owt'          # its project
@@ -84,14 +84,14 @@ def print0(text):
 
 @dataclass
 class Session:
-    """All that a run needs before its first iteration."""
+    """Everything that a run needs before its first iteration."""
     options: Options
     run: RunFolder
     machine: Machine
     data: Dataset
     model: GPT
     train_step: TrainStep
-    state: dict         # what a checkpoint says beside its tensors: step, best_val_loss, seconds, options, model_args, ...
+    state: dict         # what a checkpoint has besides tensors: step, best_val_loss, seconds, options, ...
     resumed: bool       # by --init_from=resume
 
 
@@ -99,9 +99,13 @@ class Session:
 # from the options to a session
 
 def out_dir_of(options, origin):
-    """Returns --out_dir; else out-<variant> when a variant is named, unless one config file names both; else the
-    file's; else out."""
+    """Returns the run folder: --out_dir if given on the command line.
+
+    Else out-<variant> if a variant is given, unless one config file sets both. Else the config file's
+    out_dir, or the default.
+    """
     by_hand = origin['out_dir'] == 'command line'
+    # an origin from a file is config/x.py:3, the place of the assignment
     same_file = origin['variant'].rsplit(':', 1)[0] == origin['out_dir'].rsplit(':', 1)[0]
     if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':
         return options.out_dir
@@ -109,13 +113,15 @@ def out_dir_of(options, origin):
 
 
 def resolve(config, run):
-    """Returns (options, model_args, origin, saved, tensors, optimizer tensors) of a run; it writes nothing.
+    """Returns (options, model_args, origin, saved, tensors, optimizer tensors) of a run; writes nothing.
 
-    saved: of a run to resume, its checkpoint's state, or its config.json where it has no checkpoint yet.
-    tensors, optimizer tensors: the checkpoint's. All three are None for a new run.
+    saved: the checkpoint's state of the run to resume, or its config.json if it has no checkpoint yet.
+    tensors, optimizer tensors: the checkpoint's. All three are None for a new run. Stop if there is no run to
+    resume, and for options that cannot be.
     """
     o, model_args, origin = config.options, dict(config.model_args), config.origin
     saved = tensors = optim = None
+    # to resume, the run's own options come first, then those given now
     if o.init_from == 'resume':
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
@@ -126,6 +132,7 @@ def resolve(config, run):
         o, model_args, origin = resumed(config, saved, print0)
     if o.init_from not in ('scratch', *GPT2_SIZES):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2_SIZES)}")
+    # each process takes an equal share of the micro-batches
     if o.gradient_accumulation_steps % WORLD_SIZE:
         raise Stop(f'gradient_accumulation_steps={o.gradient_accumulation_steps}: '
                    f'must be a multiple of the {WORLD_SIZE} processes')
@@ -133,7 +140,8 @@ def resolve(config, run):
 
 
 def setup(config):
-    """Returns the Session of what configure() returned. Refuses what cannot be before anything is written."""
+    """Returns the Session for what configure() returned; Stop before anything is written if it cannot run."""
+    # the lock comes first: no other run may write there while this one reads
     run = RunFolder(out_dir_of(config.options, config.origin))
     if MASTER_PROCESS and not config.options.eval_only:
         run.lock()
@@ -148,13 +156,14 @@ def setup(config):
     print0(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}"
            + (f', {WORLD_SIZE} processes' if WORLD_SIZE > 1 else ''))
 
-    # data: a run goes on with the tokens it was trained on
+    # data: a resumed run needs the tokens it was trained on
     block_size = construct_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
         print0(f'dataset {o.dataset}: its text is not the one before')
+    # the vocabulary is the data's, unless a larger one is given
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
 
@@ -165,11 +174,12 @@ def setup(config):
         model = build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_model_tensors(model, tensors)
+    # a model that cannot run says so here, before its run folder is touched
     model.to(m.device).eval()
     try_forward(model, m, o.batch_size, block_size)
     model.train()
 
-    # optimizer
+    # the optimizer, and one training iteration; the processes share the micro-batches
     betas = o.beta1, o.beta2
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, betas, m.type, o.optimizer)
     shape = o.gradient_accumulation_steps // WORLD_SIZE, o.batch_size, block_size
@@ -177,6 +187,7 @@ def setup(config):
     if tensors is not None:
         train_step.load_state(optim, saved['scaler'])
 
+    # the counters go on from the checkpoint; everything else is as this run has it
     state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
     state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config),
                          origin=origin, tokenizer=data.tokenizer.meta, data=data.hash)
@@ -185,12 +196,13 @@ def setup(config):
 
 @torch.no_grad()
 def try_forward(model, m, batch_size, block_size):
-    """Runs one forward pass, in which a model refuses what it cannot compute, and says how attention is computed."""
+    """Runs one forward pass, in which a model refuses what it cannot compute; prints attention's backends."""
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
     backends = set()
     with m.tf32(), m.autocast():
         model(idx, step=Step(backends=backends))
-    if backends: # a variant may have a way of its own
+    # empty if a variant computes attention in its own way
+    if backends:
         print0('attention by ' + ', '.join(f'{way} ({why})' for way, why in sorted(backends)))
 
 
@@ -199,10 +211,10 @@ def try_forward(model, m, batch_size, block_size):
 
 @torch.no_grad()
 def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
-    """Returns (loss, statistics) over the split's fixed windows, limit of them, 0: all.
+    """Returns (loss, statistics) over fixed windows of the split: `limit` of them, or all if it is 0.
 
-    The loss is the mean cross entropy in nats per token. Statistics are {'stats.<name>': [the mean of each layer]},
-    of the tensors that modules gave to step.stat().
+    The loss is the mean cross entropy in nats per token. Statistics are {'stats.<name>': [mean per layer]} of
+    the tensors that modules give to step.stat().
     """
     model.eval()
     losses, counts, stats = [], [], {}
@@ -211,19 +223,20 @@ def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
         step = Step(it=step_it, stats={})
         with machine.tf32(), machine.autocast():
             _, loss = model(x, y, step)
+        # both stay on the device: reading a number would wait for it
         losses.append(loss.float())
         counts.append(n)
         for name, layers in step.stats.items():
             stats.setdefault(name, []).append(torch.stack([t.float().mean() for t in layers]))
     model.train()
-    # a mean over tokens: the last window may have fewer
+    # each batch counts by its number of targets, of which the last has fewer
     counts = torch.tensor(counts, dtype=torch.float64)
     loss = (torch.stack(losses).cpu().double() @ counts / counts.sum()).item()
     return loss, {f'stats.{name}': torch.stack(rows).mean(0).tolist() for name, rows in stats.items()}
 
 
 def estimate_loss(it, s):
-    """Returns (train loss, val loss, statistics); as many windows of the train split as there are to validate on."""
+    """Returns (train loss, val loss, statistics), with as many windows of the train split as of val."""
     limit = s.options.eval_iters * s.options.batch_size
     args = s.model, s.data, s.machine
     train_loss, _ = evaluate(*args, 'train', s.options.batch_size, limit or s.data.count_windows('val'), it)
@@ -232,16 +245,16 @@ def estimate_loss(it, s):
 
 
 def learning_rate(it, o):
-    """Returns the learning rate of an iteration: a linear warm-up, a cosine (arXiv 1608.03983), then constant."""
+    """Returns the learning rate of an iteration: linear warm-up, cosine (arXiv 1608.03983), then constant."""
     if not o.decay_lr:
         return o.learning_rate
-    # up, from just above 0 to learning_rate
+    # warm-up, from just above 0 to learning_rate
     if it < o.warmup_iters:
         return o.learning_rate * (it + 1) / (o.warmup_iters + 1)
-    # after the cosine's end
+    # after the end of the cosine
     if it > o.lr_decay_iters:
         return o.min_lr
-    # down half a wave, from learning_rate to min_lr
+    # half a wave down, from learning_rate to min_lr
     done = (it - o.warmup_iters) / max(o.lr_decay_iters - o.warmup_iters, 1)
     coeff = 0.5 * (1.0 + math.cos(math.pi * done)) # from 1 to 0
     return o.min_lr + coeff * (o.learning_rate - o.min_lr)
@@ -251,23 +264,26 @@ def learning_rate(it, o):
 # the loop
 
 class StepLog:
-    """Log lines of training iterations, and the clock behind their milliseconds.
+    """Log lines of training iterations, and the clock that times them.
 
-    An iteration's metrics are pending until the device has them: on CUDA, while it works on the next iteration.
+    An iteration's metrics are pending until the device has computed them; on CUDA, which is meanwhile given
+    the next iteration.
     """
 
     def __init__(self, session, train_flops, progress, wandb_log):
         self.s, self.progress, self.wandb_log = session, progress, wandb_log
+        # tokens an iteration, of all processes
         self.tokens = session.train_step.x.numel() * WORLD_SIZE
         self.train_flops, self.peak_flops = train_flops, session.machine.peak_flops()
         self.pending = None # (iteration, snapshot)
         self.start_clock(session.state['step'])
 
     def start_clock(self, it):
-        """Counts milliseconds from here, before iteration `it`: evaluations are not an iteration's time."""
+        """Restarts the clock before iteration `it`, so that an evaluation counts in no iteration's time."""
         self.t0, self.it0 = time.time(), it
 
     def add(self, it):
+        """Starts to fetch the metrics of iteration `it`, to be logged by flush()."""
         self.pending = it, self.s.train_step.snapshot()
 
     def flush(self):
@@ -276,12 +292,14 @@ class StepLog:
             return
         (it, snapshot), self.pending = self.pending, None
         metrics = check_finite(self.s, snapshot)
+        # a mean, where not every iteration is logged
         ms = 1000 * (time.time() - self.t0) / (it + 1 - self.it0)
         self.start_clock(it + 1)
         if MASTER_PROCESS:
             record = dict(iter=it, **metrics, lr=learning_rate(it, self.s.options), ms=ms)
             self.s.run.log(record)
             self.wandb_log(record)
+            # model FLOPs utilisation: the share of the peak that the model's own products reach
             flops_per_second = self.train_flops * self.tokens / (ms / 1000)
             mfu = f', mfu {flops_per_second / (self.peak_flops * WORLD_SIZE):.1%}' if self.peak_flops else ''
             self.progress.update(it, f"loss {metrics['loss']:.4f}, {ms:.2f} ms{mfu}")
@@ -290,9 +308,10 @@ class StepLog:
 def check_finite(s, snapshot=None):
     """Returns the metrics of the snapshot's iteration, by default the last one.
 
-    Stop, naming what it was, if a loss or gradient up to it was not finite.
+    Stop, which says what was not finite, if a loss or gradient up to that iteration was not.
     """
     metrics, bad, bad_it = s.train_step.metrics(snapshot)
+    # the step was not taken, so computing the iteration again finds what was wrong
     if bad:
         found = s.train_step.find_nonfinite(bad_it, *load_batch(s, bad_it))
         lr = learning_rate(bad_it, s.options)
@@ -301,12 +320,13 @@ def check_finite(s, snapshot=None):
 
 
 def diverged(s, found, it, remedy):
+    """Returns the Stop of a run that diverged at iteration `it`; found and remedy go into its message."""
     return Stop(f'diverged at iteration {it}: {found}; the checkpoints in {s.run.out_dir} are untouched; '
                 f'a lower {remedy} may help', DIVERGED)
 
 
 def load_batch(s, it):
-    """Returns tokens and targets (rows of this process, T) of an iteration."""
+    """Returns an iteration's tokens and targets, (rows of this process, T) each."""
     rows = s.options.batch_size * s.options.gradient_accumulation_steps
     return s.data.batch('train', it, rows, s.options.seed, RANK, WORLD_SIZE)
 
@@ -314,19 +334,21 @@ def load_batch(s, it):
 def train(config, signals=None):
     """Trains a run to its end; returns (machine, data, model).
 
-    A generator that yields after each iteration, whose work a device may still have before it. A caller that drives
-    several of them in turn trains several seeds at once: a small model leaves most of a GPU idle, and while one seed
-    waits for the host, another computes.
+    This is a generator. It yields after it has launched an iteration, which the device may not have computed
+    yet. A caller that drives several of these in turn trains several seeds at once: a small model leaves most
+    of a GPU idle, and while one seed waits for the host, another computes.
     """
     session = setup(config)
     try:
         yield from train_loop(session, signals or Signals())
         return session.machine, session.data, session.model
     finally:
-        session.run.wait() # for a checkpoint that is being written, however the run ended
+        # however the run ends, a checkpoint that is being written is finished
+        session.run.wait()
 
 
 def train_loop(s, signals):
+    """Yields after each iteration of Session s; evaluates, logs, saves and stops in between."""
     o, run, state, train_step = s.options, s.run, s.state, s.train_step
     first = state['step']
     if first > o.max_iters:
@@ -343,29 +365,31 @@ def train_loop(s, signals):
             print0(losses_line(0, train_loss, val_loss))
         return
 
-    # the run folder: from here on it is this run's
+    # from here on the run folder is this run's
     wandb_log = lambda record: None
     if MASTER_PROCESS:
         if not s.resumed and run.archive_previous():
             print0(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
-        (run.out_dir / 'result.json').unlink(missing_ok=True) # it says that a run is finished
+        # result.json means that a run is finished, and this one is not
+        (run.out_dir / 'result.json').unlink(missing_ok=True)
         run.write_json('config.json', describe_run(state, s.machine, classes))
         run.log_open(first)
         if o.wandb_log:
             wandb_log = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
     progress = Progress(o.max_iters, first)
     step_log = StepLog(s, train_flops, progress, wandb_log)
+    # a resumed run's seconds include those before it
     started = time.time() - state['seconds']
     saved_at = time.time()
 
-    # training loop
+    # the loop ends with an evaluation after the last step, at max_iters
     for it in range(first, o.max_iters + 1):
         last = it == o.max_iters
         evaluating = it % o.eval_interval == 0 or last
         stopping = signals.stop_requested(s.machine.device, talk=it % o.log_interval == 0)
         checkpoint_due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
 
-        # log the iteration before; a checkpoint must not keep what is not finite
+        # log the previous iteration; nothing that is not finite may reach a checkpoint
         if evaluating or checkpoint_due or s.machine.type != 'cuda':
             step_log.flush()
         if it > first and (evaluating or checkpoint_due):
@@ -386,9 +410,10 @@ def train_loop(s, signals):
             if improved:
                 state['best_val_loss'] = val_loss
             saving = improved and o.save_best or last or checkpoint_due or o.always_save_checkpoint
-            saving = saving and (it > first or first == 0) # where a run goes on, its checkpoint is there
+            # a resumed run already has the checkpoint it starts from
+            saving = saving and (it > first or first == 0)
 
-        # save, behind the next iterations
+        # save in the background, while the next iterations run
         if MASTER_PROCESS and saving:
             tensors, scaler = train_step.state()
             now = dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - started)
@@ -397,20 +422,21 @@ def train_loop(s, signals):
         if MASTER_PROCESS and evaluating:
             step_log.start_clock(it)
 
-        # stop, asked or at the end
+        # stop on request, or at the end
         if stopping:
             raise Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; '
                        f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
         if last:
             break
 
-        # one step; while the device works on it, log the iteration before
+        # one training iteration; while the device works on it, log the previous one
         train_step(it, *load_batch(s, it), learning_rate(it, o))
         step_log.flush()
         if it % o.log_interval == 0:
             step_log.add(it)
         yield
 
+    # the result, once the last checkpoint is on the disk
     if MASTER_PROCESS:
         run.wait()
         seconds, best = time.time() - started, state['best_val_loss']
@@ -433,7 +459,8 @@ def main():
         for _ in train(configure(Options, load_classes, say=print0)):
             pass
         if dist.is_initialized():
-            dist.barrier() # a process that leaves while another still evaluates takes its connections along
+            # the master still evaluates: a process that left now would break its connections
+            dist.barrier()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -442,7 +469,7 @@ def main():
 if __name__ == '__main__':
     run_main(main)
     if torch.cuda.is_initialized() or WORLD_SIZE > 1:
-        # everything is on disk; taking down graphs and compile workers takes seconds, and gloo's threads now and then abort
-        # a process that finalizes the interpreter under them
+        # everything is on disk. Taking down graphs and compile workers would take seconds, and gloo's threads
+        # sometimes abort a process whose interpreter finalizes while they run
         sys.stdout.flush()
         os._exit(0)

@@ -1,6 +1,6 @@
 """For comparisons on one GPU: config/train_shakespeare_char.py, ended where its baseline is best.
-At 5,000 iterations that model has overfitted and its last loss says nothing; here the schedule is over at 2,000.
-About 15 s a run on an H100."""
+At 5,000 iterations that model has overfitted and its last loss says nothing; here the schedule ends at 2,000.
+About 15 s per run on an H100."""
 
 dataset = 'shakespeare_char'
 seeds = 5

@@ -1,4 +1,4 @@
-"""For comparisons on a laptop: nanoGPT's CPU recipe with a shorter schedule of its own. About 40 s a run on one core."""
+"""For comparisons on a laptop: nanoGPT's CPU recipe with a shorter schedule. About 40 s a run on one core."""
 
 dataset = 'shakespeare_char'
 device = 'cpu'

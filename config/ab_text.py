@@ -1,5 +1,6 @@
-"""For comparisons on larger text, each token seen once: a million characters reward whatever regularises (arXiv 2604.23434).
-Prepare the text with data/text/prepare.py, or give --dataset=openwebtext; 2,000 iterations read 131 million tokens."""
+"""For comparisons on larger text, in which each token is seen once.
+A million characters, seen many times, reward whatever regularises (arXiv 2604.23434). Prepare the text with
+data/text/prepare.py, or give --dataset=openwebtext; 2,000 iterations read 131 million tokens."""
 
 dataset = 'text'
 seeds = 5

@@ -1,5 +1,5 @@
-"""Measures OpenAI's GPT-2 (124M) on OpenWebText, trains nothing.
-Expect 3.12 on validation, nanoGPT's figure; GPT-2 has read other pages, and fine-tuning closes much of the gap."""
+"""Measures OpenAI's GPT-2 (124M) on OpenWebText, and trains nothing.
+Expect 3.12 on validation, nanoGPT's figure. GPT-2 has read other pages; fine-tuning closes much of it."""
 
 init_from = 'gpt2'
 eval_only = True

@@ -1,6 +1,7 @@
-"""The Shakespeare model with Grok-1's parts: as llama3_char.py, but GeGLU, norms on both sides of attention and MLP, and
-scaled embeddings. Grok-1's cap of 30 on scores is left out: it would need the T x T scores (--score_cap=30 with softcap).
-The recipe is train_shakespeare_char.py's, so that the two compare."""
+"""The Shakespeare model with Grok-1's parts: llama3_char.py's, but with GeGLU, norms on both sides of
+attention and MLP, and scaled embeddings. Grok-1's cap of 30 on scores is left out, because it would need
+the T x T scores (--score_cap=30 with softcap). The recipe is train_shakespeare_char.py's, so that the two
+compare."""
 
 variant = 'rope+rmsnorm+glu+gqa+post_norm+scaled_embedding'
 glu_gate = 'gelu'
@@ -12,7 +13,7 @@ wandb_log = False                   # --wandb_log=True on the command line
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'grok'
 
-eval_interval = 250                 # often: this model overfits, and soon. eval_iters stays 0: the whole split, no luck
+eval_interval = 250                 # often: this model soon overfits; eval_iters stays 0, the whole split
 log_interval = 10
 always_save_checkpoint = False      # only when validation improves, for the same reason
 

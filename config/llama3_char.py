@@ -10,7 +10,7 @@ wandb_log = False                   # --wandb_log=True on the command line
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'llama3'
 
-eval_interval = 250                 # often: this model overfits, and soon. eval_iters stays 0: the whole split, no luck
+eval_interval = 250                 # often: this model soon overfits; eval_iters stays 0, the whole split
 log_interval = 10
 always_save_checkpoint = False      # only when validation improves, for the same reason
 

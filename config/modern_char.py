@@ -1,4 +1,4 @@
-"""The Shakespeare model with nanochat's parts: rotary positions, normalised queries and keys, squared ReLU, RMSNorm.
+"""The Shakespeare model with nanochat's parts: rotary positions, QK norm, squared ReLU, RMSNorm.
 The recipe is train_shakespeare_char.py's, so that the two compare."""
 
 variant = 'rope+qk_norm+relu2+rmsnorm'
@@ -9,7 +9,7 @@ wandb_log = False                   # --wandb_log=True on the command line
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'modern'
 
-eval_interval = 250                 # often: this model overfits, and soon. eval_iters stays 0: the whole split, no luck
+eval_interval = 250                 # often: this model soon overfits; eval_iters stays 0, the whole split
 log_interval = 10
 always_save_checkpoint = False      # only when validation improves, for the same reason
 

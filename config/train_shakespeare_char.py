@@ -7,7 +7,7 @@ wandb_log = False                   # --wandb_log=True on the command line
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'mini-gpt'
 
-eval_interval = 250                 # often: this model overfits, and soon. eval_iters stays 0: the whole split, no luck
+eval_interval = 250                 # often: this model soon overfits; eval_iters stays 0, the whole split
 log_interval = 10                   # not every iteration: they are short
 always_save_checkpoint = False      # only when validation improves, for the same reason
 
@@ -18,11 +18,11 @@ gradient_accumulation_steps = 1
 n_layer = 6
 n_head = 6
 n_embd = 384
-dropout = 0.2                       # 10.7M parameters, 1.0M characters: it would learn them by heart
+dropout = 0.2                       # 10.7M parameters would learn 1.0M characters by heart
 
 learning_rate = 1e-3                # small models take larger steps
 max_iters = 5000
 lr_decay_iters = 5000               # the same as max_iters, as a rule
 min_lr = 1e-4                       # learning_rate / 10, as a rule
-beta2 = 0.99                        # a longer memory of squared gradients, for there are few tokens an iteration
+beta2 = 0.99                        # average squared gradients over more iterations: each has few tokens
 warmup_iters = 100                  # short: hardly needed at this size

@@ -6,7 +6,7 @@ dataset = 'shakespeare_char'
 device = 'cpu'
 compile = False                     # compiling takes longer than it would save here
 
-eval_interval = 500                 # half as often as on a GPU: each one walks the whole split, at a CPU's pace
+eval_interval = 500                 # half as often as on a GPU: each reads the whole split, at a CPU's pace
 log_interval = 10
 always_save_checkpoint = False      # only when validation improves
 

@@ -1,4 +1,4 @@
-"""The lowest floor: it knows no model, no variant and no script."""
+"""The code at the bottom: it imports no model, no variant and no script."""
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] # of the repository

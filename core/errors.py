@@ -1,4 +1,4 @@
-"""How a script ends. Each one leaves with one of these exit codes, by which ab.py decides what to do next.
+"""The ways a script ends. Its exit code is one of these, by which ab.py decides what to do next.
 
 0 done · 1 bug · 2 bad option, config or data · 3 diverged · 4 no usable checkpoint · 5 out of memory ·
 6 disk full · 7 out_dir busy · 128+signal stopped, resumable
@@ -11,7 +11,7 @@ BAD_INPUT, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, DISK_FULL, BUSY = 2, 3, 4, 5,
 
 
 class Stop(Exception):
-    """Ends the script with a line for its user, never a traceback: the thing, the value, what is allowed."""
+    """Ends the script with one line for its user and no traceback: the thing, its value, what is allowed."""
 
     def __init__(self, message, code=BAD_INPUT):
         super().__init__(message)
@@ -19,9 +19,9 @@ class Stop(Exception):
 
 
 def run_main(main):
-    """Calls main(). A Stop, a full disk, a full GPU and Ctrl-C end the process with a line and an exit code.
+    """Calls main(). A Stop, a full disk, a full GPU or Ctrl-C ends the process by one line and an exit code.
 
-    Any other exception is a bug, and passes with its traceback.
+    Any other exception is a bug, and is passed on with its traceback.
     """
     try:
         main()
@@ -30,7 +30,8 @@ def run_main(main):
     except KeyboardInterrupt:
         exit_with('interrupted', 130)
     except BrokenPipeError:
-        # `python sample.py | head`: the reader has had enough. Python flushes stdout once more as it exits
+        # `python sample.py | head`: the reader has left. Python flushes stdout once more at its exit, which
+        # would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -46,14 +47,14 @@ def run_main(main):
 
 
 def out_of_memory(error):
-    """Returns True for torch.OutOfMemoryError and for the plain RuntimeError of the CPU's allocator."""
+    """Returns True for torch.OutOfMemoryError and for the plain RuntimeError of the CPU allocator."""
     return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
 
 
 def exit_with(message, code):
     """Prints the message to stderr and exits."""
     sys.stdout.flush()
-    # on a terminal there may be a progress bar on this line
+    # on a terminal this line may hold a progress bar
     clear_line = '\r\x1b[K' if sys.stderr.isatty() else ''
     print(f'{clear_line}{message}', file=sys.stderr, flush=True)
     sys.exit(code)

@@ -33,14 +33,14 @@ position embeddings. **changes** are the classes of model.py that it subclasses;
 
 
 def parse_docstring(name):
-    """Returns {'idea': ..., 'Source': ..., ...} from a variant's docstring; Stop where something is missing."""
+    """Returns {'idea': ..., 'Source': ..., ...} from a variant's docstring; Stop if something is missing."""
     paragraphs = inspect.cleandoc(load_classes(name).files[0].__doc__ or '').split('\n\n')
     if not paragraphs[0] or '\n' in paragraphs[0]:
         raise Stop(f'variants/{name}.py: '
                    'its docstring must begin with the idea, one line and then an empty one')
     found = dict(idea=paragraphs[0])
     for paragraph in paragraphs[1:]:
-        # a label reaches as far as the next one, or the end of its paragraph
+        # a label's text ends at the next label or at the end of its paragraph
         label = None
         for line in paragraph.split('\n'):
             if start := re.match(rf"({'|'.join(LABELS)}|Logged): *", line):
@@ -55,13 +55,14 @@ def parse_docstring(name):
 
 
 def num_params(name):
-    """Returns a variant's number of parameters, without position embeddings; no weight is allocated."""
+    """Returns a variant's number of parameters, without position embeddings; allocates no weights."""
     classes = load_classes(name)
     with torch.device('meta'):
         return classes.GPT(construct_checked(classes.GPTConfig, MODEL_ARGS), classes).num_params()
 
 
 def markdown_table(head, rows):
+    """Returns a table in Markdown from its head and rows, lists of cells."""
     lines = []
     for row in [head, ['---'] * len(head), *rows]:
         cells = [str(cell).replace('|', r'\|') for cell in row]
@@ -70,6 +71,7 @@ def markdown_table(head, rows):
 
 
 def table_row(name, base_params):
+    """Returns the cells of a variant's row in the table of all variants."""
     doc, file = parse_docstring(name), load_classes(name).files[0]
     changes = [slot.__name__ for slot in SLOTS[1:] if slot.__name__ in vars(file)]
     lines = len((FOLDER / f'{name}.py').read_text(encoding='utf-8').splitlines())
@@ -79,7 +81,7 @@ def table_row(name, base_params):
 
 
 def section(name):
-    """Returns a variant's part of the page below the table: what to expect, what leaks, its options."""
+    """Returns a variant's section below the table: what to expect, what leaks, its options."""
     doc, classes = parse_docstring(name), load_classes(name)
     paragraphs = [f'### {name}', doc['idea'], f"Expect: {doc['Expect']}"]
     if 'Logged' in doc:

@@ -1,4 +1,4 @@
-"""Where a query's attention is and how widely it is spread, for variants that feed it back.
+"""Measures how far a query's attention looks and how widely it is spread, for variants that feed it back.
 
 Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration.
 """
@@ -9,8 +9,8 @@ import torch.nn as nn
 def attend_and_measure(attn, q, k, v, x, pos_k, step):
     """Returns y (B, nh, T, hs), as attn.attend() does, and three statistics of the weights before dropout.
 
-    They are the mean distance to the keys, in tokens, its variance, in tokens^2, and the mean score, scaled as in
-    the softmax: (B, nh, T) each, in float32 or wider.
+    These are the mean distance to the keys, in tokens, its variance, in tokens^2, and the mean score, scaled
+    as for the softmax; (B, nh, T) each, in float32 or wider.
     """
     score_mod = attn.score_mod(x, pos_k, step)
     y, distance, variance, mean_score = attn.compute_attention(q, k, v, score_mod, pos_k, step, moments=True)
@@ -19,18 +19,18 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
 
 
 def deviation(variance):
-    """Returns the standard deviation, in tokens."""
-    # at least a thousandth: where one key is seen it is 0, and there the root has no slope
+    """Returns the standard deviation, in tokens, of at least 0.001."""
+    # it is 0 where only one key is seen, and the root has no finite slope there
     return variance.clamp(min=1e-6).sqrt()
 
 
 def source_units(distance, variance, block_size):
-    """Returns (expected position - own, deviation) as the source has them, over block_size."""
+    """Returns (expected position - own position, deviation), divided by block_size as in the source."""
     return -distance / block_size, (variance / block_size ** 2 + 1e-12).sqrt()
 
 
 def shuffle_stats(stats, layer, step):
-    """Returns for each position the stats (B, T, n) of an earlier one, picked by its number: a causal sham."""
+    """Returns stats (B, T, n) with each position's from an earlier one, picked by a hash: a causal sham."""
     past, = step.extend(layer, stats=stats) # (B, Tk, n)
     n = torch.arange(past.size(1) - stats.size(1), past.size(1), device=stats.device)
     # Knuth's multiplicative hash (TAOCP, 6.4); xor keeps Inductor from 32-bit indices
@@ -38,7 +38,7 @@ def shuffle_stats(stats, layer, step):
 
 
 class SmallMLP(nn.Module):
-    """A perceptron n_in -> 4 n_in -> n_out, whose output starts at 0."""
+    """A perceptron n_in -> 4 n_in -> n_out whose output starts at 0."""
 
     def __init__(self, config, classes, n_in, n_out):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What stt, sdt and mod share: surprise, choosing tokens, and a block that runs for the chosen ones only.
+"""Routing for stt, sdt and mod: surprise, rules that choose tokens, and a block run for chosen tokens only.
 
 Source: github.com/fredericowieser/Dynamic-Transformers, src/models/base (arXiv 2511.21408); threshold
 routing: arXiv 2603.11535.
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import model
 
-NOWHERE = 2 ** 40       # the position of a slot that holds no token: no query sees it
-SLACK = 1.25            # training has slots for 1.25 times the capacity, which a threshold only hits on average
+NOWHERE = 2 ** 40       # position of a slot that holds no token, so that no query sees it
+SLACK = 1.25            # slots in training over the capacity, which a threshold only meets on average
 CLASHES = dict(
     value_residual='the first layer has values for all tokens, a routed one for those it chooses',
     canon='a convolution would run over the chosen tokens of all rows, whichever they are',
@@ -23,27 +23,27 @@ CLASHES = dict(
 # -- surprise, of an update r (B, T, C)
 
 def static_surprise(r):
-    """Returns the mean square of the update (B, T): how far it is from no change."""
+    """Returns the update's mean square (B, T): how far it is from no change."""
     return (r ** 2).mean(-1)
 
 
 def change_surprise(r, mu, log_var=None, variance=1.0):
-    """Returns how far the update is from its prediction mu (B, T): the mean square, or a Gaussian's surprise.
+    """Returns the update's distance from its prediction mu (B, T): a mean square, or a Gaussian's surprise.
 
-    With log_var it is the mean Kullback-Leibler divergence of a Gaussian around r, of this variance, from the
-    predicted one, but for a constant.
+    With log_var it is the mean Kullback-Leibler divergence of a Gaussian around r with this variance from the
+    predicted one, up to a constant.
     """
     d = (r - mu) ** 2
     return d.mean(-1) if log_var is None else 0.5 * (log_var + (d + variance) * torch.exp(-log_var)).mean(-1)
 
 
 def moving_average(d, window):
-    """Returns the mean of the last `window` numbers (..., T); before the first one comes the first again."""
+    """Returns the means of the last `window` numbers (..., T); the first one stands for those before it."""
     return F.pad(d, (window - 1, 0), mode='replicate').unfold(-1, window, 1).mean(-1)
 
 
 class Prior(nn.Module):
-    """A network that predicts a block's update: RMSNorm, SwiGLU and, for a Gaussian, its mean and log variance."""
+    """A network (RMSNorm, SwiGLU) that predicts a block's update, or its mean and log variance."""
 
     def __init__(self, config):
         super().__init__()
@@ -62,7 +62,7 @@ class Prior(nn.Module):
 
 
 class Surprise(nn.Module):
-    """Expected and unexpected change joined to one score in (0, 1); o_ce and m_cu are learned."""
+    """Combines expected and unexpected change into a score in (0, 1); o_ce and m_cu are learned."""
 
     def __init__(self, config):
         super().__init__()
@@ -77,7 +77,7 @@ class Surprise(nn.Module):
     def unexpected(self, d_st, mean_st):
         return d_st - self.m_cu * mean_st
 
-    # (B, T) each, two scalars
+    # d_st, d_ch and mean_st are (B, T), the sharpnesses scalars
     def forward(self, d_st, d_ch, mean_st, sharp_ce, sharp_cu):
         g = torch.sigmoid(sharp_ce * self.expected(d_st, d_ch))
         if self.config.gate == 'or':
@@ -92,10 +92,10 @@ def sharpness(config, it):
     return config.sharp_min + (config.sharp_max - config.sharp_min) * rise
 
 
-# -- who is chosen
+# -- rules that choose tokens
 
 class CausalRouter(nn.Module):
-    """A network that foresees from a token alone whether a rule that sees the whole row would choose it."""
+    """A network that predicts from a token alone if a rule that sees the whole row would choose it."""
 
     def __init__(self, n_embd):
         super().__init__()
@@ -107,7 +107,7 @@ class CausalRouter(nn.Module):
 
 
 class Threshold(nn.Module):
-    """A rule that chooses what scores as high as the best share `capacity` of the latest training tokens."""
+    """A rule that chooses tokens scoring as high as the best share `capacity` of recent training tokens."""
 
     def __init__(self, capacity):
         super().__init__()
@@ -116,52 +116,54 @@ class Threshold(nn.Module):
 
     # (B, T) -> bool (B, T)
     def forward(self, score, it):
-        mask = score >= self.least # of the passes before this one
+        # `least` comes from earlier passes, so this is causal
+        mask = score >= self.least
         if self.training:
             ranked = score.detach().flatten().sort(descending=True).values
             now = ranked[max(int(self.capacity * len(ranked)), 1) - 1].to(self.least.dtype)
-            # scores drift together, so forget fast
+            # all scores drift together, so old ones are forgotten fast
             self.least.copy_(torch.where(it == 0, now, (self.least + now) / 2))
         return mask
 
 
 def top_k_mask(score, capacity):
-    """Returns the best share of each row as bool (B, T). Sees the future."""
+    """Returns bool (B, T), True for the best share `capacity` of each row. It sees the future."""
     k = max(1, int(capacity * score.size(1)))
     return torch.zeros_like(score, dtype=torch.bool).scatter(1, score.topk(k, dim=1).indices, True)
 
 
 def random_mask(pos, layer, capacity):
-    """Returns a choice by position and layer alone, the same in training and decoding, as bool (B, T)."""
+    """Returns bool (B, T), chosen by position and layer alone, and so the same in training and decoding."""
     # Knuth's multiplicative hash; xor keeps Inductor from 32-bit indices
     h = (pos + 1009 * layer ^ 0x5bd1e995) * 2654435761 % 2 ** 32
     return (h ^ h >> 15) * 2246822519 % 2 ** 32 < capacity * 2 ** 32
 
 
-# -- what is run for them
+# -- the block for the chosen tokens
 
 def assign_slots(mask, size):
-    """Returns the first `size` chosen positions of each row and which slots hold one, (B, size) each."""
+    """Returns the first `size` chosen positions of each row, and True for slots that hold one; (B, size)."""
     T = mask.size(1)
     t = torch.arange(T, device=mask.device)
-    order = torch.where(mask, t, t + T).sort(dim=1).values[:, :size] # the chosen ones come first
+    # chosen positions sort before all others
+    order = torch.where(mask, t, t + T).sort(dim=1).values[:, :size]
     return order % T, order < T
 
 
 def run_chosen(block, forward, x, mask, gate, step):
-    """Returns x (B, T, C) plus gate (B, T) times forward's update where mask (B, T) is set.
+    """Returns x (B, T, C) plus gate (B, T) times forward's update where mask (B, T) is True.
 
-    Chosen tokens see chosen ones only. Training has room for SLACK * capacity * T tokens a row, the first ones.
-    With a cache nothing is computed where no row chooses. keys='all': forward runs for all tokens, and chosen ones
-    see them all.
+    Chosen tokens see only chosen ones. Training takes the first SLACK * capacity * T of each row. With a
+    cache, nothing is computed if no row chooses a token. keys='all': forward runs for all tokens, and chosen
+    ones see them all.
     """
     c, T = block.config, x.size(1)
     step.stat('routed', mask.float())
     if c.keys == 'all':
         return x + (mask * gate)[..., None] * (forward(x, step) - x)
 
-    # slots a row
-    if step.cache is not None: # decoding, which never compiles
+    # slots per row; decoding is never compiled, so it may use as many as it needs
+    if step.cache is not None:
         size = int(mask.sum(1).max())
         if size == 0:
             return x
@@ -169,7 +171,7 @@ def run_chosen(block, forward, x, mask, gate, step):
         size = min(T, math.ceil(SLACK * c.capacity * T)) if block.training else T
     index, live = assign_slots(mask, size)
 
-    # the block runs for what is in the slots; no query sees an empty one
+    # the block runs for the tokens in the slots; no query sees an empty slot
     pos = torch.where(live, step.pos.gather(1, index), NOWHERE)
     sub = model.Step(pos, step.it, step.cache, step.stats, step.backends)
     sub.shared, sub.losses = step.shared, step.losses

@@ -8,8 +8,8 @@ Source: Adaptive Attention Span, Sukhbaatar et al., arXiv 1905.07799; the dynami
     weights = softmax(score) * m, then divided by their sum: score + log m, -inf where m = 0
     loss += span_loss * mean z, of each layer
 
-The paper cuts p off at 0 and 1 after every step. Here p is reflected at 0, so that it can leave it, and past
-1 nothing changes. A dynamic span starts between 0.01 and 0.99 of block_size.
+The paper clamps p to [0, 1] after every step. Here p is reflected at 0, so that it can leave 0, and beyond 1
+nothing changes. A dynamic span starts between 0.01 and 0.99 of block_size.
 
 Claim: 1.02 bits per character on enwik8 with 12 layers and 38M parameters.
 Expect: the baseline's loss with most heads short. At 256 tokens there is little to save.
@@ -48,7 +48,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if in_every_nth(layer, config.every) and config.span == 'static':
             self.span = nn.Parameter(start)
         elif in_every_nth(layer, config.every):
-            # with b, whatever config.bias: the start needs it
+            # with a bias whatever config.bias says, because the initial span is set by it
             self.span = nn.Linear(config.n_embd, config.n_head)
             self.span.weight.init = nn.init.zeros_
             self.span.bias.init = lambda b: b.copy_(start.logit(eps=0.01))

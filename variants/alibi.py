@@ -6,7 +6,7 @@ Source: ALiBi, Press, Smith and Lewis, arXiv 2108.12409.
 
 No parameters. Learned position embeddings stay, as in the baseline.
 
-Claim: trained on 1024 tokens it reads 2048 as well as sinusoidal positions trained on 2048.
+Claim: trained on 1024 tokens, it reads 2048 as well as sinusoidal positions trained on 2048.
 Expect: most of soft_window's gain. Whatever that has over this comes from slopes that depend on the query.
 Control: `static_slope`, whose slopes are learned.
 """

@@ -1,15 +1,16 @@
-"""Before attention and the MLP each token adds a learned mixture of itself and the few tokens before it.
+"""Before attention and the MLP, each token adds a learned mixture of itself and the few tokens before it.
 
 Source: Canon layers, Allen-Zhu, "Physics of Language Models: Part 4.1",
 github.com/facebookresearch/PhysicsLM4, sites A and C.
 
     x = x + sum_n W_n * x of n positions before,   n = 0 .. kernel - 1      channel by channel, no activation
 
-x is what the block's norm gives to attention (A) or to the MLP (C). W starts at 0, as the baseline.
+x is what the block's norm passes to attention (A) or to the MLP (C). W starts at 0, like the baseline.
 
 Claim: twice the reasoning depth on its synthetic tasks; no position embeddings with Canon layers as good as
 RoPE.
-Expect: a gain, for characters are words only with their neighbours; 2 * kernel * n_embd parameters a layer.
+Expect: a gain, because characters make words only with their neighbours; 2 * kernel * n_embd parameters per
+layer.
 Control: `relative_location`, whose claim it tests: if this is as good, a cue to position was enough. `rope`.
 """
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ NEUTRAL = {}
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    kernel: Count = 4                   # tokens that are mixed, the own one included
+    kernel: Count = 4                   # tokens that are mixed, the token itself included
 
 
 class Canon(nn.Module):
+    """Adds to x (B, T, C) a causal convolution of it, channel by channel."""
 
     def __init__(self, config, layer, name):
         super().__init__()
@@ -39,7 +41,7 @@ class Canon(nn.Module):
     def forward(self, x, step):
         past, = step.extend(self.layer, **{self.name: x}) # (B, Tk, C)
         T, kernel = x.size(1), len(self.weight)
-        # (B, kernel - 1 + T, C), zeros before the first
+        # (B, kernel - 1 + T, C), with zeros before the first token
         past = F.pad(past, (0, 0, kernel - 1, 0))[:, -(T + kernel - 1):]
         return x + sum(w * past[:, kernel - 1 - n:kernel - 1 - n + T] for n, w in enumerate(self.weight))
 

@@ -1,11 +1,11 @@
-"""Norms bring every vector to length 1, so that a Linear after them sees directions alone.
+"""Norms scale every vector to length 1, so that a Linear after them sees only directions.
 
 Source: CosineNorm of github.com/evintunador/templateGPT, after cosine normalization, arXiv 1702.05870.
 
     y = x / sqrt(sum(x^2) + n * cosine_eps) * weight      over n channels
 
-That is RMSNorm over sqrt(n). cosine_unit=False gives the length sqrt(n) back; cosine_center takes off the
-mean first, and both are LayerNorm.
+This is RMSNorm divided by sqrt(n). cosine_unit=False restores the length sqrt(n); cosine_center subtracts the
+mean first; both together are LayerNorm.
 
 Claim: none; templateGPT offers it beside RMSNorm and LayerNorm without a comparison.
 Expect: worse than the baseline or slower to learn: attention, MLP and logits start sqrt(n) smaller and
@@ -25,8 +25,8 @@ NEUTRAL = dict(cosine_unit=False, cosine_center=True, cosine_eps=1e-5)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    cosine_unit: bool = True            # length 1; without it the root of the number of channels, as RMSNorm
-    cosine_center: bool = False         # take off the mean first, as LayerNorm does
+    cosine_unit: bool = True            # length 1; False: the root of the number of channels, as in RMSNorm
+    cosine_center: bool = False         # subtract the mean first, as LayerNorm does
     cosine_eps: Positive = 1e-6         # added to the mean square; LayerNorm has 1e-5
 
 

@@ -1,13 +1,13 @@
-"""Dropout of weights instead of activations: in training each step is without a random tenth of every matrix.
+"""Dropout of weights instead of activations: each training step omits a random tenth of every matrix.
 
 Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject; DropConnect, Wan et al., ICML
 2013, and AWD-LSTM (arXiv 1708.02182).
 
-    y = x (W * mask / (1 - drop_weight))^T + b    mask: one for each forward pass, the same for all rows and positions
+    y = x (W * mask / (1 - drop_weight))^T + b    mask: one per forward pass, for all rows and positions
 
 The source does not divide (rescale=False), so that evaluation sees weights about a tenth larger than training
-did, and it leaves out the biases of these matrices, in evaluation too: bias=False is nearest. Embeddings and
-the head are whole.
+did, and it omits the biases of these matrices, in evaluation too: bias=False is nearest. Embeddings and the
+head stay whole.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: a slower fall of the loss, and less overfitting, as from dropout.
@@ -42,6 +42,6 @@ class Linear(model.Linear):
         kept = 1 - self.drop_weight
         return F.linear(x, self.weight * self.mask(kept) / (kept if self.rescale else 1), self.bias)
 
-    # (n_out, n_in)
+    # 1 where a weight is kept, else 0: (n_out, n_in)
     def mask(self, kept):
         return (torch.rand_like(self.weight) < kept).to(self.weight.dtype)

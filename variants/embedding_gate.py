@@ -1,4 +1,4 @@
-"""How far a token's heads look, and how widely, gates what attention adds to its embedding, and offsets it.
+"""Attention's update of a token is gated and offset by how far and how widely the token's heads look.
 
 Source: github.com/tomhartke/transformer-modifications,
 attention_structure_alteration/embedding_based_on_attention.
@@ -6,8 +6,8 @@ attention_structure_alteration/embedding_based_on_attention.
     loc = [distance, deviation, position]        of the weights, before dropout: 2 n_head + 1 numbers a token
     x = x + attn * (1 + MLP_scale(loc)) + MLP_bias(loc);   x = x + mlp + MLP_loc(loc)
 
-The numbers enter as log(1 + tokens); the source has them over block_size (features='source') and three MLPs
-that start at random. Here they start at 0, as the baseline.
+The numbers enter as log(1 + tokens); the source divides them by block_size (features='source'), and its three
+MLPs start at random. Here they start at 0, like the baseline.
 
 Claim: none; its README sees no change from the baseline, one seed.
 Expect: nothing beyond seed noise; the position features let it learn another position embedding in every

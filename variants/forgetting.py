@@ -1,12 +1,12 @@
-"""Every token decides how much of what came before it is forgotten, in each head.
+"""Every token decides, in each head, how much of what came before it is forgotten.
 
 Source: Forgetting Transformer, Lin et al., arXiv 2503.02130.
 
     f = sigmoid(W x + b + forget_init)      per head and token
     score += log f_{j+1} + ... + log f_i = c_i - c_j,   c = cumsum(log f)
 
-softmax does not see c_i, so the bias belongs to the key alone. The paper has forget_init=0, where half is
-forgotten with every token, and no position embeddings; 3 forgets a twentieth.
+c_i cancels in softmax, so the bias depends on the key alone. The paper has forget_init=0, with which every
+token forgets half, and no position embeddings; 3 forgets a twentieth.
 
 Claim: better than RoPE Transformers on long-context language modelling, up to 760M parameters on 48B tokens.
 Expect: at T=256 most of what `alibi` gives. Whatever it has over that comes from rates that depend on the
@@ -36,7 +36,7 @@ class GPTConfig(model.GPTConfig):
     every: Count = 1                    # variant in every n-th layer
 
 
-# An operator, because Inductor cannot fuse the sum with the addition of b over more than 128 tokens:
+# An operator, because over more than 128 tokens Inductor cannot fuse the sum with the addition of b:
 # github.com/pytorch/pytorch/issues/180221
 @torch.library.custom_op('variants::running_sum', mutates_args=())
 def running_sum(x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        # with b, whatever config.bias
+        # with a bias, whatever config.bias says
         self.forget = nn.Linear(config.n_embd, config.n_head) if in_every_nth(layer, config.every) else None
 
     def score_mod(self, x, pos_k, step):

@@ -1,17 +1,17 @@
-"""Heads come in sizes: the first is whole, the second cut in 2, the third in 4, each slice a head of its own.
+"""Heads of different sizes: the first is whole, the second is cut in 2, the third in 4; slices are heads.
 
 Source: github.com/evintunador/fractal-head-attention.
 
     head i (0-based): split^i slices of its channels, q, k and v alike
-    each slice attends alone; side by side they are the head again
+    each slice attends alone; side by side, the slices make the head again
 
-Below `smallest` channels, or where a size does not divide, a head keeps the most cuts that are allowed. The
-source divides all scores by the root of the whole head's size (fractal_scale='head'), so that small slices
-look at everything almost evenly; here each has its own. All slices of one size are one call of attention.
+No slice is smaller than `smallest`, and sizes must divide: a head is cut as far as that allows. The source
+divides all scores by the root of the whole head's size (fractal_scale='head'), so that small slices look at
+everything almost evenly; here each slice has its own. One call of attention computes all slices of a size.
 
 Claim: none; its author does "not expect this idea to perform that well".
-Expect: nothing, or worse: slices of a few channels can say little about where to look. It costs one softmax
-row a slice.
+Expect: nothing, or worse: slices of a few channels can say little about where to look. Each slice costs a
+softmax row.
 Control: the baseline at n_head of 3, 6, 12 and 24: mixed sizes must beat the best uniform one.
 """
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        # slices of each head; once a cut is refused, all finer ones are
+        # slices of each head; once a cut is too fine, all finer ones are
         cuts, size = [1], self.n_embd // self.n_head
         while len(cuts) < self.n_head:
             finer = cuts[-1] * config.split
             cuts.append(finer if size % finer == 0 and size // finer >= config.smallest else cuts[-1])
-        # (slices a head, heads that are cut like this)
+        # (slices per head, number of heads cut like this)
         self.sizes = [(n, len(list(heads))) for n, heads in groupby(cuts)]
 
     def attend(self, q, k, v, x, pos_k, step):
@@ -57,7 +57,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         return torch.cat(ys, dim=1) # (B, nh, T, hs)
 
     def attend_slices(self, q, k, v, n, score_mod, pos_k, step):
-        """Attention of heads that are all cut in n slices; returns whole heads again."""
+        """Returns whole heads (B, heads, T, hs) of attention by n slices each, (B, heads n, T, hs / n)."""
         if self.config.fractal_scale == 'head':
             q = q * n ** -0.5
         y = self.compute_attention(q, k, v, score_mod, pos_k, step) # (B, heads n, T, hs / n)
@@ -70,7 +70,7 @@ def slice_heads(z, n):
 
 
 def for_slices(score_mod, part, n):
-    """Returns a score_mod of all heads as one of the n slices of each head in part, a slice object."""
+    """Returns a score_mod of all heads as one for n slices of each head in part, a slice object."""
     repeat = lambda z: z if z.size(1) == 1 else z[:, part].repeat_interleave(n, dim=1)
     if isinstance(score_mod, Bias):
         return Bias(repeat(score_mod.slope), repeat(score_mod.key))

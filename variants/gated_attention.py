@@ -5,13 +5,13 @@ Source: arXiv 2505.06708 (NeurIPS 2025), headwise form, after attention and befo
     y_h *= gate_range * sigmoid(W x)_h      W: n_embd x n_head, x after the block's first LayerNorm
 
 The paper has gate_range=1 and random W, so that gates start near 0.5. Here W starts at 0 and the range is 2,
-so that it starts as the baseline.
+so that the model starts like the baseline.
 
 Claim: lower perplexity, larger stable learning rates and no attention sinks, at 1.7B (dense) and 15B (MoE)
 parameters.
 Expect: no gain in loss at this scale; nanochat saw none.
-Control: `head_scaling` and `embedding_gate`, whose control this is: gates from other things than the token's
-state.
+Control: `head_scaling` and `embedding_gate`, which make gates from other things than the token's state, and
+whose control this is in turn.
 Logged: `gate`.
 """
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The MLP's hidden units are products: a gated half times a linear half.
+"""The MLP's hidden units are products of a gate and a linear unit.
 
 Source: GLU Variants Improve Transformer, Shazeer, arXiv 2002.05202.
 
-    mlp = W_proj (gate(W_gate x) * W_up x)    hidden: 8/3 n_embd, a multiple of 8; c_fc holds W_gate, then W_up
+    mlp = W_proj (gate(W_gate x) * W_up x)    hidden: 8/3 n_embd, a multiple of 8; c_fc is W_gate, then W_up
 
 glu_gate='silu' is SwiGLU (Llama), 'gelu' GeGLU (Gemma, Grok), 'relu' ReGLU. 8/3 instead of 4 n_embd keeps the
 number of parameters.

@@ -9,8 +9,8 @@ holds the n_kv_head heads.
 
 Claim: quality between multi-head and multi-query attention at the speed of the latter (T5 XXL: 47.1 against
 47.2 and 46.6).
-Expect: slightly worse at equal depth, for there are fewer parameters; the gain is a cache n_head / n_kv_head
-times smaller.
+Expect: slightly worse at equal depth, because there are fewer parameters; the gain is a cache that is
+n_head / n_kv_head times smaller.
 Control: the baseline with fewer heads; n_kv_head between 1 and n_head.
 """
 from dataclasses import dataclass

@@ -8,15 +8,15 @@ Source: github.com/tomhartke/transformer-modifications, query_dependent_attentio
         score += log(1 - exp(-u)), -inf where u <= 0
 
 The source has min_window = 1 and window_init = block_size / 2. It adds 1e-10 to weights and windows, which
-here nothing needs: a token always sees itself. With dropout = 0 it does not run. block_loss, our addition,
-draws down the widest window of each 128 queries, for a kernel saves only what none of them looks at.
+nothing needs here: a token always sees itself. With dropout = 0 it does not run. block_loss, our addition,
+shrinks the widest window of each 128 queries, because a kernel skips only what none of them looks at.
 
 Claim: about the baseline's validation loss, early layers looking far back and late ones near; no number.
 Expect: the baseline's loss. Windows as they start reach everything in 256 tokens; no work is saved without
 block_loss.
-Control: `adaptive_span`, static and dynamic; `sliding_window` at the mean window; static=True, a window per
+Control: `adaptive_span`, static and dynamic; `sliding_window` at the mean window; static=True, one window per
 head.
-Logged: `window`, in tokens; `visited`, the share of 128 x 128 blocks with a key that somebody sees.
+Logged: `window`, in tokens; `visited`, the share of 128 x 128 blocks with a key that some query sees.
 """
 from dataclasses import dataclass
 from typing import Annotated
@@ -37,7 +37,7 @@ NEUTRAL = dict(window_init=1e12)
 @dataclass
 class GPTConfig(model.GPTConfig):
     window_init: Positive = 64.0        # window at initialization beyond min_window, in tokens
-    min_window: Annotated[float, '[1, inf)'] = 2.0 # the shortest window, in tokens; the source's 1 sees nothing at all
+    min_window: Annotated[float, '[1, inf)'] = 2.0 # shortest window, in tokens; the source's 1 sees nothing at all
     block_loss: NonNegative = 0.0       # weight of the widest window of 128 queries over block_size, in the mean
     static: bool = False                # sham: a window for each head, the same for every query
     every: Count = 1                    # variant in every n-th layer
@@ -62,7 +62,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
             z = self.window[:, None].expand(x.size(0), -1, x.size(1)) # (B, nh, T)
         else:
             z = self.window(x).transpose(1, 2) # (B, nh, T)
-        # e^20 times window_init is as good as no window, and exp would overflow later on
+        # e^20 times window_init is as good as no window, and beyond it exp would overflow
         w = c.min_window + c.window_init * torch.exp(wide(z).clamp(max=20))
         step.stat('window', w)
         if step.stats is not None:
@@ -75,12 +75,12 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 
 def blocks(x, fill):
-    """Returns x (..., T) as (..., T / 128, 128), the last block filled up."""
+    """Returns x (..., T) as (..., T / 128, 128), the last block padded with `fill`."""
     return F.pad(x, (0, -x.size(-1) % 128), value=fill).unflatten(-1, (-1, 128))
 
 
 def visited_share(w, pos_q):
-    """The share, of the 128 x 128 blocks up to the queries, that has a key in some query's window."""
+    """Returns the share of 128 x 128 blocks up to the queries with a key in some query's window, a scalar."""
     last = pos_q[:, None, ::128] // 128 + 1 # blocks up to these 128 queries, (B, 1, T / 128)
     first = (pos_q[:, None] + 2 - w).floor().clamp(min=0) # the earliest key seen, (B, nh, T)
     seen = last - blocks(first, float('inf')).amin(-1) // 128

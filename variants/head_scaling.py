@@ -1,16 +1,15 @@
-"""Each head's output is scaled by the shape of all heads' attention: how far they look, how widely and surely.
+"""Each head's output is scaled by how far, how widely and how surely all heads look.
 
 Source: github.com/tomhartke/transformer-modifications, attention_structure_alteration/head_output_scaling.
 
-    f = [LN(mean score), LN(distance), LN(deviation)]    of the weights, before dropout; each a vector over heads
+    f = [LN(mean score), LN(distance), LN(deviation)]    of the weights before dropout; each a vector of heads
     y_h *= 2 * sigmoid(MLP(f))_h                           MLP: 3 n_head -> 12 n_head -> n_head
 
-Distance and deviation enter as log(1 + tokens); the source has them over block_size (features='source'), and
-an MLP that starts at random. Here it starts at 0, as the baseline.
+Distance and deviation enter as log(1 + tokens); the source divides them by block_size (features='source'),
+and its MLP starts at random. Here it starts at 0, like the baseline.
 
 Claim: none; its README sees no change from the baseline, one seed.
-Expect: nothing beyond seed noise. Where the kernel does not run, scores and statistics are T x T in
-float32, and slow.
+Expect: nothing beyond seed noise. Without the kernel, scores and statistics are T x T in float32, and slow.
 Control: `gated_attention`, a gate from the token itself; static=True, a constant for each head;
 shuffle_stats=True.
 Logged: `head_scale`; `distance`, in tokens.

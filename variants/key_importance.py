@@ -2,16 +2,16 @@
 
 Source: github.com/tomhartke/transformer-modifications, model_residual_importance, a first try.
 
-    score += (W x)_j      of the key's own token j; W starts at 0, as the baseline
+    score += (W x)_j      for the key's own token j; W starts at 0, like the baseline
 
 The source carries the importance through n_head more channels of the residual stream, which the MLPs of
-earlier layers write; here each layer reads it from its own input. (Its residual stream is replaced by a
-norm's output, too.)
+earlier layers write; here each layer reads it from its own input. (The source also replaces its residual
+stream by a norm's output.)
 
 Claim: none.
-Expect: nothing beyond seed noise: a constant part of all queries can say the same with the key as it is.
+Expect: nothing beyond seed noise: a part that all queries share can say the same with ordinary keys.
 Control: `forgetting`, where what lies between adds up; `soft_window`, where the query decides.
-Logged: `importance`, the mean size.
+Logged: `importance`, its mean absolute value.
 """
 import torch
 import torch.nn as nn
@@ -34,6 +34,6 @@ class CausalSelfAttention(model.CausalSelfAttention):
         z = wide(self.importance(x).transpose(1, 2)) # (B, nh, T)
         step.stat('importance', z.abs())
         all_z, = step.extend(self.layer, importance=z[..., None]) # (B, nh, Tk, 1), with those in the cache
-        # softmax sees no constant, so rounding should not either
+        # a constant cancels in softmax, but would cost precision
         c = (all_z - all_z[..., :1, :]).squeeze(-1) # (B, nh, Tk)
         return Bias(torch.ones_like(z), c)

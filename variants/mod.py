@@ -6,12 +6,12 @@ github.com/fredericowieser/Dynamic-Transformers.
     r = W x;   chosen tokens: x = x + sigmoid(r) * (block(x) - x), which see chosen ones only;   others: x
 
 The paper and the source choose the best `capacity` of each row, which looks at later tokens (router='topk'):
-evaluation and decoding then ask a second network, trained to foresee that choice. Here the default is a
+evaluation and decoding then ask a second network, trained to predict that choice. Here the default is a
 threshold that follows the scores of earlier iterations (Expert Threshold routing, arXiv 2603.11535): one
 causal rule for training, evaluation and decoding.
 
 Claim: up to 1.5 % lower loss at equal training FLOPs, and 50 % faster decoding.
-Expect: a higher loss at equal steps for fewer FLOPs; an independent 50M copy lost 0.1 to 0.5 nats on C4.
+Expect: a higher loss at equal steps, for fewer FLOPs; an independent copy at 50M lost 0.1 to 0.5 nats on C4.
 Control: router='random', by position, at the same capacity; `surprise`, `stt` and `sdt`, which choose by
 surprise.
 Logged: `routed`, the share of tokens chosen.
@@ -26,7 +26,14 @@ import torch.nn.functional as F
 import model
 from configurator import NonNegative, Whole
 from core.nn.layers import in_every_nth
-from variants._routing import CLASHES, CausalRouter, Threshold, random_mask, run_chosen, top_k_mask  # noqa: F401
+from variants._routing import (  # noqa: F401
+    CLASHES,
+    CausalRouter,
+    Threshold,
+    random_mask,
+    run_chosen,
+    top_k_mask,
+)
 
 NEUTRAL = dict(every=0)
 LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later tokens in view')]
@@ -35,7 +42,7 @@ LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later toke
 @dataclass
 class GPTConfig(model.GPTConfig):
     every: Whole = 2                    # routing in every n-th layer; 0: in none, the baseline
-    router: Literal['threshold', 'topk', 'random'] = 'threshold' # who is chosen; random: a sham
+    router: Literal['threshold', 'topk', 'random'] = 'threshold' # how tokens are chosen; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen; the paper's is 0.125
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     z_loss: NonNegative = 1e-4          # weight of the mean square of the router's logits

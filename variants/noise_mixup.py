@@ -1,13 +1,13 @@
-"""In some rows of a batch each token's embedding is mixed with that of an earlier token, in training only.
+"""In some rows of a batch, each token's embedding is mixed with an earlier token's, in training only.
 
 Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, mixup (arXiv 1710.09412) of
 embeddings.
 
-    row     x_t = lam x_t + (1 - lam) x_s + mix_std * z     s uniform on 0 .. t, lam uniform on (0, 1), one lam a row
-    batch   x   = lam x   + (1 - lam) x[rows shuffled] + mix_std * z     one lam, one coin for the batch
+    row     x_t = lam x_t + (1 - lam) x_s + mix_std * z     s uniform on 0 .. t; lam on (0, 1), one per row
+    batch   x   = lam x   + (1 - lam) x[rows shuffled] + mix_std * z     one lam and one coin per batch
 
-The source's form is mix='batch', mix_std=0.01; it lets a row see another one. Its targets are not mixed, nor
-are they here: it is noise made of embeddings, not the mixup of that name.
+The source's form is mix='batch', mix_std=0.01; it lets a row see another row. Targets are not mixed, there or
+here: this is noise made of embeddings, not the mixup of that paper.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: a loss no better than the baseline's, perhaps less overfitting at a small dropout.
@@ -24,14 +24,15 @@ from core.nn.embedding import embedding
 from core.nn.noise import noise_like
 
 NEUTRAL = dict(mix_prob=0.0)
-LEAKS = [(dict(mix='batch'), 'a row is mixed with another row of the batch, whose tokens it then sees, later ones too')]
+LEAKS = [(dict(mix='batch'),
+          'a row is mixed with another row of the batch, whose tokens it then sees, later ones too')]
 
 
 @dataclass
 class GPTConfig(model.GPTConfig):
     mix_prob: Share = 0.2               # how often a row, or a batch, is mixed
     mix: Literal['row', 'batch'] = 'row' # a token's partner: an earlier one of its row, or one of another row
-    mix_std: NonNegative = 0.0          # standard deviation of the noise added where it is mixed; the source has 0.01
+    mix_std: NonNegative = 0.0          # standard deviation of noise added to mixed rows; the source has 0.01
 
 
 class GPT(model.GPT):
@@ -41,7 +42,7 @@ class GPT(model.GPT):
         if not self.training or self.config.mix_prob == 0:
             return x
         rows, times, coin, lam = self.draw(x)
-        # x[rows, times], with a gradient that adds up in one order
+        # x[rows, times], with a gradient that is summed in a fixed order
         partner = embedding(x.flatten(0, 1), rows * x.size(1) + times) # (B, T, C)
         mixed = lam * x + (1 - lam) * partner
         if self.config.mix_std:
@@ -49,7 +50,7 @@ class GPT(model.GPT):
         return torch.where(coin, mixed, x)
 
     def draw(self, x):
-        """Returns each token's partner as two indices that broadcast to (B, T), a coin and lam, (B or 1, 1, 1)."""
+        """Returns partners' rows and times, which broadcast to (B, T), a coin and lam (B or 1, 1, 1)."""
         B, T, _ = x.size()
         if self.config.mix == 'row':
             n, rows = B, torch.arange(B, device=x.device)[:, None]

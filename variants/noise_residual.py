@@ -2,15 +2,15 @@
 
 Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, noisy residuals.
 
-    x = x + y + residual_std * z        after attention and after the MLP; z: mean 0, variance 1 for each element
+    x = x + y + residual_std * z        after attention and the MLP; z: mean 0, variance 1 for each element
 
-The source adds it in evaluation and sampling too, so that the same input twice gives two losses; here they
-draw nothing.
+The source also adds it in evaluation and sampling, so that one input can have two losses; here those are
+without noise.
 
-Claim: none that holds; the notebook compares one run of each of its noises, this one measured with its noise
-on.
-Expect: a worse loss. At initialization 0.1 is several times what the embeddings bring; the stream learns to
-be louder.
+Claim: none that holds; the notebook compares one run of each of its noises, and evaluates this one with its
+noise on.
+Expect: a worse loss. At initialization 0.1 is several times as large as the embeddings; the stream learns to
+be larger.
 Control: `noise_embedding`, noise once instead of in every block; `base` with a tuned dropout.
 """
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ has it as second_resid_norm.
     x = x + LN(attn(LN(x)));   x = x + LN(mlp(LN(x)))
 
 Claim: none with a number; Gemma 2 says that it stabilises training.
-Expect: no gain in loss at this size. Every update starts as large as its weight says, 1 a channel, and no
-longer small beside embeddings of 0.02: `scaled_embedding` brings the two nearer, as in the sources.
+Expect: no gain in loss at this size. Every update starts at its norm's weight, 1 per channel, which is large
+beside embeddings of 0.02: `scaled_embedding` brings the two nearer, as in the sources.
 Control: `rmsnorm+post_norm` against `rmsnorm`, which is the sources' form of it.
 """
 from dataclasses import dataclass

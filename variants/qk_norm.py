@@ -5,8 +5,8 @@ github.com/karpathy/nanochat.
 
     q, k = q / rms(q)^qk_power, k / rms(k)^qk_power      over each head's channels
 
-At qk_power=1 scores lie within +-sqrt(head size). The paper has unit vectors and one learned scale, which the
-weights that follow cannot make up for; nanochat has none.
+At qk_power=1 scores lie within +-sqrt(head size). The paper has unit vectors and one learned scale, which no
+later weight can replace; nanochat has none.
 
 Claim: 0.9 BLEU on five low-resource translation pairs; nanochat keeps it for stability at high learning
 rates.
@@ -24,7 +24,7 @@ NEUTRAL = dict(qk_power=0.0)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    qk_power: Share = 1.0               # 1: all queries and keys of one length; 0: the baseline
+    qk_power: Share = 1.0               # 1: all queries and keys have the same length; 0: the baseline
 
 
 class CausalSelfAttention(model.CausalSelfAttention):

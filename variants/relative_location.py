@@ -4,10 +4,10 @@ Source: github.com/tomhartke/transformer-modifications,
 attention_structure_alteration/autoregressive_relative_location.
 
     loc = LN([distance, deviation])              of the weights, before dropout: 2 n_head numbers a token
-    mlp = W_2 gelu(W_1 LN(x) + W_loc loc)        W_loc starts at 0, as the baseline
+    mlp = W_2 gelu(W_1 LN(x) + W_loc loc)        W_loc starts at 0, like the baseline
 
-Distance and deviation enter as log(1 + tokens). The source (features='source') has them over block_size,
-minus their mean over the row so far, times a weight and plus a bias for each absolute position. Its MLP is
+Distance and deviation enter as log(1 + tokens). The source (features='source') divides them by block_size,
+subtracts their mean over the row so far, and has a weight and a bias for each absolute position. Its MLP is
 wider (wide_hidden=True), and it normalises the residual stream itself, post-norm, which confounds its result
 (stream='post').
 
@@ -40,7 +40,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        if config.features == 'source': # by absolute position, for distance and deviation
+        # for distance and deviation, by absolute position
+        if config.features == 'source':
             self.scale = nn.Parameter(torch.full((2, config.block_size), 4.0 * config.block_size))
             self.offset = nn.Parameter(torch.zeros(2, config.block_size))
             self.scale.no_decay = self.offset.no_decay = True
@@ -91,4 +92,5 @@ class Block(model.Block):
     def mlp_residual(self, x, step):
         if self.config.stream == 'pre':
             return super().mlp_residual(x, step)
-        return self.add(x, self.mlp_out(self.mlp(x, step), step)) # x is normalised already
+        # x is normalised already
+        return self.add(x, self.mlp_out(self.mlp(x, step), step))

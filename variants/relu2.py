@@ -4,7 +4,7 @@ Source: Primer, So et al., arXiv 2109.08668; the default of github.com/karpathy/
 
     hidden = relu(W x)^relu_power
 
-relu_power=1 is plain ReLU, 0 the baseline's GELU.
+relu_power=1 is plain ReLU; 0 is the baseline's GELU.
 
 Claim: one of the two changes (with convolutions after q, k and v) by which Primer trains to the Transformer's
 quality in up to 4 times less compute.
@@ -27,6 +27,7 @@ class GPTConfig(model.GPTConfig):
 
 
 class PowerReLU(nn.Module):
+    """relu(x)^power."""
 
     def __init__(self, power):
         super().__init__()

@@ -4,7 +4,7 @@ Source: RMSNorm, Zhang and Sennrich, arXiv 1910.07467.
 
     y = x / sqrt(mean(x^2) + rms_eps) * weight      over channels
 
-With rms_center the mean is taken off first, which is LayerNorm.
+With rms_center the mean is subtracted first, which is LayerNorm.
 
 Claim: the quality of LayerNorm in 7 to 64 % less time, on the models of its day.
 Expect: the baseline's loss within seed noise; fused norms cost about the same either way.
@@ -23,7 +23,7 @@ NEUTRAL = dict(rms_center=True, rms_eps=1e-5)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    rms_center: bool = False            # take off the mean first, as LayerNorm does
+    rms_center: bool = False            # subtract the mean first, as LayerNorm does
     rms_eps: Positive = 1e-6            # added to the mean square; LayerNorm has 1e-5
 
 

@@ -8,7 +8,7 @@ scale_first_resid.
 The output head, tied to wte, is not scaled.
 
 Claim: none; neither source says why.
-Expect: no gain, perhaps a loss: blocks at the start change the stream less. It matters where updates are
+Expect: no gain, perhaps a loss: at first the blocks change the stream less. It matters where updates are
 large (`post_norm`).
 Control: embedding_scale between 1 and sqrt(n_embd).
 """

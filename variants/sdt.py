@@ -1,15 +1,16 @@
-"""Blocks in pairs: the surprise of the first one's update decides which tokens the second one runs for.
+"""Blocks in pairs: the surprise in the first one's update decides which tokens the second one runs for.
 
 Source: Subjective Depth Transformer, arXiv 2511.21408; github.com/fredericowieser/Dynamic-Transformers.
 
-    r = block_1(x) - x;   d_st = mean r^2;   d_ch = mean (r - prior(x))^2     over channels: static and change surprise
+    r = block_1(x) - x;   d_st = mean r^2;   d_ch = mean (r - prior(x))^2     means over channels
     CE = d_st - (d_ch - log o_ce);   CU = d_st - m_cu * (mean of d_st over the last 100 tokens)
     g = noisy OR of sigmoid(sharp * CE) and sigmoid(sharp * CU);   h = block_1(x)
     chosen tokens: h + g * (block_2(h) - h);   loss += prior_loss * mean (prior - sg r)^2
 
-The paper chooses the best `capacity` of a row, which looks at later tokens (router='topk'; evaluation and
-decoding then ask a network that foresees the choice). Here g is compared with a threshold that follows
-earlier iterations, one causal rule everywhere. The repository's head has gate='ce' and change='gaussian'.
+d_st is static surprise, d_ch change surprise. The paper chooses the best `capacity` of a row, which looks at
+later tokens (router='topk'; evaluation and decoding then ask a network that predicts the choice). Here g is
+compared with a threshold that follows earlier iterations, one causal rule everywhere. The repository's head
+has gate='ce' and change='gaussian'.
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
 Expect: a higher loss than the baseline at equal steps for about a quarter fewer FLOPs.
@@ -47,14 +48,14 @@ LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later toke
 @dataclass
 class GPTConfig(model.GPTConfig):
     every: Whole = 2                    # a pair of blocks in every n layers; 0: none, the baseline
-    router: Literal['threshold', 'topk', 'random'] = 'threshold' # who is chosen; random: a sham
+    router: Literal['threshold', 'topk', 'random'] = 'threshold' # how tokens are chosen; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
     prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
     prior_loss: NonNegative = 0.05      # weight of the prior's loss
-    router_loss: NonNegative = 0.01     # topk: weight of the cross entropy of the network that foresees the choice
+    router_loss: NonNegative = 0.01     # topk: weight of the cross entropy of the network that predicts the choice
     ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
     sharp_min: Positive = 0.1           # sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # sharpness that it rises to, linearly
@@ -90,7 +91,7 @@ class Block(model.Block):
                 step.shared['g'] = self.score(h - x, self.prior(x), step)
         return h
 
-    # (B, T)
+    # a token's score (B, T), from the update r and its prediction
     def score(self, r, prior, step):
         c = self.config
         d_st, d_ch = static_surprise(r), change_surprise(r, *prior)
@@ -104,7 +105,8 @@ class Block(model.Block):
 
     def run_routed(self, h, step):
         c = self.config
-        x = step.shared['x'] # what the first block of the pair saw
+        # the first block's input
+        x = step.shared['x']
         if c.router == 'random':
             mask = random_mask(step.pos, self.layer, c.capacity)
             g = torch.ones_like(h[..., 0])

@@ -1,17 +1,17 @@
-"""Most layers see only the last tokens, a fixed number of them.
+"""Most layers see only a fixed number of the last tokens.
 
 Source: local attention, Child et al., arXiv 1904.10509; three windowed layers and a full one, as in
 github.com/karpathy/nanochat.
 
     pos_q - pos_k < window      in each layer but every full_every-th and the last
 
-With full_every = 0 every layer has the window. nanochat's window is a quarter of the context, in multiples of
-128 tokens.
+With full_every = 0 every layer has the window. nanochat's window is a quarter of the context, rounded to a
+multiple of 128 tokens.
 
 Claim: none with a number for the window alone; nanochat has it as its default.
-Expect: the baseline's loss, at a cost of attention that grows with T * window instead of T^2. On a GPU that
-pays from about 4096 tokens on; below, full attention is faster.
-Control: it is one itself, at equal work, for `hard_window`, `adaptive_span` and `strided_heads`.
+Expect: the baseline's loss, while the cost of attention grows with T * window instead of T^2. On a GPU that
+pays off from about 4096 tokens on; below that, full attention is faster.
+Control: none; it is itself the control, at equal work, for `hard_window`, `adaptive_span`, `strided_heads`.
 """
 from dataclasses import dataclass
 

@@ -9,7 +9,7 @@ Source: github.com/tomhartke/transformer-modifications, query_dependent_attentio
 The source has window_init = block_size / 2, and with dropout = 0 it silently computes the baseline.
 
 Claim: validation loss 1.457 on Shakespeare characters, the baseline 1.46 to 1.47; one seed.
-Expect: a small gain at 256 tokens, most of which a fixed slope for each head has too.
+Expect: a small gain at 256 tokens, most of which a fixed slope for each head gives too.
 Control: `static_slope`, whose slopes do not depend on the query; `alibi`, whose slopes are not learned.
 Logged: `window`, in tokens.
 """
@@ -47,7 +47,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if self.window is None:
             return super().score_mod(x, pos_k, step)
         z = self.window(x).transpose(1, 2) # (B, nh, T)
-        # 1 / w, with a gradient where exp would overflow
+        # 1 / w, in a form that has a gradient where exp would overflow
         slope = torch.sigmoid(-wide(z) - math.log(self.config.window_init))
         step.stat('window', 1 / slope)
         return distance_bias(slope, pos_k)

@@ -1,11 +1,11 @@
-"""Logits, and scores if wanted, pass through a tanh that bounds them.
+"""Logits, and optionally scores, pass through a tanh that bounds them.
 
-Source: Gemma 2, arXiv 2408.00118, which has 30 for logits and 50 for scores; github.com/karpathy/nanochat has
-15 for logits.
+Source: Gemma 2, arXiv 2408.00118, with 30 for logits and 50 for scores; github.com/karpathy/nanochat, with 15
+for logits.
 
     logits = logit_cap * tanh(logits / logit_cap);   score = score_cap * tanh(score / score_cap)
 
-A cap of scores rules out attn=sdpa: with dropout, or without a GPU, the T x T scores are written out.
+A cap on scores rules out attn=sdpa: with dropout, or without a GPU, the T x T scores are written out.
 
 Claim: none with a number; both keep it for stability.
 Expect: no change in loss at this size, where few logits come near the cap.
@@ -24,8 +24,8 @@ NEUTRAL = dict(logit_cap=0.0, score_cap=0.0)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    logit_cap: NonNegative = 15.0       # bound of the output logits; Gemma 2 has 30; 0 is none
-    score_cap: NonNegative = 0.0        # bound of attention scores; Gemma 2 has 50; 0 is none
+    logit_cap: NonNegative = 15.0       # bound on the output logits; Gemma 2 has 30; 0: none
+    score_cap: NonNegative = 0.0        # bound on attention scores; Gemma 2 has 50; 0: none
 
 
 class CausalSelfAttention(model.CausalSelfAttention):

@@ -1,12 +1,12 @@
 """Each head learns how far back it looks, the same for every query.
 
-Source: a sham of github.com/tomhartke/transformer-modifications (soft window), its query dependence taken
-out; a learned form of ALiBi (arXiv 2108.12409).
+Source: a sham for github.com/tomhartke/transformer-modifications (soft window), without its dependence on the
+query; a learned form of ALiBi (arXiv 2108.12409).
 
     w = 1 + window_init * exp(b_h)      per head, in tokens; b starts at 0
     score -= (pos_q - pos_k) / w
 
-Claim: none, it is a control: what soft_window claims is soft_window minus this.
+Claim: none, it is a control: the dependence on the query is worth what `soft_window` gains over this.
 Expect: about the loss of `soft_window`.
 Control: `alibi`, whose slopes are not learned.
 Logged: `window`, in tokens.

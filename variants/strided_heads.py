@@ -1,18 +1,18 @@
-"""Heads look back in strides: each sees as many tokens, some the last ones, some every second, every fourth.
+"""Heads look back in strides: each sees the same number of tokens, every one, every second or every fourth.
 
-Source: proposed in github.com/tomhartke/transformer-modifications as future work; the pattern is the strided
-attention of Sparse Transformers (arXiv 1904.10509) and the dilated one of LongNet (arXiv 2307.02486), a
-stride for each head.
+Source: proposed as future work in github.com/tomhartke/transformer-modifications; the pattern is the strided
+attention of Sparse Transformers (arXiv 1904.10509) and the dilated attention of LongNet (arXiv 2307.02486),
+with a stride for each head.
 
     r = stride^(h % levels),   distance = pos_q - pos_k
     a key is seen where distance is a multiple of r, and distance / r < keys
 
-Tokens that are a multiple of r apart form r rows of T / r tokens, in each of which this is a sliding window:
-one call of attention for each stride.
+Tokens a multiple of r apart form r rows of T / r tokens, and in each row this is a sliding window: one call
+of attention for each stride.
 
-Claim: none, it was not tried by the source.
-Expect: a small loss against full attention at 256 tokens. The aim is reach at a fixed number of keys for long
-contexts.
+Claim: none, the source did not try it.
+Expect: slightly worse than full attention at 256 tokens. The aim is reach with a fixed number of keys, for
+long contexts.
 Control: stride=1 with the same keys; `sliding_window`.
 """
 from dataclasses import dataclass
@@ -76,11 +76,11 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 
 def split_rows(z, r):
-    """Returns z (B, nh, T, hs) as (B * r, nh, T / r, hs): a row has positions r apart; T is filled up."""
+    """Returns z (B, nh, T, hs) as rows of positions r apart, (B * r, nh, T / r, hs); T is padded."""
     z = F.pad(z, (0, 0, 0, -z.size(2) % r)).unflatten(2, (-1, r)) # (B, nh, T / r, r, hs)
     return z.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
 def merge_rows(y, r, T):
-    """Returns rows of positions r apart as (B, nh, T, hs) again, without the filling."""
+    """Returns what split_rows() made of a tensor as (B, nh, T, hs) again, without the padding."""
     return y.unflatten(0, (-1, r)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :T]

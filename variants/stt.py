@@ -1,21 +1,22 @@
-"""A token takes every second block's update only where that update surprises, given the token before.
+"""A token takes every second block's update only if it is surprising, given the token before.
 
 Source: Subjective Timescale Transformer, arXiv 2511.21408; github.com/fredericowieser/Dynamic-Transformers.
 
-    h = block(x), r = h - x;   d_st = mean r^2;   d_ch = mean (r - prior(h of the token before))^2     over channels
+    h = block(x), r = h - x;   d_st = mean r^2;   d_ch = mean (r - prior(h of the token before))^2
     CE = d_st - (d_ch - log o_ce);   CU = d_st - m_cu * (mean of d_st over the last 100 tokens)
     g = noisy OR of sigmoid(sharp * CE) and sigmoid(sharp * CU)
-    chosen tokens: x + g * (block(x) - x), which see chosen ones only;   loss += prior_loss * mean (prior - sg r)^2
+    chosen tokens: x + g * (block(x) - x), which see chosen ones only
+    loss += prior_loss * mean (prior - sg r)^2
 
-Who is chosen is known only when the block has run, so training runs it twice, for all and for the chosen, as
-the source does, and saves nothing. Evaluation and decoding ask a network trained to foresee the choice, and
-skip the block. Training compares g with a threshold that follows earlier iterations; the source takes the
-best `capacity` of a row (router='topk'), which looks at later tokens. The repository's head has gate='ce' and
-change='gaussian'.
+Means are over channels. The choice is known only after the block has run, so training runs it twice, for all
+tokens and for the chosen ones, as the source does, and saves nothing. Evaluation and decoding ask a network
+trained to predict the choice, and skip the block. Training compares g with a threshold that follows earlier
+iterations; the source takes the best `capacity` of a row (router='topk'), which looks at later tokens. The
+repository's head has gate='ce' and change='gaussian'.
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
-Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings in decoding
-alone.
+Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings only in
+decoding.
 Control: router='random' at the same capacity; `mod`.
 Logged: `routed`, the share of tokens chosen; `surprise` and `change`, d_st and d_ch.
 """
@@ -50,14 +51,14 @@ LEAKS = [(dict(router='topk'), 'the best of a row are chosen with its later toke
 @dataclass
 class GPTConfig(model.GPTConfig):
     every: Whole = 2                    # routing in every n-th layer; 0: in none, the baseline
-    router: Literal['threshold', 'topk', 'random'] = 'threshold' # who is chosen in training; random: a sham
+    router: Literal['threshold', 'topk', 'random'] = 'threshold' # how training chooses tokens; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
     prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
     prior_loss: NonNegative = 0.05      # weight of the prior's loss
-    router_loss: NonNegative = 0.01     # weight of the cross entropy of the network that foresees the choice
+    router_loss: NonNegative = 0.01     # weight of the cross entropy of the network that predicts the choice
     ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
     sharp_min: Positive = 0.1           # sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # sharpness that it rises to, linearly
@@ -88,14 +89,15 @@ class Block(model.Block):
             mask = g >= 0.5
         else:
             h = super().forward(x, step)
-            before = F.pad(h, (0, 0, 1, -1)) # h of the token before, zeros before the first
+            # h of the token before, zeros before the first
+            before = F.pad(h, (0, 0, 1, -1))
             g = self.score(h - x, self.prior(before), step)
             mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k_mask(g, c.capacity)
             foreseen = F.binary_cross_entropy_with_logits(self.causal_router(x.detach()), mask.to(x.dtype))
             step.loss('router', c.router_loss / c.n_layer * foreseen)
         return run_chosen(self, super().forward, x, mask, g, step)
 
-    # (B, T)
+    # a token's score (B, T), from the update r and its prediction
     def score(self, r, prior, step):
         c = self.config
         d_st, d_ch = static_surprise(r), change_surprise(r, *prior)

@@ -1,10 +1,10 @@
-"""Surprise decides, token by token, whether a block's update is taken or the token passes unchanged.
+"""Surprise decides for each token if it takes a block's update or passes unchanged.
 
 Source: github.com/fredericowieser/Dynamic-Transformers, notebooks/v1_5 (git 381bbae); arXiv 2511.21408.
 
     m = x after attention, post = the block's output, prior = W2 gelu(W1 LN(m of the position before))
     d_st = mean((post - x)^2), d_ch = mean((post - prior)^2)    over channels: static and change surprise
-    expected   d_st > d_ch + beta       the change was foreseen better than no change
+    expected   d_st > d_ch + beta       the change was predicted better than no change
     unexpected d_st > k * mean d_st     the change is large
     y = x + gate * (post - x), gate = expected or unexpected;   loss += prior_loss * mean((prior - sg post)^2)
 
@@ -14,7 +14,7 @@ the batch (means='row'). Evaluation and sampling use the causal rule all the sam
 per token and its means run over the row's own past. v1_2 has first_open and prior_loss=0, v1_4 prior_loss=0.
 
 Claim: none that can be compared; the notebooks have one run each, with other sizes.
-Expect: no gain in loss at equal steps: the block is computed either way, and the gate says where it was
+Expect: no gain in loss at equal steps: the block is computed in any case, and the gate only says where it was
 needed.
 Control: gate='random' at the same open rate; `mod`, which learns its choice.
 Logged: `gate`, the open rate; `surprise` and `change`, d_st and d_ch.
@@ -38,15 +38,15 @@ LEAKS = [(dict(gate='row'), "a row's gate averages over its later tokens and ove
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    k: NonNegative = 0.9                # unexpected change: static surprise above k times its mean; 0: gates stay open
+    k: NonNegative = 0.9                # unexpected: static surprise above k times its mean; 0: gates stay open
     prior_width: Positive = 0.25        # hidden units of the prior network over n_embd; the source has 4
     prior_loss: NonNegative = 0.1       # weight of the prior's loss
     gate: Literal['token', 'row', 'soft', 'random'] = 'token' # hard per token; the source's; noisy OR; sham
-    means: Literal['past', 'row'] = 'past' # of what a token is compared with in training: its row so far, or all of it
+    means: Literal['past', 'row'] = 'past' # what a token is compared with in training: its row so far, or all of it
     first_open: bool = False            # the first position's gate is open, as in v1_2
-    open_rate: Share = 0.5              # random gate: the share of positions, the same ones always, at which it is open
+    open_rate: Share = 0.5              # random gate: share of positions, always the same ones, where it is open
     gate_warmup: Whole = 0              # iterations over which beta falls from mean d_ch to 0; the source has 2500
-    gate_loss: NonNegative = 0.0        # gate balance: weight of 1 - mean gate during the warm-up, mean gate after it
+    gate_loss: NonNegative = 0.0        # balance: weight of 1 - mean gate during the warm-up, of mean gate after
     sharp_min: Positive = 0.1           # soft gate: sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # soft gate: sharpness that it rises to, linearly
     sharp_warmup: Whole = 100           # soft gate: the iteration from which it rises
@@ -83,7 +83,7 @@ class Block(model.Block):
         return gate[..., None] * post + (1 - gate[..., None]) * x
 
     def open(self, d_st, d_ch, step):
-        """Returns the gate from both surprises (B, T), 0 to 1: (B, T), or (B, 1) where a row has one gate."""
+        """Returns the gate, from 0 to 1, for both surprises (B, T): (B, T), or (B, 1) for whole rows."""
         c = self.config
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
@@ -102,7 +102,7 @@ class Block(model.Block):
         return torch.where(step.pos == 0, 1.0, gate) if c.first_open else gate
 
     def means(self, d_st, d_ch, step):
-        """Returns the means that both surprises are compared with."""
+        """Returns the means that static and change surprise are compared with, which broadcast to (B, T)."""
         if self.training and self.config.gate == 'row':
             return d_st.mean(), d_ch.mean()
         if self.training and self.config.means == 'row':
@@ -112,6 +112,6 @@ class Block(model.Block):
         return ((d.cumsum(1) / count)[:, -d_st.size(1):] for d in (all_st, all_ch))
 
     def beta(self, mean_ch, step):
-        """Returns by how much a change must be foreseen better than no change, while the prior learns."""
+        """Returns by how much the prior must beat no change, which falls to 0 during the warm-up."""
         warmup = self.config.gate_warmup
         return (1 - step.it / warmup).clamp(0, 1) * mean_ch.detach() if warmup else 0.0

@@ -2,12 +2,14 @@
 
 Source: Value Residual Learning, Zhou et al., arXiv 2410.17897, the learnable form.
 
-    v = a v_1 + b v    a and b: two numbers a layer, learned, from value_mix and 1 - value_mix; v_1: the first layer's
+    v = a v_1 + b v    v_1: the first layer's values; a and b: learned, two numbers per layer
+
+a starts at value_mix, b at 1 - value_mix.
 
 Claim: a Transformer's loss with 16 % fewer parameters, or with 20 % less training data.
-Expect: a small gain, and the one most likely to be real: a positive control. A comparison that cannot see it
-sees little else.
-Control: the baseline; `wide_mlp`, though two numbers a layer are no capacity.
+Expect: a small gain, and the one most likely to be real: a positive control. A comparison that misses it will
+miss most others.
+Control: the baseline; `wide_mlp`, although two numbers per layer add no capacity.
 Logged: `first_value`, a.
 """
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ NEUTRAL = dict(value_mix=0.0)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    value_mix: Share = 0.5              # the first layer's part at the start; 0: the baseline
+    value_mix: Share = 0.5              # initial share of the first layer's values; 0: the baseline
 
 
 class CausalSelfAttention(model.CausalSelfAttention):

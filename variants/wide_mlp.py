@@ -1,13 +1,13 @@
-"""A wider MLP and nothing else: what an idea that brings parameters must beat.
+"""A wider MLP and nothing else, which an idea that adds parameters must beat.
 
-Source: a sham for comparisons at equal parameters, as Narang et al., arXiv 2102.11972, keep them equal.
+Source: a sham for comparisons at equal parameters, which Narang et al., arXiv 2102.11972, keep equal too.
 
     hidden units: mlp_ratio * n_embd, rounded
 
-Each step of 0.5 is n_embd^2 parameters a layer more, 8 % of the block.
+Each step of 0.5 adds n_embd^2 parameters per layer, 8 % of a block.
 
 Claim: none; there is no idea in it.
-Expect: a gain below seed noise. An idea that is no better than this is capacity.
+Expect: a gain below seed noise. An idea that is no better than this is just capacity.
 Control: the baseline; set mlp_ratio so that both arms have the same num_params.
 """
 from dataclasses import dataclass

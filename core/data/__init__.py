@@ -1,4 +1,4 @@
-"""Token sets: data/<set>/train.bin and val.bin (uint16, little-endian); meta.json says what the ids mean."""
+"""Token sets: data/<set>/train.bin, val.bin (uint16, little-endian), and meta.json with the ids' meaning."""
 from core import ROOT
 
 DATA = ROOT / 'data'
@@ -6,5 +6,5 @@ SPLITS = ('train', 'val')
 
 
 def short_path(path):
-    """Returns the path as one would type it in the repository, whole when it lies elsewhere."""
+    """Returns the path relative to the repository, or the whole path if it lies elsewhere, as text."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()

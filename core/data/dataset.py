@@ -1,4 +1,4 @@
-"""Reads token sets: finds one by its name, and draws batches and evaluation windows from it."""
+"""Reads token sets: finds one by name, and draws batches and evaluation windows from it."""
 import difflib
 import hashlib
 import os
@@ -13,28 +13,28 @@ from core.data.tokenizer import Tokenizer, read_meta
 from core.errors import Stop
 from core.rng import generator
 
-RESIDENT = 2 << 30      # bytes: int32 tokens up to here live on the device
-CHECKED = 2 << 30       # bytes: files up to here are read through for ids beyond the vocabulary
+RESIDENT = 2 << 30      # bytes: up to here, tokens live on the device as int32
+CHECKED = 2 << 30       # bytes: up to here, whole files are checked for ids beyond the vocabulary
 AHEAD = 64              # iterations whose batches are drawn and sent to the device together
 
 
 class Dataset:
-    """Both splits of a set, in batches for training and in windows for evaluation.
+    """Both splits of a set, as batches to train on and windows to evaluate on.
 
-    name: as find_set() takes it; block_size: T, the tokens of a row. Stop where the set cannot be used.
+    name: as for find_set(); block_size: T, the tokens of a row. Stop if the set cannot be used.
     """
 
     def __init__(self, name, block_size, device='cpu'):
         self.folder, self.block_size, self.device = find_set(name), block_size, torch.device(device)
         self.names = {split: f'{short_path(self.folder)}/{split}.bin' for split in SPLITS} # for messages
         meta = read_meta(self.folder)
-        # without a meta GPT-2's tokens, as many as in nanoGPT: padded to a round size
+        # without a meta the tokens are GPT-2's; like nanoGPT, pad their number to a multiple of 64
         self.tokenizer = Tokenizer.from_meta(meta) if meta else Tokenizer('gpt2', 50304)
         self.vocab_size = self.tokenizer.vocab_size
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
         self.hash = fingerprint(self.folder)
-        # on the device if they fit there, else read from the file batch by batch
+        # on the device if they are few enough, else read from the file batch by batch
         resident = lambda ids: torch.from_numpy(ids.astype(np.int32)).to(self.device)
         self.tokens = {split: resident(ids) if 4 * len(ids) <= RESIDENT else ids
                        for split, ids in bins.items()}
@@ -45,7 +45,9 @@ class Dataset:
 
     def batch(self, split, it, size, seed, rank=0, world=1):
         """Returns inputs, targets (size / world, T): this rank's rows of the batch of (seed, split, it)."""
+        # every rank draws the whole batch and takes its part, so that `world` does not change the batch
         rank_rows, tokens = slice(rank * size // world, (rank + 1) * size // world), self.tokens[split]
+        # a view of every possible row, from which one indexing takes the batch
         if torch.is_tensor(tokens):
             starts = self._starts_on_device(split, it, size, seed)[rank_rows]
             rows = tokens.unfold(0, self.block_size + 1, 1)[starts] # (size / world, T+1)
@@ -54,14 +56,14 @@ class Dataset:
         return rows[:, :-1].long(), rows[:, 1:].long()
 
     def starts(self, split, it, size, seed):
-        """Returns where the rows of a batch begin, (size,) on the CPU, the same on every machine."""
+        """Returns the positions where a batch's rows begin, (size,) on the CPU, the same on every machine."""
         return torch.randint(len(self.tokens[split]) - self.block_size, (size,),
                              generator=generator(seed, 'batch', split, it))
 
     def _starts_on_device(self, split, it, size, seed):
-        """Returns starts(), drawn and sent AHEAD iterations at a time.
+        """Returns starts() on the device, drawn and sent for AHEAD iterations at a time.
 
-        One by one they would take longer than a small model's step.
+        Each iteration alone would take longer than a small model's step.
         """
         first, name = it - it % AHEAD, (split, size, seed)
         if self.ahead.get(name, (None,))[0] != first:
@@ -72,13 +74,14 @@ class Dataset:
     # -- windows
 
     def count_windows(self, split):
+        """Returns the number of windows of a split: ceil((tokens - 1) / T)."""
         return (len(self.tokens[split]) - 2) // self.block_size + 1
 
     def windows(self, split, size, limit=0):
-        """Yields inputs and targets (at most size, T) and the number of targets.
+        """Yields inputs and targets, (at most size, T) each, and the number of targets.
 
-        Each token but the first is a target once. Past the end of the split inputs are 0 and targets -1,
-        which cross entropy is told to ignore. limit: that many windows, evenly spaced, always the same; 0: all.
+        Every token but the first is a target once. Past the end of the split inputs are 0 and targets -1,
+        which the cross entropy ignores. limit: how many windows, evenly spaced and always the same; 0: all.
         """
         total, count, T = len(self.tokens[split]) - 1, self.count_windows(split), self.block_size
         chosen = torch.arange(count)
@@ -92,7 +95,7 @@ class Dataset:
             yield x.masked_fill_(past, 0), y.masked_fill_(past, -1), int(left.clamp(max=T).sum())
 
     def _rows(self, split, starts):
-        """Returns the tokens (B, T+1) from each of starts (B,) on; past the end the last token stands in."""
+        """Returns the T + 1 tokens from each of starts (B,) on, (B, T + 1); past the end, the last token."""
         tokens, last = self.tokens[split], len(self.tokens[split]) - 1
         if torch.is_tensor(tokens):
             return tokens[(self._to_device(starts)[:, None] + self.span).clamp(max=last)]
@@ -101,7 +104,7 @@ class Dataset:
         return self._to_device(torch.from_numpy(rows.astype(np.int32)))
 
     def _to_device(self, tensor):
-        # from pinned memory neither side waits for the copy
+        # the host does not wait for a copy from pinned memory
         if self.device.type == 'cuda':
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
@@ -109,6 +112,7 @@ class Dataset:
     # -- opening
 
     def _open(self, split):
+        """Returns a split's tokens as a read-only memory map; Stop if its size is impossible."""
         path = self.folder / f'{split}.bin'
         size = path.stat().st_size
         if size % 2:
@@ -129,7 +133,7 @@ class Dataset:
             if isinstance(expected, dict) and expected.get(split) != len(ids):
                 raise Stop(f'{self.names[split]} has {len(ids)} tokens, not as many as meta.json says: '
                            'prepare the set again')
-            # what is larger is checked batch by batch
+            # larger files are checked batch by batch
             if ids.nbytes <= CHECKED:
                 self._check_ids(split, ids)
 
@@ -139,7 +143,10 @@ class Dataset:
 
 
 def find_set(name):
-    """Returns the folder of a set, a name in data/ or a path. Shipped text is prepared on first use."""
+    """Returns the folder of a set, given as a name in data/ or a path; Stop if there is none.
+
+    Text that comes with the repository is prepared on first use.
+    """
     folders = {f.name: f for f in DATA.iterdir() if f.is_dir()}
     folder = folders.get(name, Path(os.path.abspath(name)))
     if not folder.is_dir():
@@ -148,14 +155,14 @@ def find_set(name):
         close = difflib.get_close_matches(name, sets, n=1)
         raise Stop(f'--dataset={name}: neither a set in {short_path(DATA)} ({", ".join(sets)}) nor a folder'
                    + (f'; did you mean {close[0]}?' if close else ''))
-    # write_set() was killed between the first and the last of its files
+    # a write_set() that was killed while it renamed its files
     unfinished = (folder / 'meta.json.tmp').exists() and not (folder / 'meta.json').exists()
     if all((folder / f'{split}.bin').is_file() for split in SPLITS) and not unfinished:
         return folder
     script = folder / 'prepare.py'
-    # only our own scripts run unasked: a folder from elsewhere is data, and data is never executed
+    # only scripts of this repository run unasked: a folder from elsewhere is data, and data is never executed
     if folder.parent == DATA and script.exists() and (folder / 'input.txt').exists():
-        # in this process: another would take seconds to import torch again
+        # in this process, because another would take seconds to import torch
         runpy.run_path(str(script), run_name='__main__')
         return folder
     if script.exists() and folder != DATA / 'text':
@@ -166,7 +173,7 @@ def find_set(name):
 
 
 def fingerprint(folder):
-    """Returns a hash of the size and 16 MiB, spread evenly, of each split: enough to see a change."""
+    """Returns a hash of each split's size and of 16 MiB spread evenly over it, enough to notice a change."""
     digest = hashlib.sha256()
     for split in SPLITS:
         with open(folder / f'{split}.bin', 'rb') as f:

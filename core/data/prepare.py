@@ -12,10 +12,10 @@ from core.errors import Stop
 
 
 def prepare_chars(text, folder):
-    """Writes a set with a token a character, ids in order of code point; 90 % of the text to train on."""
+    """Writes a set with one token per character, ids in order of code points; 90 % of the text is train."""
     if len(text) < 2:
         raise Stop(f'{len(text)} characters of text: too few for {short_path(folder)}, both splits need one')
-    # a table over all of Unicode: which characters there are, and from that the id of each
+    # a table over all of Unicode: which characters occur, and by counting them the id of each
     codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
     seen = np.zeros(sys.maxunicode + 1, bool)
     seen[codes] = True
@@ -29,7 +29,7 @@ def prepare_chars(text, folder):
 
 
 def read_text(path):
-    """Returns the text of a UTF-8 file, without the byte order mark that some editors write."""
+    """Returns the text of a UTF-8 file without a byte order mark; Stop if it cannot be read or decoded."""
     try:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
@@ -55,12 +55,12 @@ def write_set(folder, splits, meta):
             text = json.dumps({**meta, 'tokens': tokens}).encode()
             write_file(folder / 'meta.json.tmp', [text])
         except BaseException:
-            # a full disk should not stay full of half a set
+            # half a set must not fill a disk
             for name in names:
                 (folder / f'{name}.tmp').unlink(missing_ok=True)
             raise
-        # An old meta.json must not describe new tokens, so it goes first, unless it says the same. Until the
-        # new one has its name, meta.json.tmp tells find_set() that this set is unfinished.
+        # An old meta.json must not describe new tokens, so it is removed first, unless it is the same. Until
+        # the new one has its name, meta.json.tmp tells find_set() that the set is unfinished.
         meta_json = folder / 'meta.json'
         if meta_json.exists() and meta_json.read_bytes() != text:
             meta_json.unlink()
@@ -72,7 +72,7 @@ def write_set(folder, splits, meta):
 
 
 def write_file(path, chunks):
-    """Writes arrays or bytes, and returns their number of bytes once they are on the disk itself."""
+    """Writes an iterable of arrays or bytes; returns the number of bytes once they are on the disk itself."""
     with open(path, 'wb') as f:
         f.writelines(chunks)
         f.flush()
@@ -82,10 +82,10 @@ def write_file(path, chunks):
 
 @contextmanager
 def folder_lock(folder):
-    """Lets one process write at a time: on a first run, all ranks find the set missing."""
+    """A context that one process enters at a time: on a first run, all ranks find the set missing."""
     handle = None
     try:
-        # not every system can open or lock a folder: there, nobody waits
+        # some systems cannot open or lock a folder, and there nobody waits
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
             lock_descriptor(handle)

@@ -1,16 +1,16 @@
-"""Text to token ids and back, by characters or GPT-2's BPE; meta.json, which says which of them a set has."""
+"""Converts text to token ids and back, by characters or GPT-2's BPE; meta.json says which a set has."""
 import json
 import pickle
 
 from core.data import short_path
 from core.errors import Stop
 
-META_LIMIT = 1 << 20            # bytes: 65,536 characters, escaped, take less
-GPT2_TOKENS = 50257             # the ids from there to 50,303 only pad the matrices to a round size
+META_LIMIT = 1 << 20            # bytes: more than 65,536 escaped characters take
+GPT2_TOKENS = 50257             # further ids, up to 50,303, only pad the matrices to a round size
 
 
 class Tokenizer:
-    """Text to token ids and back; `meta` says it all and goes into checkpoints."""
+    """Converts text to token ids and back; `meta` describes it completely, and is kept in checkpoints."""
 
     def __init__(self, kind, vocab_size, chars=''):
         self.kind, self.vocab_size, self.chars = kind, vocab_size, chars
@@ -18,7 +18,8 @@ class Tokenizer:
 
     @classmethod
     def from_meta(cls, meta):
-        """Returns the tokenizer of a meta, in which every field is checked: others may have made the file."""
+        """Returns the tokenizer that meta describes; Stop unless every field is sound."""
+        # the file may come from anywhere
         if not isinstance(meta, dict) or meta.get('kind') not in ('char', 'gpt2'):
             raise Stop('the tokenizer\'s kind must be "char" or "gpt2"')
         kind, size, chars = meta['kind'], meta.get('vocab_size'), meta.get('chars', '')
@@ -30,7 +31,7 @@ class Tokenizer:
         return cls(kind, size, chars if kind == 'char' else '')
 
     def encode(self, text):
-        """Returns the list of token ids; Stop for a character that the set does not have."""
+        """Returns the list of token ids; Stop if the set lacks a character."""
         if self.kind == 'gpt2':
             return gpt2_bpe().encode(text, allowed_special={'<|endoftext|>'})
         ids = {c: i for i, c in enumerate(self.chars)}
@@ -49,7 +50,7 @@ class Tokenizer:
 
 
 def gpt2_bpe():
-    """Returns tiktoken's GPT-2 encoding, which it downloads once."""
+    """Returns tiktoken's GPT-2 encoding, which is downloaded once; Stop if it cannot be had."""
     try:
         import tiktoken
         return tiktoken.get_encoding('gpt2')
@@ -62,7 +63,7 @@ def gpt2_bpe():
 
 
 def read_meta(folder):
-    """Returns meta.json, or nanoGPT's meta.pkl, or {} without either: then the tokens are GPT-2's."""
+    """Returns the content of meta.json or nanoGPT's meta.pkl, {} without either; Stop if it is not valid."""
     path = next((p for p in (folder / 'meta.json', folder / 'meta.pkl') if p.is_file()), None)
     if path is None:
         return {}
@@ -75,22 +76,23 @@ def read_meta(folder):
         Tokenizer.from_meta(meta)
     except Stop as refusal:
         raise Stop(f'{short_path(path)} is refused: {refusal}') from None
-    except Exception as error: # crafted or torn files can raise anything while they are parsed
+    # parsing a damaged or malicious file can raise anything
+    except Exception as error:
         raise Stop(f'{short_path(path)} does not hold a vocabulary ({type(error).__name__})') from None
     return meta
 
 
 def read_pickle(file):
-    """Returns the meta of nanoGPT's meta.pkl, {vocab_size, itos: {id: character}, stoi}."""
+    """Returns meta from nanoGPT's meta.pkl, which holds vocab_size, itos {id: character} and stoi."""
     meta = PlainUnpickler(file).load()
     chars = ''.join(meta['itos'][i] for i in range(len(meta['itos'])))
     return dict(kind='char', vocab_size=meta['vocab_size'], chars=chars)
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads numbers, strings and containers alone, so that no pickle runs code.
+    """Reads only numbers, strings and containers, so that no pickle can run code.
 
-    Python's own class: the one in C reserves as much memory as a crafted file asks for.
+    It extends the unpickler in Python: the one in C reserves as much memory as a malicious file asks for.
     """
 
     def find_class(self, module, name):

@@ -1,4 +1,4 @@
-"""Work captured as a CUDA graph, so that replaying it is one launch.
+"""Captures work as a CUDA graph, which is replayed by one launch.
 
 https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -6,14 +6,15 @@ import torch
 
 
 class GraphPool:
-    """A stream and memory for graphs of which one runs at a time: they take the memory of the largest."""
+    """A stream, and memory that graphs share of which only one runs at a time: that of the largest."""
 
     def __init__(self):
         self.stream = torch.cuda.Stream()
         self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, call):
-        """Records call() and returns the graph. All that it launches must have run before."""
+        """Records call() and returns the graph. Everything that it launches must have run before."""
+        # a capture records the launches and runs none of them
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):

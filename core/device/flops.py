@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, counted by torch's FlopCounterMode on tensors without data."""
+"""Counts a model's floating-point operations, by torch's FlopCounterMode on tensors without data."""
 import dataclasses
 from functools import cache
 
@@ -7,19 +7,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_per_token(classes, config):
-    """Returns the FLOPs per token at full context, (forward, forward and backward); a multiply-add is 2.
+    """Returns (forward, forward and backward) FLOPs per token at full context; a multiply-add counts 2.
 
-    Matrix products only, each in full: causal attention counts all T x T scores, as in the PaLM formula
-    (arXiv 2204.02311, appendix B), although fused kernels skip the masked half.
+    Only matrix products count, each in full: causal attention counts all T x T scores, as the PaLM formula
+    does (arXiv 2204.02311, appendix B), although fused kernels skip the masked half.
     """
-    # attn='math' makes them products that the counter knows
+    # attn='math' computes attention by products that the counter knows
     return count_flops(classes, dataclasses.astuple(dataclasses.replace(config, attn='math')))
 
 
-# cached, because the runs of one arm ask for the same
+# cached, because runs that differ in their seed ask for the same
 @cache
 def count_flops(classes, fields):
-    """Counts what flops_per_token() returns for a GPTConfig of these fields."""
+    """Returns what flops_per_token() returns, for a GPTConfig given by its fields."""
     config = classes.GPTConfig(*fields)
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
         model = classes.GPT(config, classes)

@@ -25,8 +25,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 ENABLED = True
 aten, prims = torch.ops.aten, torch.ops.prims
 
-# Minimax fit on 0 to 9 to log2 of the normal distribution's lower tail, from the constant on. By it alone
-# GELU is off by at most 1e-8.
+# Coefficients, constant first, of a minimax polynomial for log2 of the normal distribution's lower tail from
+# 0 to 9. It changes GELU by at most 1e-8.
 LOG2_TAIL = (-9.99999904e-1, -1.15110973, -4.59172233e-1, -5.26030180e-2, 7.21635495e-3, -2.53415172e-4,
              -1.38095593e-4, 2.92733228e-5, -1.99199469e-6)
 
@@ -42,18 +42,18 @@ def configure_compile(index):
 
     if ENABLED:
         inductor.joint_custom_pre_pass, inductor.joint_custom_post_pass = BeforePadding(), AfterPadding()
-    # a norm's two gradients in two kernels, which are faster than one
+    # two kernels compute a norm's two gradients faster than one
     if hasattr(inductor.triton, 'mix_order_reduction'):
         inductor.triton.mix_order_reduction = False
-    # softmax by two loops over a row, the second from the cache, are faster than one
+    # two loops over a row, the second from the cache, compute softmax faster than one
     inductor.online_softmax = False
-    # sizes that are no multiple of 8, as a vocabulary of 65, miss the tensor cores' fast paths
+    # unpadded, sizes that are no multiple of 8, such as a vocabulary of 65, miss fast tensor-core kernels
     inductor.force_shape_pad = True
-    # no split of a sum is to be timed anew in each process: another order of a sum has other bits
+    # how sums are split must not depend on a timing in each process: another order gives other bits
     inductor.dynamic_scale_rblock = False
-    # from torch 2.13 on these settings hold in this thread alone, so backward has to be compiled in it too
+    # from torch 2.13 on, these settings hold only in this thread, so backward must be compiled in it too
     functorch.force_non_lazy_backward_lowering = True
-    # Inductor sets these two when it compiles, and not when it finds all compiled: then the kernels of
+    # Inductor sets these two when it compiles, but not when its cache has everything: then the kernels of
     # core/kernels would be looked for elsewhere, and compiled again
     os.environ.setdefault('TRITON_CACHE_DIR', triton_cache_dir(index))
     ptxas = Path(torch.__file__).parent / 'bin' / 'ptxas'
@@ -62,7 +62,7 @@ def configure_compile(index):
 
 
 class AfterPadding(CustomGraphPass):
-    """Passes over forward and backward in one graph before their partition, or over forward alone."""
+    """Passes over the joint graph of forward and backward, before it is split, or over forward alone."""
 
     def __call__(self, graph):
         gelu_patterns().apply(graph)
@@ -74,7 +74,7 @@ class AfterPadding(CustomGraphPass):
 
 
 class BeforePadding(CustomGraphPass):
-    """Passes that have to see products before their sizes are padded to what cuBLAS likes."""
+    """Passes that must see products before their sizes are padded for cuBLAS."""
 
     def __call__(self, graph):
         small_products(graph)
@@ -84,17 +84,17 @@ class BeforePadding(CustomGraphPass):
 
 
 # -----------------------------------------------------------------------------
-# GELU and its gradient, whose instructions take longer than the copies of their numbers
+# GELU and its gradient, in which arithmetic takes longer than memory traffic
 
 def erf_and_one(x):
-    """Twice the normal distribution at x, as PyTorch computes it: F.gelu has 36 instructions, 51 backward."""
+    """Returns twice the normal distribution function of x, as in F.gelu: 36 instructions, 51 in backward."""
     return torch.erf(x * 0.7071067811865476) + 1
 
 
 def erf_and_one_by_exp2(x):
-    """erf_and_one(x), with which F.gelu has 17 instructions, 23 backward.
+    """Returns erf_and_one(x) by a polynomial and exp2: then F.gelu has 17 instructions, 23 in backward.
 
-    erf cancels for x < 0, where it loses what is below 6e-8; this does not.
+    For x < 0, 1 + erf cancels and loses what is below 6e-8. This does not.
     """
     z = x.abs()
     log2 = LOG2_TAIL[-1] * z + LOG2_TAIL[-2]
@@ -105,19 +105,19 @@ def erf_and_one_by_exp2(x):
 
 
 def density(x):
-    """The normal distribution's density at x, times sqrt(2 pi), as PyTorch computes it."""
+    """Returns the normal density at x times sqrt(2 pi), as PyTorch computes it."""
     return torch.exp(x * x * -0.5)
 
 
 def density_by_exp2(x):
-    """density(x) by the instruction that there is."""
+    """Returns density(x) by exp2, which GPUs have an instruction for."""
     return torch.exp2(x * x * -0.7213475204444817) # half of log2(e)
 
 
 @functools.cache
 def gelu_patterns():
     """Returns the pass that replaces erf_and_one and density in float32."""
-    # half a second, which a warm start saves
+    # importing this takes half a second, which a run with a warm cache saves
     from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement
     patterns = PatternMatcherPass()
     for definition, fast in (erf_and_one, erf_and_one_by_exp2), (density, density_by_exp2):
@@ -127,11 +127,11 @@ def gelu_patterns():
 
 
 # -----------------------------------------------------------------------------
-# autocast's copies of weights, which Inductor makes by a launch each
+# autocast's copies of weights, each of which Inductor makes by a launch of its own
 
 @torch.library.custom_op('core::cast', mutates_args=())
 def cast(weights: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Returns the weights in another dtype, by one kernel for all."""
+    """Returns the weights in another dtype, by one kernel for all of them."""
     copies = [torch.empty_like(w, dtype=dtype) for w in weights]
     torch._foreach_copy_(copies, weights)
     return copies
@@ -143,8 +143,8 @@ def _(weights, dtype):
 
 
 def cast_together(graph):
-    """Lets core::cast make the half-precision copies of all matrices among the graph's inputs."""
-    # tangents are inputs of backward
+    """Makes core::cast copy all matrices among a graph's inputs that the graph casts to half precision."""
+    # tangents, the inputs of backward, are not weights
     inputs = [node for node in graph.find_nodes(op='placeholder') if not node.name.startswith('tangents')]
     for dtype in torch.bfloat16, torch.float16:
         conversions = graph.find_nodes(op='call_function', target=prims.convert_element_type.default)
@@ -165,12 +165,12 @@ def cast_together(graph):
 
 
 # -----------------------------------------------------------------------------
-# weights' gradients, which autocast rounds to half precision and Inductor copies to float32 by a launch each
+# gradients of weights, which autocast rounds to half precision and Inductor copies to float32, a launch each
 
 def float32_gradients(graph):
-    """Lets a product leave float32 itself if it sums over rows, as a weight's gradient, and is cast to it.
+    """Makes products put out float32 where they sum over rows, as weights' gradients do, and are cast to it.
 
-    Products on a CPU cannot.
+    This is for CUDA: products on a CPU cannot.
     """
     for node in graph.find_nodes(op='call_function', target=prims.convert_element_type.default):
         product, dtype = node.args
@@ -178,6 +178,7 @@ def float32_gradients(graph):
             continue
         rows, columns = product.args
         value = product.meta['val']
+        # a transposed left factor marks a sum over rows
         if rows.target is aten.permute.default and value.dtype.itemsize == 2 and value.device.type == 'cuda':
             with graph.inserting_before(node):
                 wide = graph.call_function(aten.mm.dtype, (rows, columns, dtype))
@@ -192,7 +193,7 @@ def float32_gradients(graph):
 
 @torch.library.custom_op('core::matmul', mutates_args=())
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Returns a @ b in half precision by core/kernels/matmul.py."""
+    """Returns a @ b (M, N) in half precision, by core/kernels/matmul.py."""
     from core.kernels import matmul as kernels  # Triton
     return kernels.matmul(a, b)
 
@@ -203,7 +204,7 @@ def _(a, b):
 
 
 def small_products(graph):
-    """Lets core::matmul compute small products in half precision; those that sum over rows leave room."""
+    """Makes core::matmul compute small products in half precision. Sums over rows leave room already."""
     for node in graph.find_nodes(op='call_function', target=aten.mm.default):
         rows, value = node.args[0], node.meta['val']
         small = value.numel() * rows.meta['val'].size(1) <= SMALL_PRODUCT

@@ -1,4 +1,4 @@
-"""The device, dtype and compilation that a script runs with."""
+"""Chooses the device, the dtype and compilation that a script runs with."""
 import importlib.util
 import re
 import sys
@@ -10,8 +10,8 @@ import torch
 from core.errors import Stop
 
 # Dense tensor-core peaks in TFLOP/s, bfloat16 with float32 accumulation (float16 where there is no
-# bfloat16), from the makers' data sheets, without sparsity: e.g.
-# https://www.nvidia.com/en-us/data-center/h200/ (989 = 1,979 / 2). First match wins. A device that is not
+# bfloat16), from the makers' data sheets, without sparsity, e.g.
+# https://www.nvidia.com/en-us/data-center/h200/ (989 = 1,979 / 2). The first match wins. A device that is not
 # listed has no MFU: give --peak_tflops.
 PEAKS = [
     ('B200', 2250), ('GH200', 989), ('H200 NVL', 835), ('H200', 989),
@@ -35,14 +35,14 @@ class Machine:
         return torch.cuda.get_device_name(self.device) if self.type == 'cuda' else self.type
 
     def autocast(self):
-        """Computes matrix products in dtype; weights, the residual stream and reductions stay float32."""
+        """Returns a context with matrix products in dtype; weights, residual stream and sums stay float32."""
         if self.dtype == 'float32':
             return nullcontext()
         return torch.autocast(self.type, getattr(torch, self.dtype))
 
     @contextmanager
     def tf32(self):
-        """Lets CUDA compute what stays float32 in tf32; restores the setting, which is the process's."""
+        """A context in which CUDA computes float32 products in tf32; the process's setting is restored."""
         if self.type != 'cuda':
             yield
             return
@@ -57,10 +57,10 @@ class Machine:
                 backend.fp32_precision = precision
 
     def peak_flops(self):
-        """Returns the FLOP/s of the tensor cores in half precision, None where they are not known."""
+        """Returns the peak FLOP/s of the tensor cores in half precision, or None if it is not known."""
         if self.dtype == 'float32':
             return None
-        # another chip is named alike: RTX 3080 Ti, RTX 4080 SUPER, RTX 4090 Laptop GPU
+        # other chips have similar names: RTX 3080 Ti, RTX 4080 SUPER, RTX 4090 Laptop GPU
         matches = (t for name, t in PEAKS if re.search(rf'\b{name}\b(?! (Ti|SUPER|Laptop))', self.name))
         tflops = next(matches, None)
         return tflops and tflops * 1e12
@@ -70,21 +70,22 @@ class Machine:
             getattr(torch, self.type).synchronize()
 
     def peak_bytes(self):
-        """Returns the most bytes that tensors took on a GPU, else the whole process; None on Windows."""
+        """Returns the peak memory in bytes, of tensors on a GPU, else of the process; None on Windows."""
         if self.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device)
         if importlib.util.find_spec('resource') is None: # Windows
             return None
         import resource
-        maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # in bytes on macOS, elsewhere in KiB
+        # in bytes on macOS, in KiB elsewhere
+        maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def machine(device='auto', dtype='auto', compile='auto', decoding=False):
-    """Returns the Machine for these options; 'auto' takes the best there is. Stop if one is impossible.
+    """Returns the Machine for these options; 'auto' chooses the best available. Stop if one is impossible.
 
-    device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'. dtype: 'auto' or a Machine's. compile: 'auto', True or
-    False. decoding: the machine is for decoding a token at a time, not for training.
+    device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'. dtype: 'auto' or as in Machine. compile: 'auto', True or
+    False. decoding: the machine decodes one token at a time, and does not train.
     """
     if device == 'auto' and torch.cuda.is_available():
         device = 'cuda'
@@ -102,20 +103,20 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
     if dtype == 'auto' and type == 'cuda':
         dtype = 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
     elif dtype == 'auto':
-        # AMX, a server CPU's matrix unit, trains 1.4 to 3 times faster; casting all weights for one token
-        # takes longer
+        # with AMX, a server CPU's matrix unit, bfloat16 trains 1.4 to 3 times faster; for one token at a
+        # time, casting all weights costs more
         amx = type == 'cpu' and torch.cpu._is_amx_tile_supported()
         dtype = 'bfloat16' if amx and not decoding else 'float32'
 
     triton = importlib.util.find_spec('triton') is not None
     if compile == 'auto':
-        # on a CPU a compilation costs more than a short run gains
+        # on a CPU compilation costs more time than it saves a short run
         compile = type == 'cuda' and triton
     if compile and type == 'cuda':
         if not triton:
             raise Stop('compile=True: on CUDA that needs Triton, which is not installed; '
                        'allowed: auto, False')
-        # here, because Inductor takes a second to import
+        # imported here, because it takes a second
         from core.device import inductor
         inductor.configure_compile(int(index))
     return Machine(device, type, dtype, compile)

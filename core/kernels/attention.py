@@ -1,8 +1,8 @@
 """Triton kernels of causal attention with a bias, windows, moments and dropout, each optional.
 
-attention_reference.py is the definition, attention_op.py makes PyTorch operators of them.
+attention_reference.py defines the result; attention_op.py makes PyTorch operators of the kernels.
 
-Forward, for each block of queries, going over blocks of keys with the online softmax of FlashAttention
+Forward: for each block of queries, loop over blocks of keys with the online softmax of FlashAttention
 (arXiv 2205.14135):
 
     s_ij = scale q_i k_j
@@ -13,7 +13,7 @@ Forward, for each block of queries, going over blocks of keys with the online so
 and, with d = i - j, the moments D = sum_j p d, V = sum_j p (d - D)^2, S = sum_j p s. Saved for backward: y,
 logsumexp_j(x + log g) and the moments.
 
-Backward. Let dy, gD, gV, gS be the gradients of y, D, V, S. The gradient of p, less its mean over p, is
+Backward: let dy, gD, gV, gS be the gradients of y, D, V, S. The gradient of p, minus its mean over p, is
 
     z_ij    = mask_ij dy_i v_j + gD (d - D) + gV (d - D)^2 + gS s_ij - delta_i
     delta_i = dy_i y_i + gV V + gS S
@@ -22,58 +22,58 @@ Backward. Let dy, gD, gV, gS be the gradients of y, D, V, S. The gradient of p, 
     da_i    = sum_j dx_ij (c_j - c_i)       dc_j  = sum_i dx_ij a_i
     dw_i    = sum_j p_ij z_ij (dg/dw) / g
 
-r_i = sum_j dx_ij is 0, but only to the rounding of delta, that is of y. What would add up that error (a and w
-over far keys, c over what it is itself a sum of) takes it off again: r_i is spread over the row as p_ij r_i
-for da and dw, and charged to c_i for dc.
+r_i = sum_j dx_ij would be 0 if delta, and that means y, were not rounded. Gradients that would add up this
+error (those of a and w over distant keys, that of c over its own sum) subtract it: r_i is spread over the row
+as p_ij r_i for da and dw, and charged to c_i for dc.
 
-Nothing is T x T in memory and no sum is atomic: backward_q_kernel owns a block of queries, backward_kv_kernel
-a block of keys, so two runs are bit-equal. With windows each skips the blocks that none of its queries sees:
-the first key that a block of queries sees follows from their windows. A block of keys inside all of them
-needs no exponential for each g = 1 - exp(-u): exp(-u) is a factor of the query times one of the key's place
-in its block, the same in every block. Scores, bias, softmax, moments and all sums are float32; products take
-the inputs' precision.
+Nothing is T x T in memory, and no sum is atomic: backward_q_kernel owns a block of queries,
+backward_kv_kernel a block of keys, so two runs are equal to the bit. With windows, each skips the blocks that
+none of its queries sees: the windows of a block of queries give the first key that it sees. A block of keys
+inside all of these windows needs no exponential for each g = 1 - exp(-u), because exp(-u) is a factor of the
+query times one of the key's place in its block, which is the same in every block. Scores, bias, softmax,
+moments and all sums are float32; products have the inputs' precision.
 
 Arguments of the kernels:
 
-    Q, K, V         (B, nh, T, HS), C (B, nh or 1, T); q_strides ... c_strides: of all dimensions but the last
-    A, W, LSE       (B, nh, T), as are the moments, and contiguous, as all further tensors are
+    Q, K, V         (B, nh, T, HS), C (B, nh or 1, T); q_strides ... c_strides: of all but the last dimension
+    A, W, LSE       (B, nh, T), like the moments; contiguous, like all tensors below
     Y, DY           (B, T, nh, HS): heads side by side
     DQ, DK, DV      parts of one (B, T, 3 nh, HS)
     nh              heads; a kernel's row is one of B nh
-    cut             of 256: weights with a random byte below it are dropped
+    cut             weights whose random byte is below it are dropped
 
-Flags, for each combination of which a kernel is compiled:
+Flags; a kernel is compiled for each combination:
 
-    HS, D           channels of a head; the power of 2 from 16 on that holds them: rows end in D - HS zeros
-    BQ, BK          queries and keys of a block
+    HS, D           channels of a head; the power of 2, at least 16, that holds them: rows end in D - HS zeros
+    BQ, BK          queries and keys in a block
     EVEN            T is a multiple of all kernels' blocks: no row needs a guard
     BIAS            A and C are given
     WINDOW          W is given
     RAMP            g = min(u, 1), u = (w - 1 - d) / ramp; without it g = 1 - exp(-u), u = 1 - (d + 1) / w
     MOMENTS         D, V and S are computed, and have gradients
     DROPOUT         SEED is given
-    PRECISION       of products of float32: 'tf32' or 'ieee'
+    PRECISION       'tf32' or 'ieee', for products of float32
     NEED_A, NEED_C  A and C need a gradient
-    COLUMN_SUMS     backward_q_kernel sums over keys by products with what key_columns_kernel has made
-    BN              backward_q_kernel: BQ of backward_kv_kernel
-    BLOCKS          backward_kv_kernel with windows: a power of 2, at least the number of blocks of queries
+    COLUMN_SUMS     backward_q_kernel sums over keys by products with the output of key_columns_kernel
+    BN              for backward_q_kernel: the BQ of backward_kv_kernel
+    BLOCKS          for backward_kv_kernel with windows: a power of 2, at least the number of query blocks
 """
 import triton
 import triton.language as tl
 
 from core.kernels.attention_reference import ROUNDS
 
-# Inside, s is q k without its scale, and x and a are over the scale, which comes with the power: exp(scale x)
-# = exp2(unit x) with unit = scale LOG2E is one multiply-add before the exp2 that the hardware has. Logsumexps
-# are base 2.
+# In the kernels, s is q k without the scale, and x and a are divided by it. The power brings it in:
+# exp(scale x) = exp2(unit x) with unit = scale LOG2E takes one multiply-add before exp2, which the hardware
+# has. Logsumexps are in base 2.
 LOG2E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
 
-# the parts of a row of keys: where windows end; inside all windows, and before the queries; the queries' own
+# the three parts of a row of keys: where windows end; inside all windows; the block's own positions
 ENDS, INSIDE, OWN = (tl.constexpr(n) for n in range(3))
 
-# share of a window: keys that close to its end are not seen. There 1 - exp(-u) may round to 0, and a query
-# could be left with keys of weight 0 alone
+# share of a window: keys this close to its end are not seen. There 1 - exp(-u) may round to 0, and all keys
+# of a query could have weight 0
 EDGE = tl.constexpr(1.2e-7)
 
 # largest exponent where a factor of 0 may follow: an infinity times 0 would be NaN
@@ -91,7 +91,7 @@ def head_of(X, strides, b, h):
 
 @triton.jit
 def load_rows(x, t, T, stride, HS: tl.constexpr, D: tl.constexpr, GUARD: tl.constexpr):
-    """Returns rows t of x (T, HS), widened with zeros to (len(t), D). GUARD: where t >= T, zeros."""
+    """Returns rows t of x (T, HS), padded with zeros to (len(t), D). GUARD: rows with t >= T are zeros."""
     n = tl.arange(0, D)
     x += t[:, None] * stride + n[None, :]
     if GUARD:
@@ -111,7 +111,7 @@ def store_rows(x, value, t, T, stride, HS: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def load_each(x, t, T, other, GUARD: tl.constexpr):
-    """Returns x[t] (len(t),). GUARD: where t >= T, `other`."""
+    """Returns x[t] (len(t),). GUARD: `other` where t >= T."""
     if GUARD:
         return tl.load(x + t, mask=t < T, other=other)
     else:
@@ -121,7 +121,7 @@ def load_each(x, t, T, other, GUARD: tl.constexpr):
 @triton.jit
 def load_quad(x, t):
     """Returns x[t] of x (T, 4) as four tensors (len(t),)."""
-    # read one by one, each would take as many instructions as all four
+    # read one by one, each would take as many instructions as all four together
     ac, bd = tl.split(tl.load(x + t[:, None] * 4 + tl.arange(0, 4)[None, :]).reshape(t.shape[0], 2, 2))
     a, c = tl.split(ac)
     b, d = tl.split(bd)
@@ -136,32 +136,32 @@ def store_quad(x, t, T, a, b, c, d):
 
 
 # -----------------------------------------------------------------------------
-# sums over keys: each of the four threads that hold a row of a product keeps a sum until the last block
+# sums over keys: four threads hold a row of a product, and each keeps its own sum until the last block
 
 @triton.jit
 def split_by_thread(x):
     """Returns x (BQ, BK) as (BQ, 4, BK / 4)."""
-    # of eight neighbours in a row of a product four threads hold two each
+    # of eight neighbours in a row of a product, each of four threads holds two
     x = x.reshape(x.shape[0], x.shape[1] // 8, 4, 2).permute(0, 2, 1, 3)
     return x.reshape(x.shape[0], 4, x.shape[2] * 2)
 
 
 @triton.jit
 def thread_sums(x):
-    """Returns (BQ, 4), whose sum is that of x (BQ, BK) over keys, without an exchange between threads."""
+    """Returns (BQ, 4), whose row sums are those of x (BQ, BK), without exchange between threads."""
     return tl.sum(split_by_thread(x), 2)
 
 
 @triton.jit
 def to_threads(x):
-    """Returns x (BQ,) as (BQ, 4), each number in the threads where thread_sums() puts its sums."""
+    """Returns x (BQ,) as (BQ, 4), each number in the threads in which thread_sums() has its row's sums."""
     return tl.max(split_by_thread(tl.broadcast_to(x[:, None], x.shape[0], 8)), 2)
 
 
 @triton.jit
 def inverse(x):
-    """Returns 1 / x of a sum of weights, to a few roundings."""
-    # three instructions; a general division takes eight
+    """Returns 1 / x for a sum of weights x, to within a few roundings."""
+    # three instructions, where a general division takes eight
     root = tl.rsqrt(tl.maximum(x, 1e-30))
     return root * root
 
@@ -171,13 +171,13 @@ def inverse(x):
 
 @triton.jit
 def dropout_keep(seed, row, i, start_j, cut, BI: tl.constexpr, BJ: tl.constexpr):
-    """Returns where the reference's dropout_mask keeps weights (BI, BJ) of queries i, keys from start_j."""
-    # a call of Philox serves 16 keys
+    """Returns (BI, BJ), True where the reference's dropout_mask() keeps weights; keys begin at start_j."""
+    # one call of Philox serves 16 keys
     block = (start_j // 16 + tl.arange(0, BJ // 16)).to(tl.uint32)
     zero = tl.zeros((BI, BJ // 16), tl.uint32)
     r0, r1, r2, r3 = tl.philox(seed, zero + i[:, None].to(tl.uint32), zero + block[None, :],
                                zero + row.to(tl.uint32), zero, n_rounds=PHILOX_ROUNDS)
-    # r0 r1 r2 r3 side by side, a word for four keys
+    # r0 r1 r2 r3 side by side, one word for four keys
     words = tl.join(tl.join(r0, r2), tl.join(r1, r3)).reshape(BI, BJ // 4, 1)
     return ((words >> (8 * tl.arange(0, 4))[None, None, :]) & 255).reshape(BI, BJ) >= cut
 
@@ -187,14 +187,14 @@ def dropout_keep(seed, row, i, start_j, cut, BI: tl.constexpr, BJ: tl.constexpr)
 
 @triton.jit
 def load_window(w, t, T):
-    """Returns w[t], at least 2, where a query sees itself alone."""
-    # and at most 1e30: an infinity times 0 would be NaN
+    """Returns w[t], at least 2 and at most 1e30."""
+    # at 2 a query sees itself alone; an infinity times 0 would be NaN
     return tl.minimum(tl.maximum(load_each(w, t, T, 2.0, True), 2.0), 1e30)
 
 
 @triton.jit
 def fade_rate(w, ramp, RAMP: tl.constexpr):
-    """Returns fade()'s rate for windows w (BQ,)."""
+    """Returns the rate that fade() takes, for windows w (BQ,)."""
     if RAMP:
         return tl.full(w.shape, 1.0, tl.float32) / ramp
     else:
@@ -203,11 +203,11 @@ def fade_rate(w, ramp, RAMP: tl.constexpr):
 
 @triton.jit
 def fade(left, rate, ramp, RAMP: tl.constexpr):
-    """Returns 1 - g and dg/du for left = w - 1 - d, what of the window lies beyond the key; 1 if negative."""
+    """Returns 1 - g and dg/du for left = w - 1 - d, the tokens left of the window; 1 - g is 1 below 0."""
     if RAMP:
         return 1.0 - tl.minimum(tl.maximum(left, 0.0) * rate, 1.0), tl.where(left <= ramp, 1.0, 0.0)
     else:
-        # without the maximum, far beyond a window it would be infinite
+        # without the maximum this would be infinite far beyond a window
         e = tl.exp2(tl.maximum(left, 0.0) * rate)
         return e, e
 
@@ -221,17 +221,17 @@ def first_keys(w, i, BN: tl.constexpr):
 
 @triton.jit
 def first_inside(w, i, T):
-    """Returns a key two to four tokens inside the windows of all queries i; later keys are further inside."""
+    """Returns a key 2 to 4 tokens inside the windows of all queries i, as later keys are."""
     return tl.max(tl.where(i < T, tl.maximum(i + 1.0 - w, -3.0), -3.0)).to(tl.int32) + 3
 
 
 @triton.jit
 def load_windows(W, i, start_i, columns, T, ramp, BQ: tl.constexpr, BK: tl.constexpr, RAMP: tl.constexpr):
-    """Returns what forward and backward need to know of the windows of the queries i, start_i and following:
+    """Returns (w, rate, first, inside, in_block) for the queries i, which begin at start_i.
 
-    w, rate (BQ,): windows, and fade()'s rates.
-    first, inside: where the blocks of keys begin that one of the queries sees, and those that all see.
-    in_block (BQ, BK): exp(-u) over that of the block's last key, the same in every block.
+    w, rate (BQ,): the windows, and their rates for fade().
+    first, inside: where the blocks of keys begin that any of the queries sees, and those that all see.
+    in_block (BQ, BK): exp(-u) relative to that of the block's last key, the same in every block.
     """
     # both rounded to blocks of keys, and inside not after the queries' own
     w = load_window(W, i, T)
@@ -247,7 +247,7 @@ def load_windows(W, i, start_i, columns, T, ramp, BQ: tl.constexpr, BK: tl.const
 
 @triton.jit
 def key_range(PART: tl.constexpr, first, inside, start_i, stop):
-    """Returns where a part of the row of keys begins and ends."""
+    """Returns the first key and the stop of a part of the row of keys."""
     if PART == ENDS:
         return first, inside
     elif PART == INSIDE:
@@ -259,10 +259,10 @@ def key_range(PART: tl.constexpr, first, inside, start_i, stop):
 @triton.jit
 def block_logits(s, i, j, a, c, w, rate, in_block, at_i, columns, ramp,
                  PART: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr):
-    """Returns logits x of scores s (BQ, BK), -inf where query i does not see key j; of windows 1 - g, dg/du.
+    """Returns logits x of scores s (BQ, BK), -inf where query i does not see key j; and 1 - g and dg/du.
 
-    a, w, rate (BQ,), c (BK,), in_block (BQ, BK): 0 where there are none.
-    at_i (BQ,), columns (BK,): positions of queries and keys, counted from the block's first key.
+    a, w, rate (BQ,), c (BK,), in_block (BQ, BK): 0 without a bias or windows.
+    at_i (BQ,), columns (BK,): positions of queries and keys, from the block's first key on.
     """
     x = s
     if BIAS:
@@ -273,7 +273,7 @@ def block_logits(s, i, j, a, c, w, rate, in_block, at_i, columns, ramp,
     if WINDOW:
         left = (w - 1.0)[:, None] - (at_i[:, None] - columns[None, :])
         if PART == INSIDE and not RAMP:
-            # an exponential for a query, not one for a score
+            # one exponential per query instead of one per score
             lost = in_block * tl.exp2((w - 1.0 - (at_i - (in_block.shape[1] - 1))) * rate)[:, None]
             slope = lost
         else:
@@ -292,8 +292,8 @@ def attention_forward_kernel(
         HS: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
         BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr,
         DROPOUT: tl.constexpr, PRECISION: tl.constexpr):
-    """Stores Y, LSE, and with MOMENTS DISTANCE, VARIANCE, SCORE (D, V, S), of a head's block of queries."""
-    # the longest rows start first
+    """Stores Y, LSE and, with MOMENTS, DISTANCE, VARIANCE, SCORE (D, V, S) of a head's block of queries."""
+    # the longest rows start first, so that the last to finish are short
     start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
     row = tl.program_id(1).to(tl.int64)
     b, h = row // nh, row % nh
@@ -306,12 +306,12 @@ def attention_forward_kernel(
     q = load_rows(Q, i, T, q_strides[2], HS, D, not EVEN) # (BQ, D)
     a, w, rate, in_block, first, inside = 0.0, 0.0, 0.0, 0.0, 0, 0
     if BIAS:
-        # c about that of the block's first position, where softmax sees no difference to c_j - c_i
+        # c relative to the block's first position: softmax cannot tell that from c_j - c_i
         C = head_of(C, c_strides, b, h)
         c_0 = tl.load(C + start_i)
         a = tl.load(A + at, mask=i < T, other=0.0) / scale
         c_i = tl.load(C + i, mask=i < T, other=0.0) - c_0
-    # positions of queries from start_i on, and of keys from their block's first on
+    # positions of queries relative to start_i, and of keys relative to their block's first
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32)
     if WINDOW:
         w, rate, first, inside, in_block = load_windows(
@@ -320,9 +320,9 @@ def attention_forward_kernel(
         seed = tl.load(SEED)
 
     unit = scale * LOG2E
-    # the largest x so far; finite, because a block may hold nothing that its row sees
+    # the largest x so far; finite, because a row may see nothing of a block
     top = tl.full((BQ,), -1e30, tl.float32)
-    # sums over keys, whose weight is exp2(x - top) g until all are divided by the total
+    # sums over keys, with weights exp2(x - top) g, which the total divides at the end
     total = tl.zeros((BQ, 4), tl.float32)
     y = tl.zeros((BQ, D), tl.float32)
     if MOMENTS:
@@ -340,7 +340,7 @@ def attention_forward_kernel(
             x, lost, _ = block_logits(
                 s, i, j, a, c, w, rate, in_block, at_i, columns, ramp, part, BIAS, WINDOW, RAMP)
 
-            # the online softmax: what is summed so far shrinks as a larger x is met
+            # the online softmax: a larger x scales down what is summed so far
             new_top = tl.maximum(top, tl.max(x, 1))
             shrink = tl.exp2((top - new_top) * unit)
             p = tl.exp2(x * unit - (new_top * unit)[:, None])
@@ -350,8 +350,8 @@ def attention_forward_kernel(
             before = total * fewer
             total = before + here
             if MOMENTS:
-                # the block's moments about its key next to the query, so that squares stay small, then merged
-                # with those before (Chan, Golub and LeVeque, 1979)
+                # the block's moments about its key nearest to the query, so that squares stay small, merged
+                # with those before it (Chan, Golub and LeVeque, 1979)
                 near = tl.minimum(at_i, BK - 1.0)
                 off = columns[None, :] - near[:, None] if part == OWN else (columns - (BK - 1))[None, :]
                 moment = thread_sums(p * off)
@@ -382,7 +382,7 @@ def attention_forward_kernel(
     store_rows(Y, (y / total[:, None]).to(Y.dtype.element_ty), i, T, nh * HS, HS, D)
     lse = top * unit + tl.log2(total)
     if BIAS:
-        # from the block's first position to each query's own
+        # relative to each query's own position instead of the block's first
         lse -= a * c_i * unit
     tl.store(LSE + at, lse, mask=i < T)
     if MOMENTS:
@@ -404,9 +404,10 @@ def split_in_thirds(x):
 
 @triton.jit
 def key_columns_kernel(C, COLUMNS, c_strides, T, BASE: tl.constexpr):
-    """Stores COLUMNS (T, 16) in bfloat16 for each of C's heads, by which products sum over keys.
+    """Stores COLUMNS (T, 16), bfloat16, for each head of C; products with them are sums over keys.
 
-    1, c about the first of its BASE keys in thirds, that key's c about the row's first in thirds, and zeros.
+    Column 0 is 1. Columns 1 to 3 are c minus that of the first of each BASE keys, split in thirds; 4 to 6 are
+    that key's c minus the row's first, split likewise. The rest are 0.
     """
     start = tl.program_id(0) * BASE
     row = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
@@ -433,13 +434,14 @@ def backward_q_kernel(
         BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr,
         DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
         BN: tl.constexpr, NEED_A: tl.constexpr, NEED_C: tl.constexpr, COLUMN_SUMS: tl.constexpr):
-    """Stores DQ, DA, DW and the queries' share of DC of a head's block of queries.
+    """Stores DQ, DA, DW and the queries' share of DC for a head's block of queries.
 
-    And what backward_kv_kernel, which comes next, reads of its blocks of BN queries:
-    FIRST_KEY (B, nh, blocks): the first key that one of a block's queries sees.
-    PER_QUERY (B, nh, blocks BN, 4): logsumexp about the block's first position, delta, and of a window w - 1
-    and fade()'s rate; without windows a and 0 in their place.
-    PER_QUERY_MOMENTS (B, nh, blocks BN, 4): keys' mean position, from the block's first on, gD, gV, scale gS.
+    It also stores what backward_kv_kernel, which runs next, reads about its blocks of BN queries:
+    FIRST_KEY (B, nh, blocks): the first key that any of a block's queries sees.
+    PER_QUERY (B, nh, blocks BN, 4): logsumexp relative to the block's first position, delta, and for windows
+    w - 1 and fade()'s rate; without windows a and 0.
+    PER_QUERY_MOMENTS (B, nh, blocks BN, 4): the keys' mean position relative to the block's first, gD, gV,
+    scale gS.
     """
     start_i = (tl.num_programs(0) - 1 - tl.program_id(0)) * BQ
     row = tl.program_id(1).to(tl.int64)
@@ -455,7 +457,7 @@ def backward_q_kernel(
     y = load_rows(Y + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
     dy = load_rows(DY + own, i, T, nh * HS, HS, D, not EVEN) # (BQ, D)
     delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
-    # infinite for queries beyond T, whose weights are 0 then
+    # infinite for queries beyond T, which makes their weights 0
     lse = tl.load(LSE + at, mask=i < T, other=float('inf'))
     unit = scale * LOG2E
     a, w, rate, in_block, first, inside = 0.0, 0.0, 0.0, 0.0, 0, 0
@@ -469,7 +471,7 @@ def backward_q_kernel(
         near_lse += third * LOG2E * (c_i - tl.load(C + near, mask=near < T, other=0.0))
         a = third / scale
         lse += a * unit * (c_i - c_0)
-    # positions of queries from start_i on, and of keys from their block's first on
+    # positions of queries relative to start_i, and of keys relative to their block's first
     fi, columns = (i - start_i).to(tl.float32), tl.arange(0, BK).to(tl.float32)
     if WINDOW:
         w, rate, first, inside, in_block = load_windows(
@@ -486,26 +488,26 @@ def backward_q_kernel(
         delta += dvariance * tl.load(VARIANCE + at, mask=i < T, other=0.0)
         delta += dscore * tl.load(SCORE + at, mask=i < T, other=0.0)
         if not (BIAS or WINDOW):
-            # nothing needs dx without gS: delta takes it in
+            # nothing needs dx without gS, so delta includes it
             delta -= dscore
         store_quad(PER_QUERY_MOMENTS + row * blocks * BN * 4, i, blocks * BN,
                    mean - (near - start_i), ddistance, dvariance, dscore * scale)
     PER_QUERY += row * blocks * BN * 4
     store_quad(PER_QUERY, i, blocks * BN, near_lse, delta, third, fourth)
     if MOMENTS:
-        # a sum stays in its threads, and what the loop adds to it would be handed over each time; what is
-        # loaded may be anywhere
+        # a computed sum stays in its threads, which would have to pass it on in every turn of the loop; a
+        # loaded number is wherever it is needed
         tl.debug_barrier()
         delta = tl.load(PER_QUERY + i * 4 + 1, mask=i < T, other=0.0)
     if DROPOUT:
         seed = tl.load(SEED)
 
     dq = tl.zeros((BQ, D), tl.float32)
-    # r of the file's docstring, and for da and dw the sum as it is and what a unit of r has spread over it
+    # r of the docstring above; for da and dw, the plain sum and the part that a unit of r is to subtract
     dx_sum = tl.zeros((BQ, 4), tl.float32)
     da, a_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
     if COLUMN_SUMS:
-        # dx_sum, da and a_share are products with the keys' columns, for which tensor cores have time
+        # dx_sum, da and a_share come from products with the keys' columns: tensor cores have time for them
         COLUMNS += (b * c_heads + h % c_heads) * T * 16
         sums, shares = tl.zeros((BQ, 16), tl.float32), tl.zeros((BQ, 16), tl.float32)
     dw, w_share = tl.zeros((BQ, 4), tl.float32), tl.zeros((BQ, 4), tl.float32)
@@ -522,19 +524,19 @@ def backward_q_kernel(
                 s, i, j, a, c, w, rate, in_block, at_i, columns, ramp, part, BIAS, WINDOW, RAMP)
             p = tl.exp2(x * unit - lse[:, None])
             if WINDOW:
-                # p without g times dg/dw, but for the factor that all keys share, du_dw below
+                # p / g times dg/dw, without the factor that all keys share, du_dw below
                 dp_dw = p * slope
                 if not RAMP:
                     dp_dw *= (at_i + 1.0)[:, None] - columns[None, :]
                 p -= p * lost
 
-            # z, from it dx and, with gS, ds
+            # z, then dx from it, then ds by adding gS
             dp = tl.dot(dy, v.T, input_precision=PRECISION) # (BQ, BK)
             if DROPOUT:
                 keep = dropout_keep(seed, row, i, start_j, cut, BQ, BK)
                 dp = tl.where(keep, dp * (256.0 / (256.0 - cut)), 0.0)
             if MOMENTS:
-                # as a polynomial of the column; in this order the product itself adds the others to dp
+                # a polynomial of the column; in this order the product that makes dp adds the other terms
                 off = mean + (at_i - fi) # d - D of the first column
                 z_0 = off * (ddistance + dvariance * off) - delta
                 z_1 = -(ddistance + 2.0 * dvariance * off)
@@ -591,9 +593,9 @@ def backward_kv_kernel(
         BIAS: tl.constexpr, WINDOW: tl.constexpr, RAMP: tl.constexpr, MOMENTS: tl.constexpr,
         DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
         BLOCKS: tl.constexpr, NEED_C: tl.constexpr):
-    """Stores DK, DV and DC of a head's block of keys.
+    """Stores DK, DV and DC for a head's block of keys.
 
-    Blocks are transposed here, (BK, BQ), so that p and ds come out as their products with dy and q want them.
+    Blocks are transposed here, (BK, BQ), because p and ds are left factors of products with dy and q.
     """
     # the first keys have the most queries, and start first
     start_j = tl.program_id(0) * BK
@@ -618,7 +620,7 @@ def backward_kv_kernel(
         c = (tl.load(C + j, mask=j < T, other=0.0) - c_0) / scale
     fj = (j - start_j).to(tl.float32)
     if WINDOW:
-        # leave out the queries after the last block that sees one of these keys
+        # stop after the last block of queries that sees any of these keys
         blocks = tl.cdiv(T, BQ)
         FIRST_KEY += row * blocks
         n = tl.arange(0, BLOCKS)
@@ -655,7 +657,7 @@ def backward_kv_kernel(
                 if diagonal:
                     x = tl.where(j[:, None] <= i[None, :], x, float('-inf'))
                 if WINDOW:
-                    # weights beyond a window are left to 1 - g = 1
+                    # beyond a window 1 - g = 1 makes the weight 0
                     at_j = fj - (start_i - start_j) # keys' positions from start_i on
                     d = tl.arange(0, BQ).to(tl.float32)[None, :] - at_j[:, None]
                     lost, _ = fade(third[None, :] - d, rate[None, :], ramp, RAMP)
@@ -674,7 +676,7 @@ def backward_kv_kernel(
                 dv = tl.dot(used.to(dy.dtype), dy, dv, input_precision=PRECISION)
                 z = dp - delta[None, :]
                 if MOMENTS:
-                    # not in the order of backward_q_kernel, in which these loads leave the pipeline
+                    # in backward_q_kernel's order the compiler would not prefetch these loads
                     off = mean[None, :] - fj[:, None]
                     z += s_factor[None, :] * s
                     z += off * (ddistance[None, :] + dvariance[None, :] * off)

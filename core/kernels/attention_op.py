@@ -1,4 +1,4 @@
-"""PyTorch operators of attention.py's kernels: sizes, tiles, gradients, and compilation while Dynamo traces.
+"""PyTorch operators of the kernels in attention.py: sizes, tiles, gradients, compilation while Dynamo traces.
 
 On CUDA, attention() computes what attention_reference.attention() defines. torch.compile leaves it whole.
 """
@@ -19,9 +19,9 @@ from core.kernels.attention import (
 from core.kernels.attention_reference import threshold
 
 # bytes of a row of q -> (BQ, BK, warps, stages, registers) of the forward, backward_q and backward_kv kernel.
-# The inner block divides the outer: keys divide queries, but in backward_kv queries divide keys. Where the
-# compiler, left alone, takes so many registers that only 8 warps fit on a multiprocessor of an H100, the
-# limit makes it 12 or 16, with few spills or none.
+# The size of the inner block divides that of the outer: keys divide queries, in backward_kv queries divide
+# keys. Without a limit the compiler may take so many registers that only 8 warps fit on a multiprocessor of
+# an H100; with it 12 or 16 fit, and few registers spill or none.
 TILES = {
     32: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
     64: ((64, 64, 4, 3, 128), (64, 64, 4, 3, 168), (32, 64, 4, 3, 128)),
@@ -32,7 +32,7 @@ TILES = {
 
 # tokens: shorter rows do not pay for the launch of key_columns_kernel
 COLUMNS_FROM = 2048
-# keys: key_columns_kernel's c is about one of so many
+# keys that key_columns_kernel measures c from one base in
 BASE = 64
 
 
@@ -40,8 +40,8 @@ def attention(q, k, v, a=None, c=None, w=None, ramp=None, scale=None, moments=Fa
               tf32=None):
     """Computes attention_reference.attention(), which explains the arguments, on CUDA for head sizes to 128.
 
-    q, k, v are float32, float16 or bfloat16; a, c, w are computed with in float32, and the moments returned.
-    tf32: float32 is rounded to tf32 in products, forward and backward; None: if PyTorch's setting is so now.
+    q, k, v are float32, float16 or bfloat16; a, c, w are converted to float32, which the moments have.
+    tf32: products round float32 to tf32, forward and backward; None: if PyTorch's setting says so now.
     """
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
     tf32 = tf32_allowed() if tf32 is None else tf32
@@ -55,8 +55,8 @@ def tf32_allowed():
     return torch.backends.cuda.matmul.fp32_precision == 'tf32'
 
 
-# Dynamo, which cannot look inside, calls it while it traces, and traces anew when the setting has changed.
-# torch.compiler.assume_constant_result() does the same, after seconds of importing Dynamo.
+# Dynamo, which cannot look inside, calls it while tracing, and traces again when the setting changes.
+# torch.compiler.assume_constant_result() does the same, but takes seconds to import Dynamo.
 tf32_allowed._dynamo_marked_constant = True
 
 
@@ -64,7 +64,7 @@ tf32_allowed._dynamo_marked_constant = True
 # sizes
 
 def tiles_of(row, T, bias, window, moments, dropout):
-    """Returns TILES[row], or for 64 channels in half precision tiles that are faster for these flags."""
+    """Returns TILES[row], or tiles that are faster for these flags, with 64 channels in half precision."""
     forward, q, kv = TILES[row]
     # measured: what is summed besides takes registers, long rows pay for larger blocks
     if row == 128:
@@ -84,11 +84,12 @@ def tiles_of(row, T, bias, window, moments, dropout):
 
 
 def tile_options(tile):
+    """Returns a tile as arguments of a launch."""
     return dict(zip(('BQ', 'BK', 'num_warps', 'num_stages', 'maxnreg'), tile, strict=True))
 
 
 def kernel_options(q, a, w, ramp, dropout, moments, tf32):
-    """Returns the tiles of the three kernels, and the flags that they share."""
+    """Returns the three kernels' tiles, and the flags that the kernels share."""
     HS, T = q.size(-1), q.size(2)
     # tl.dot needs 16 at least
     D = max(16, triton.next_power_of_2(HS))
@@ -108,24 +109,24 @@ def strides_of(q, k, v, c):
 
 
 def make_contiguous(*tensors):
-    """Lays rows of a head and everything per query side by side in memory, as the kernels read them."""
+    """Returns the tensors laid out as the kernels read them: rows of heads contiguous, others altogether."""
     return (x if x is None or x.stride(-1) == 1 and x.ndim == 4 else x.contiguous() for x in tensors)
 
 
 def empty_heads(q):
-    """Returns an empty (B, nh, T, hs) that lies in memory as (B, T, nh, hs), with heads side by side."""
+    """Returns an empty tensor (B, nh, T, hs), stored as (B, T, nh, hs), with heads side by side."""
     B, nh, T, hs = q.size()
     return q.new_empty(B, T, nh, hs).transpose(1, 2)
 
 
 def empty_dqkv(q):
-    """Returns an empty (B, T, 3 nh, hs) for the gradients of q, k and v, which are parts of one product."""
+    """Returns an empty tensor (B, T, 3 nh, hs) for the gradients of q, k and v, the parts of one product."""
     B, nh, T, hs = q.size()
     return q.new_empty(B, T, 3 * nh, hs)
 
 
 def empty_per_query(q, needed=True):
-    """Returns an empty (B, nh, T) float32, or (0,) if it is not needed."""
+    """Returns an empty float32 tensor (B, nh, T), or (0,) if it is not needed."""
     return q.new_empty(q.shape[:3] if needed else (0,), dtype=torch.float32)
 
 
@@ -138,7 +139,7 @@ compilations = [] # futures
 
 @functools.cache
 def start_compiling(kernel, device, args, options):
-    """Compiles a kernel for these arguments (a dtype a tensor) in a thread, while torch.compile goes on."""
+    """Compiles a kernel in a thread, while torch.compile goes on; args has dtypes in place of tensors."""
     def warm_up():
         with torch.cuda.device(device):
             kernel.warmup(*args, grid=(1,), **dict(options))
@@ -147,7 +148,7 @@ def start_compiling(kernel, device, args, options):
 
 
 def launch(kernel, *grid):
-    """Returns kernel[grid], which only compiles if tensors have no memory, as those Dynamo traces with."""
+    """Returns kernel[grid]; called with FakeTensors, as Dynamo traces with, it only compiles."""
     def run(*args, **options):
         if isinstance(args[0], FakeTensor):
             dtypes = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
@@ -162,7 +163,7 @@ def launch(kernel, *grid):
 
 
 def compile_ahead(launches, *inputs):
-    """Starts to compile an operator's kernels if the sizes are known; drops the outputs that come with it."""
+    """Starts to compile an operator's kernels if all sizes are known; its outputs are thrown away."""
     q = inputs[0]
     if torch.cuda.is_available() and q.is_cuda and all(isinstance(n, int) for n in q.shape):
         launches(*inputs)
@@ -176,7 +177,7 @@ def forward_launches(
         w: torch.Tensor | None, seed: torch.Tensor | None, scale: float, ramp: float, dropout: float,
         moments: bool, tf32: bool,
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns y, the logsumexp in base 2, and three moments, which are empty unless asked for."""
+    """Returns y, the logsumexp in base 2, and the three moments, which are empty unless asked for."""
     q, k, v, a, c, w = make_contiguous(q, k, v, a, c, w)
     B, nh, T, _ = q.size()
     y = empty_heads(q)
@@ -206,7 +207,7 @@ def backward_launches(
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the gradients of q, k and v side by side (B, T, 3 nh, hs), and those of a, c and w (B, nh, T).
 
-    c's is one for each head, also where heads share c. What is not needed is empty.
+    c's gradient is for each head, even where heads share c. Those not needed are empty.
     """
     q, k, v, a, c, w, *dstats = make_contiguous(q, k, v, a, c, w, *dstats)
     dy = dy.transpose(1, 2).contiguous() # (B, T, nh, hs), as y lies in memory
@@ -219,7 +220,7 @@ def backward_launches(
     strides = strides_of(q, k, v, c)
     sizes = T, nh, scale, ramp, threshold(dropout)
 
-    # what backward_q_kernel leaves to backward_kv_kernel
+    # what backward_q_kernel stores for backward_kv_kernel
     blocks = triton.cdiv(T, tile_kv[0])
     first_key = q.new_empty(B, nh, blocks, dtype=torch.int32)
     per_query = q.new_empty(B, nh, blocks * tile_kv[0], 4, dtype=torch.float32)
@@ -237,7 +238,7 @@ def backward_launches(
         **flags, **tile_options(tile_q))
     launch(backward_kv_kernel, triton.cdiv(T, tile_kv[1]), B * nh)(
         q, k, v, a, c, seed, dy, first_key, per_query, per_query_moments, dk, dv, dc, *strides, *sizes,
-        # without windows one kernel for all T
+        # without windows one kernel serves all T
         BLOCKS=1 if w is None else triton.next_power_of_2(blocks), NEED_C=need_c,
         **flags, **tile_options(tile_kv))
     return dqkv, da, dc, dw
@@ -260,13 +261,13 @@ def save_for_backward(ctx, inputs, output):
 
 
 def attention_gradients(ctx, dy, dlse, *dstats):
-    """Returns a gradient for each argument of attention_forward; nobody outside uses lse, so dlse is 0."""
+    """Returns a gradient for each argument of attention_forward. Nothing outside uses lse, so dlse is 0."""
     q, k, v, a, c, w, seed, y, lse, *stats = ctx.saved_tensors
     need_a, need_c, need_w = ctx.needs_input_grad[3:6]
     dqkv, da, dc, dw = attention_backward(
         dy, dstats, q, k, v, a, c, w, seed, y, lse, stats,
         ctx.scale, ctx.ramp, ctx.dropout, ctx.moments, ctx.tf32, need_a, need_c)
-    # as model.py splits the product, so that torch.compile moves nothing
+    # in the layout of the projection that made q, k and v, so that torch.compile copies nothing
     dq, dk, dv = (z.transpose(1, 2) for z in dqkv.split(3 * [q.size(1)], dim=2)) # (B, nh, T, hs) each
     if need_c:
         # heads may share c

@@ -1,8 +1,8 @@
 """Clipping by the gradients' norm, a check that all is finite, and AdamW: three kernels for a whole model.
 
-A CUDA graph may contain them. PyTorch's foreach functions and fused AdamW take 65,536 numbers a block, so
-that a small model keeps only a few multiprocessors busy, and clipping writes all gradients once more. Here
-a block takes 1,024 numbers, and scales a gradient as it reads it.
+A CUDA graph may contain them. PyTorch's foreach functions and fused AdamW take 65,536 numbers per block, so
+that a small model keeps only a few multiprocessors busy, and clipping writes all gradients once more. Here a
+block takes 1,024 numbers, and scales gradients as it reads them.
 
 AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, as torch.optim.AdamW(fused=True) computes it.
 """
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-# numbers of a block
+# numbers per block
 CHUNK = 1024
 
 
@@ -21,12 +21,12 @@ CHUNK = 1024
 
 @triton.jit
 def load_chunk(table, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Returns what this program's row of the table says.
+    """Returns the content of this program's row of the table.
 
     Pointers to the chunk's parameters, gradients, first and second moments, and a mask of those that exist,
-    (CHUNK,) each; pointers to the step and the learning rate; the weight decay; whether the chunk is its
-    tensor's first. ALIGNED: addresses are multiples of 16 bytes, and all tensors have a multiple of four
-    numbers.
+    (CHUNK,) each; pointers to the step and the learning rate; the weight decay; True if the chunk is its
+    tensor's first. ALIGNED: addresses are multiples of 16 bytes, and every tensor's size is a multiple of
+    four numbers.
     """
     row = table + tl.program_id(0) * 9
     p, g, m, v = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
@@ -45,7 +45,7 @@ def load_chunk(table, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def chunk_norms_kernel(table, norms, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Stores the norm of each chunk of the gradients, norms (chunks,), and counts each parameter's step."""
+    """Stores norms (chunks,), the norm of each chunk of the gradients, and counts each parameter's step."""
     _, gradients, _, _, mask, step, _, _, first = load_chunk(table, CHUNK, ALIGNED)
     g = tl.load(gradients, mask=mask, other=0.0)
     tl.store(norms + tl.program_id(0), tl.sqrt(tl.sum(g * g)))
@@ -75,14 +75,14 @@ def check_finite_kernel(norms, chunks, loss, it, norm, bad, bad_it, BLOCK: tl.co
 def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.constexpr,
                  LOG2_BETA1: tl.constexpr, LOG2_BETA2: tl.constexpr, EPS: tl.constexpr,
                  CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Steps with gradients clipped to max_norm. If bad, it only takes back that the step was counted."""
+    """Steps with gradients clipped to max_norm. If bad is set, it only uncounts the step."""
     parameters, gradients, first_moments, second_moments, mask, step, rate, decay, first = load_chunk(
         table, CHUNK, ALIGNED)
     if tl.load(bad) > 0:
         if first:
             tl.store(step, tl.load(step) - 1)
     else:
-        # float64, because 1 - 0.999 ** t has no digits to lose
+        # in float64, because 1 - 0.999 ** t cancels
         lr, t = tl.load(rate), tl.load(step).to(tl.float64)
         p, g = tl.load(parameters, mask=mask), tl.load(gradients, mask=mask)
         m, v = tl.load(first_moments, mask=mask), tl.load(second_moments, mask=mask)
@@ -99,13 +99,13 @@ def adamw_kernel(table, norm, bad, max_norm, BETA1: tl.constexpr, BETA2: tl.cons
 
 
 # -----------------------------------------------------------------------------
-# their use
+# the interface
 
 class ClippedAdamW:
-    """clip_grad_norm_(parameters, max_norm), then the step of a torch.optim.AdamW: call check() and step().
+    """Clips like clip_grad_norm_(params, max_norm) and steps a torch.optim.AdamW: call check(), then step().
 
-    The optimizer keeps the state; gradients stay unclipped. After both calls were captured in a CUDA graph,
-    call locate() before the graph is replayed.
+    The optimizer keeps the state, and the gradients stay unclipped. If a CUDA graph has captured both calls,
+    call locate() before it is replayed.
     """
 
     def __init__(self, optimizer, max_norm):
@@ -122,10 +122,10 @@ class ClippedAdamW:
             for group in groups)
 
     def build_table(self):
-        """Returns (chunks, 9) int64, a row for each CHUNK numbers of a parameter that has a gradient.
+        """Returns (chunks, 9) int64, a row for each CHUNK numbers of each parameter that has a gradient.
 
-        Addresses of the parameter, its gradient, exp_avg, exp_avg_sq, step and lr, how many numbers it has,
-        the bits of its weight decay as a float64, and the index of the chunk's first number.
+        A row holds the addresses of the parameter, its gradient, exp_avg, exp_avg_sq, step and lr, the
+        parameter's size, the bits of its weight decay in float64, and the index of the chunk's first number.
         """
         rows, decays = [], []
         for group in self.optimizer.param_groups:
@@ -133,6 +133,7 @@ class ClippedAdamW:
                 if p.grad is None:
                     continue
                 state = self.optimizer.state[p]
+                # as AdamW itself does at its first step
                 if not state:
                     state['step'] = torch.zeros((), device=p.device)
                     state['exp_avg'] = torch.zeros_like(p)
@@ -150,13 +151,13 @@ class ClippedAdamW:
         return torch.cat((rows[index], start[:, None]), dim=1)
 
     def locate(self):
-        """Tells the kernels where the gradients of the last check() are. A graph's stay where they are."""
+        """Copies the table of the last check() to the device. A graph's gradients keep their addresses."""
         self.table.copy_(self.rows)
 
     def check(self, loss, it, norm, bad, bad_it):
-        """Sets norm to that of all gradients; if it or loss is not finite, bad to 1 and bad_it to it, once.
+        """Sets norm to that of all gradients, and once it or loss is not finite, bad to 1 and bad_it to `it`.
 
-        All arguments are () on the device; bad starts as 0.
+        All arguments are tensors () on the device; bad starts as 0.
         """
         self.rows = self.build_table()
         self.aligned = bool((self.rows[:, :4] % 16 == 0).all() and (self.rows[:, 6] % 4 == 0).all())

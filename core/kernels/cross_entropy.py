@@ -1,27 +1,27 @@
-"""Triton kernels of the negative log-likelihood of a large vocabulary and of its gradient, a program a row.
+"""Triton kernels of the negative log-likelihood for large vocabularies and its gradient, one program per row.
 
-Each reads every logit once. What torch.compile makes of F.cross_entropy reads GPT-2's 3.3 GB of logits for
-the maximum and again for the sum, and in backward adds up a row of zeros with one -1.
+Each reads every logit once. The kernels that torch.compile makes of F.cross_entropy read GPT-2's 3.3 GB of
+logits for the maximum and again for the sum, and in backward sum up rows of zeros with one -1.
 """
 import torch
 import triton
 import triton.language as tl
 
-# logits that a program reads at a time
+# logits that a program reads at once
 BLOCK = 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def nll_forward_kernel(logits, targets, nll, lse, V, BLOCK: tl.constexpr):
-    """Stores nll (N,) and lse (N,), log2 of the sum of exp, of logits (N, V) and targets (N,).
+    """Stores nll (N,) in nats and lse (N,), log2 of the sum of exp, for logits (N, V) and targets (N,).
 
     nll is 0 for a target of -1, and NaN for one that is no token.
     """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * V
 
-    # the online softmax: sums are those of 2 ** (x - top). top starts finite: -inf minus -inf would be NaN
+    # the online softmax sums 2 ** (x - top). top starts finite, because -inf minus -inf would be NaN
     top, sums = -1e38, tl.zeros((BLOCK,), tl.float32)
     for start in range(0, V, BLOCK):
         n = start + tl.arange(0, BLOCK)

@@ -1,8 +1,8 @@
-"""The product of two small matrices by blocks that leave room on a multiprocessor for those of other models.
+"""The product of two small matrices, by blocks that leave room on a multiprocessor for other models.
 
-cuBLAS takes what is fastest alone. For 768 x 128 by 128 x 384 that is 96 blocks with 180 KB of shared
-memory, one to a multiprocessor, in clusters: the rest of an H200's 132 stays idle, and the next product
-waits, whichever model it belongs to. These blocks take 32 to 48 KB, and alone are as fast.
+cuBLAS chooses what is fastest alone. For (768, 128) x (128, 384) that is 96 blocks of 180 KB of shared
+memory, one per multiprocessor, in clusters: the rest of an H200's 132 multiprocessors are idle, and the next
+product waits, even one of another model. These blocks take 32 to 48 KB, and are as fast alone.
 """
 import triton
 import triton.language as tl
@@ -11,9 +11,9 @@ import triton.language as tl
 @triton.jit
 def matmul_kernel(a, b, y, M, N, K, am, ak, bk, bn,
                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GUARD: tl.constexpr):
-    """Stores y (M, N) = a b for a (M, K) with strides am, ak and b (K, N) with bk, bn.
+    """Stores y (M, N) = a b for a (M, K) with strides am, ak and b (K, N) with strides bk, bn.
 
-    A program makes ROWS x COLUMNS of y and reads DEPTH of K at a time. GUARD: K is no multiple of DEPTH.
+    A program makes ROWS x COLUMNS of y, and reads DEPTH of K at a time. GUARD: K is not a multiple of DEPTH.
     """
     # the rows and columns of y that this program makes, of which some may be beyond it
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -1,6 +1,6 @@
-"""Attention: its definition, faster ways to the same result, and which of them is taken.
+"""Attention: its definition, faster ways to the same result, and the choice between them.
 
-Shapes: B rows, nh heads, T queries, Tk keys, hs channels a head. The last T keys are the queries' own.
+Shapes: B rows, nh heads, T queries, Tk keys, hs channels per head. The last T keys are the queries' own.
 """
 import math
 from contextlib import nullcontext
@@ -16,41 +16,42 @@ from core.errors import Stop
 from core.kernels import attention_reference as reference
 from core.nn.numerics import masked_softmax, wide, wide_dtype
 
+# importing Triton takes time, and only CUDA needs it
 kernels = None
-if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'): # not needed elsewhere
+if torch.cuda.is_available() and torch.version.cuda and find_spec('triton'):
     from core.kernels import attention_op as kernels
 
 
 # -----------------------------------------------------------------------------
-# what a variant does to the scores, its score_mod: None, a Bias, a Window, or else a function of scaled scores
-# in FlexAttention's signature (pytorch.org/blog/flexattention), f(score, b, h, i, j) -> score, for which there
-# are only math and flex
+# score_mod, a variant's change to the scores: None, a Bias, a Window, or else a function of scaled scores
+# with FlexAttention's signature (pytorch.org/blog/flexattention), f(score, b, h, i, j) -> score, which only
+# math and flex can compute
 
 class Bias(NamedTuple):
-    """score_ij + slope_i (key_j - key_i), key_i being the query's own: softmax does not see it."""
+    """score_ij + slope_i (key_j - key_i), where key_i is at the query's position, and cancels in softmax."""
     slope: torch.Tensor         # (B, nh, T)
-    key: torch.Tensor           # (B, nh, Tk), or (B, 1, Tk) for all heads alike
+    key: torch.Tensor           # (B, nh, Tk), or (B, 1, Tk) if all heads share it
 
 
 class Window(NamedTuple):
-    """score_ij + log g_ij, where g falls to 0 at the window's end: log_window() of the kernel's reference."""
+    """score_ij + log g_ij, where g falls to 0 at the window's end: see log_window() of the reference."""
     width: torch.Tensor         # (B, nh, T), in tokens
-    ramp: float | None = None   # of the slope at the end, in tokens; None: g falls all along the window
+    ramp: float | None = None   # tokens over which g falls, at the window's end; None: over all of it
 
 
 def distance_bias(slope, pos_k):
-    """Returns the Bias score - slope * (pos_q - pos_k); slope (B, nh, T), pos_k (B, Tk)."""
+    """Returns the Bias -slope * (pos_q - pos_k) for slope (B, nh, T) and pos_k (B, Tk)."""
     return Bias(slope, pos_k[:, None])
 
 
 def score_function(score_mod, pos_q, pos_k):
-    """Returns f(score, b, h, i, j) for any score_mod, None for None. pos_q (B, T), pos_k (B, Tk)."""
+    """Returns any score_mod as f(score, b, h, i, j), None for None. pos_q (B, T), pos_k (B, Tk)."""
     if isinstance(score_mod, Bias):
         slope, key = score_mod
         own = key[..., -slope.size(-1):] # (B, nh or 1, T)
         if key.size(1) > 1:
             return lambda s, b, h, i, j: s + slope[b, h, i] * (key[b, h, j] - own[b, h, i])
-        # differences first: positions are integers, and may be too large for float32
+        # subtract first: positions are integers, which may be too large for float32
         key, own = key[:, 0], own[:, 0]
         return lambda s, b, h, i, j: s + slope[b, h, i] * (key[b, j] - own[b, i])
     if isinstance(score_mod, Window):
@@ -74,6 +75,7 @@ def attention_weights(q, k, pos_q, pos_k, score_mod=None):
     # (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk)
     score = wide(q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))
     att = score
+    # score functions index by broadcasting: b, h, i, j with a dimension each
     if score_mod is not None:
         b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
         f = score_function(score_mod, pos_q, pos_k)
@@ -83,9 +85,9 @@ def attention_weights(q, k, pos_q, pos_k, score_mod=None):
 
 
 def math_moments(q, k, v, pos_q, pos_k, score_mod=None, dropout=0.0):
-    """Returns what attend() does with moments=True."""
+    """Returns what attend() returns with moments=True; arguments as for attend()."""
     away = (pos_q[:, :, None] - pos_k[:, None, :])[:, None].to(wide_dtype(q)) # (B, 1, T, Tk), in tokens
-    # half precision would lose the deviation of a head that looks nearby
+    # in half precision the variance of a head that looks nearby would be rounded away
     with without_autocast(q.device.type):
         score, att = attention_weights(wide(q), wide(k), pos_q, pos_k, score_mod)
         distance = (att * away).sum(-1)
@@ -96,22 +98,24 @@ def math_moments(q, k, v, pos_q, pos_k, score_mod=None, dropout=0.0):
 
 
 def without_autocast(device_type):
-    """Returns a context in which products have the dtype of their factors; meta tensors know no autocast."""
+    """Returns a context in which products have the dtype of their factors."""
+    # meta tensors know no autocast
     return nullcontext() if device_type == 'meta' else torch.autocast(device_type, enabled=False)
 
 
 # -----------------------------------------------------------------------------
-# which way is taken
+# the choice
 
 def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, dropout=0.0, moments=False):
     """Returns y (B, nh, T, hs): softmax(q k^T / sqrt(hs), changed by score_mod) v, over pos_k <= pos_q.
 
     q (B, nh, T, hs); k, v (B, nh, Tk, hs); pos_q (B, T); pos_k (B, Tk). from_zero: both positions are 0..T-1.
-    impl: 'math' defines the result; 'sdpa', 'flex', 'kernel' are faster; 'auto' is the fastest that can.
+    impl: 'math' defines the result; 'sdpa', 'flex', 'kernel' are faster; 'auto' takes the fastest that can.
     dropout: the share of weights set to 0; the kernel rounds it to 256ths.
-    moments: returns (y, distance, variance, mean_score), of the weights before dropout: the mean distance to
-    the keys, in tokens, its variance, in tokens^2, and the mean scaled score; (B, nh, T), at least float32.
-    Stop if impl cannot do it: no way ever computes something else.
+    moments: returns (y, distance, variance, mean_score), where the last three are (B, nh, T), in float32 or
+    wider, of the weights before dropout: the mean distance to the keys, in tokens, its variance, in tokens^2,
+    and the mean scaled score.
+    Stop if impl cannot compute this: no way approximates.
     """
     way, _ = choose_backend(impl, q, score_mod, from_zero, dropout, moments, training=torch.is_grad_enabled())
     if way == 'kernel':
@@ -124,19 +128,20 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, 
 
 
 def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moments=False, training=True):
-    """Returns (way, why): which of 'math', 'sdpa', 'flex', 'kernel' attn=impl means here, and why, in words.
+    """Returns (way, why): 'math', 'sdpa', 'flex' or 'kernel', whichever attn=impl means here, and the reason.
 
     Arguments as for attend(). training: a backward pass follows. Stop if impl names a way that cannot do it.
     """
-    # the kernel knows positions 0..T-1 only, so that decoding is left to others
+    # the kernel only knows positions 0..T-1, so attn=kernel leaves decoding to others, as auto does
     if impl != 'auto' and not (impl == 'kernel' and not from_zero):
         if impl in REFUSALS and (line := REFUSALS[impl](q, score_mod, dropout, moments)):
             raise Stop(line)
         return impl, f'attn={impl}'
     if q.size(2) == 1:
-        # one token a pass: on CUDA cuDNN would plan anew for every length, 50 ms each, to save nothing
+        # one token at a time: on CUDA, cuDNN would plan anew for every length, at 50 ms, and save nothing
         plain = score_mod is None and not moments and not q.is_cuda
         return 'sdpa' if plain else 'math', 'one query'
+    # the first of kernel, sdpa, flex that can; the reason is why the one before it could not
     if not (why := why_not_kernel(q, score_mod, from_zero, dropout, moments, training)):
         return 'kernel', f'fastest for {in_words(score_mod, moments)}'
     if not sdpa_refusal(q, score_mod, dropout, moments):
@@ -147,6 +152,7 @@ def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moment
 
 
 def in_words(score_mod, moments):
+    """Returns words for what the kernel is fastest at here."""
     if moments:
         return 'statistics of the weights'
     if score_mod is None:
@@ -155,7 +161,7 @@ def in_words(score_mod, moments):
 
 
 def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
-    """Returns why attn=auto leaves the kernel to others, None if it takes it."""
+    """Returns the reason why attn=auto does not take the kernel, None if it does."""
     if not q.is_cuda:
         return 'no CUDA GPU'
     if not from_zero:
@@ -165,9 +171,10 @@ def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
     size = working_dtype(q).itemsize
     if size != 2:
         return f'float{8 * size}'
+    # rounding a smaller rate to 256ths may change it by more than a tenth
     if 0 < dropout < 0.02:
         return f'attn_dropout={dropout} is far from 256ths'
-    # there cuDNN is faster
+    # cuDNN is faster in these cases
     if score_mod is None and not moments and q.size(2) > 1024:
         return 'long rows'
     if score_mod is None and not moments and not training:
@@ -176,24 +183,25 @@ def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
 
 
 def why_not_flex(q, score_mod, from_zero, dropout, moments):
-    """Returns why attn=auto leaves FlexAttention to math, None if it takes it."""
+    """Returns the reason why attn=auto does not take FlexAttention, None if it does."""
     if not q.is_cuda:
         return 'no CUDA GPU'
     if line := flex_refusal(q, score_mod, dropout, moments):
         return reason_of(line)
     if not from_zero:
         return 'positions that do not start at 0'
-    if q.size(-1) < 16: # its smallest head on CUDA
+    # the smallest head that FlexAttention takes on CUDA
+    if q.size(-1) < 16:
         return 'heads of fewer than 16 channels'
     return None
 
 
 def reason_of(line):
-    """Returns a refusal without its end, the list of what is allowed."""
+    """Returns the first part of a refusal, without the list of what is allowed."""
     return line.partition(';')[0]
 
 
-# each way's refusal: the line with which it stops, None where it can; math can do everything
+# refusals: the line with which a way stops, None if it can compute this; math can compute everything
 
 def sdpa_refusal(q, score_mod, dropout, moments):
     if moments:
@@ -237,7 +245,7 @@ REFUSALS = dict(sdpa=sdpa_refusal, flex=flex_refusal, kernel=kernel_refusal)
 
 
 def working_dtype(q):
-    """Returns what matrix products are computed in: autocast's dtype, if it is on."""
+    """Returns the dtype of matrix products: autocast's if it is on, else q's."""
     kind = q.device.type
     return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else q.dtype
 
@@ -246,13 +254,13 @@ def working_dtype(q):
 # the fast ways
 
 def kernel_attention(q, k, v, score_mod=None, dropout=0.0, moments=False):
-    """core/kernels: the Triton kernel on a CUDA device, else its T x T reference. Positions are 0..T-1."""
+    """Computes attend() at positions 0..T-1, by the Triton kernel on CUDA, else by its T x T reference."""
     change = {}
     if isinstance(score_mod, Bias):
         change = dict(a=score_mod.slope, c=score_mod.key)
     elif isinstance(score_mod, Window):
         change = dict(w=score_mod.width, ramp=score_mod.ramp)
-    # beyond 32 bits torch 2.11 draws nothing
+    # torch 2.11 cannot draw from a range beyond 32 bits
     seed = torch.randint(2 ** 31 - 1, (1,), device=q.device) if dropout else None
     dtype = working_dtype(q)
     attention = kernels.attention if q.is_cuda else reference.attention
@@ -261,19 +269,20 @@ def kernel_attention(q, k, v, score_mod=None, dropout=0.0, moments=False):
 
 
 def sdpa_attention(q, k, v, pos_q, pos_k, score_mod=None, from_zero=False, dropout=0.0):
-    """PyTorch's fused attention, a Bias as extra columns of q and k."""
+    """Computes attend() by PyTorch's fused attention, with a Bias as extra columns of q and k."""
     hs = q.size(-1)
     if score_mod is not None:
         q, k, v = append_columns(q, k, v, *score_mod)
     mask = None if from_zero else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
     y = fused_attention(q, k, v, mask, dropout, is_causal=from_zero, scale=1.0 / math.sqrt(hs))
-    return y[..., :hs] # without the columns
+    # append_columns() widened v by zeros
+    return y[..., :hs]
 
 
 def fused_attention(q, k, v, *args, **options):
-    """F.scaled_dot_product_attention, in float32 where that is faster."""
+    """Returns F.scaled_dot_product_attention(q, k, v), computed in float32 where that is faster."""
     dtype = working_dtype(q)
-    # a CPU's backward in half precision takes up to four times as long as in float32 where rows are short
+    # on a CPU, backward over short rows takes up to four times as long in half precision as in float32
     slow = q.device.type == 'cpu' and dtype.itemsize == 2 and q.size(-2) < 256 and torch.is_grad_enabled()
     if not slow:
         return F.scaled_dot_product_attention(q, k, v, *args, **options)
@@ -282,18 +291,18 @@ def fused_attention(q, k, v, *args, **options):
 
 
 def append_columns(q, k, v, slope, key):
-    """Returns q and k with columns more, whose product is sqrt(hs) slope_i key_j, and v as wide, with zeros.
+    """Returns q and k with more columns, whose product is sqrt(hs) slope_i key_j, and v widened by zeros.
 
     slope (B, nh, T), key (B, nh or 1, Tk).
     """
     a = slope * math.sqrt(q.size(-1))
     c = key.to(wide_dtype(a)).expand(-1, k.size(1), -1)
-    # in half precision a rounded and a rest column each, four products in all: bfloat16 alone blurs positions
-    # beyond 256
+    # in half precision each is a rounded column and one for the rest, four products in all: bfloat16 alone
+    # cannot tell positions beyond 256 apart
     parts_a, parts_c = rounded_and_rest(a, q.dtype), rounded_and_rest(c, k.dtype)
-    # The fused backward rounds each score's gradient, and a rounding error times a large c_j would drown a's
-    # gradient. So one more column, 0 in q and 1 in k, collects the sum of those errors (without rounding it
-    # is 0, for softmax does not see a constant) and takes it off at c_j = c_i, where the query is.
+    # The fused backward rounds the gradient of each score, and these errors times a large c_j would drown a's
+    # gradient. So one more column, 0 in q and 1 in k, collects the sum of the errors, and subtracts it at
+    # c_j = c_i, where the query is. Without rounding that sum is 0, because a constant cancels in softmax.
     own = a * c[..., -a.size(-1):]
     zero = (own.detach() - own).to(q.dtype)
     q_columns = torch.stack([x for x in parts_a for _ in parts_c] + [zero], dim=-1) # (B, nh, T, 2 or 5)
@@ -306,26 +315,27 @@ def append_columns(q, k, v, slope, key):
 
 
 def rounded_and_rest(x, dtype):
-    """Returns x as a list of tensors of this dtype whose sum it is, to about float32's precision."""
+    """Returns tensors of this dtype in a list, whose sum is x: two in half precision, else one."""
     rounded = x.to(dtype)
     return [rounded, (x - rounded).to(dtype)] if dtype.itemsize < 4 else [rounded]
 
 
 def local_attention(q, k, v, window, dropout):
-    """Attention to the last `window` positions, the query's own included, at positions 0..T-1. No T x T.
+    """Returns attention to the last `window` positions, the query's own included, at positions 0..T-1.
 
-    Chunks of `window` queries look at their own chunk of keys and the one before it.
+    Each chunk of `window` queries looks at its own chunk of keys and the one before it, so nothing is T x T.
     """
     B, nh, T, _ = q.size()
     if window >= T:
         return fused_attention(q, k, v, None, dropout, is_causal=True)
-    # n chunks as dim 1, the last one filled up
+    # n chunks, the last one padded: (B * nh, n, window, hs)
     q, k, v = (F.pad(z, (0, 0, 0, -T % window)).flatten(0, 1).unflatten(1, (-1, window)) for z in (q, k, v))
-    # each with the chunk before it, (B * nh, n, 2 * window, hs)
+    # each chunk of keys with the one before it: (B * nh, n, 2 * window, hs)
     k, v = (torch.cat((F.pad(z, (0, 0, 0, 0, 1, -1)), z), dim=2) for z in (k, v))
     i = torch.arange(window, device=q.device)[:, None]
     j = torch.arange(-window, window, device=q.device)
-    first = torch.arange(q.size(1), device=q.device).view(-1, 1, 1) == 0 # has no chunk before it
+    # the first chunk has none before it
+    first = torch.arange(q.size(1), device=q.device).view(-1, 1, 1) == 0
     mask = (j <= i) & (j > i - window) & ~(first & (j < 0)) # (n, window, 2 * window)
     y = fused_attention(q, k, v, mask[None], dropout)
     return y.flatten(1, 2).unflatten(0, (B, nh))[:, :, :T]
@@ -333,11 +343,13 @@ def local_attention(q, k, v, window, dropout):
 
 @cache
 def compiled_flex():
-    return torch.compile(flex.flex_attention, dynamic=False) # uncompiled it would write the T x T scores
+    """Returns FlexAttention compiled on its own, for models that are not."""
+    # uncompiled, it would write the T x T scores
+    return torch.compile(flex.flex_attention, dynamic=False)
 
 
 def flex_attention(q, k, v, pos_q, pos_k, score_mod=None, from_zero=False):
-    """FlexAttention, with a causal BlockMask that all rows share where positions are from_zero."""
+    """Computes attend() by FlexAttention, with a causal BlockMask that all rows share if from_zero."""
     size = dict(H=None, Q_LEN=q.size(2), KV_LEN=k.size(2), device=q.device)
     if from_zero:
         mask = flex.create_block_mask(lambda b, h, i, j: j <= i, B=None, **size)

@@ -1,27 +1,27 @@
-"""An embedding whose gradient repeats itself to the bit, on a GPU and compiled."""
+"""An embedding whose gradient is the same to the bit in every run, also on a GPU and compiled."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding by embedding()."""
+    """nn.Embedding, computed by embedding()."""
 
     def forward(self, idx):
         return embedding(self.weight, idx)
 
 
 def embedding(weight, idx):
-    """Returns weight[idx] (..., C) for weight (rows, C) and idx (...); its gradient is a sum in one order."""
-    # F.embedding's adds up with atomics, in whatever order they come, and two runs of one seed drift apart
+    """Returns weight[idx] (..., C) for weight (rows, C) and idx (...); the gradient sums in a fixed order."""
+    # F.embedding's gradient sums by atomics, in any order, so that two runs of one seed drift apart
     in_any_order = idx.is_cuda or torch.compiler.is_compiling()
     return lookup(weight, idx) if in_any_order else F.embedding(idx, weight)
 
 
-# An operator, because torch.compile does not cache graphs with a torch.autograd.Function in them.
+# An operator, because torch.compile does not cache graphs that contain a torch.autograd.Function.
 @torch.library.custom_op('core::lookup', mutates_args=())
 def lookup(weight: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """Returns weight[idx]; up to 1,024 rows the gradient is a product with the one-hot matrix of idx."""
+    """Returns weight[idx] (..., C). Up to 1,024 rows, its gradient is a product with idx's one-hot matrix."""
     return F.embedding(idx, weight)
 
 
@@ -32,7 +32,7 @@ def _(weight, idx):
 
 @torch.library.custom_op('core::sum_by_row', mutates_args=())
 def sum_by_row(dy: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
-    """Returns (rows, C): each row sums dy (..., C) where idx (...) names it, in eager PyTorch's order."""
+    """Returns (rows, C): each row is the sum of dy (..., C) where idx (...) is that row, in eager order."""
     return torch.ops.aten.embedding_dense_backward(dy, idx, rows, -1, False)
 
 
@@ -49,6 +49,7 @@ def lookup_context(ctx, inputs, output):
 
 def lookup_gradient(ctx, dy): # (..., C)
     idx, = ctx.saved_tensors
+    # a product is faster while the one-hot matrix is small
     if ctx.rows > 1024:
         return sum_by_row(dy, idx, ctx.rows), None
     with torch.autocast(dy.device.type, enabled=False):

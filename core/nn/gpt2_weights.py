@@ -1,9 +1,9 @@
-"""OpenAI's GPT-2 weights, through Hugging Face transformers (pip install transformers)."""
+"""Loads OpenAI's GPT-2 weights through Hugging Face transformers (pip install transformers)."""
 import torch
 
 from core.errors import Stop
 
-# of 124M, 350M, 774M and 1558M parameters
+# 124M, 350M, 774M and 1558M parameters
 SIZES = {
     'gpt2': dict(n_layer=12, n_head=12, n_embd=768),
     'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),
@@ -13,7 +13,7 @@ SIZES = {
 
 
 def download_gpt2(name):
-    """Returns a GPT2LMHeadModel's state dict by its name in SIZES; Stop without transformers or network."""
+    """Returns a GPT2LMHeadModel's state dict, by a name in SIZES; Stop without transformers or network."""
     if name not in SIZES:
         raise Stop(f"init_from={name}: allowed: {', '.join(SIZES)}")
     try:
@@ -28,11 +28,12 @@ def download_gpt2(name):
 
 @torch.no_grad()
 def load_gpt2(model, weights):
-    """Copies a GPT2LMHeadModel's state dict into a GPT, whose names are the same."""
+    """Copies a GPT2LMHeadModel's state dict into a GPT, which has the same names."""
     state = model.state_dict()
-    # OpenAI's checkpoints use a "Conv1D" module, which stores these four matrices transposed
+    # these four matrices belong to modules called Conv1D there, which store them transposed
     transposed = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'
     for name, w in weights.items():
-        if name.endswith(('.attn.bias', '.attn.masked_bias')): # masks, not parameters
+        # masks, not parameters
+        if name.endswith(('.attn.bias', '.attn.masked_bias')):
             continue
         state[name].copy_(w.t() if name.endswith(transposed) else w)

@@ -1,14 +1,16 @@
-"""The mean cross entropy, for large vocabularies on CUDA by the kernels of core/kernels/cross_entropy.py."""
+"""The mean cross entropy; for large vocabularies on CUDA, by the kernels of core/kernels/cross_entropy.py."""
 import torch
 import torch.nn.functional as F
 
-LARGE = 4096 # tokens from which on the kernels are used; they read a row of logits in blocks of as many
+# vocabularies from this size on use the kernels, which read a row of logits in blocks of as many
+LARGE = 4096
 
 
 def cross_entropy(logits, targets):
     """Returns the mean cross entropy, in nats, of logits (N, V) and targets (N,), of which -1 is ignored."""
     V = logits.size(1)
-    compiled = logits.is_cuda and torch.compiler.is_compiling() # eager, nothing requires Triton
+    # eager mode works without Triton
+    compiled = logits.is_cuda and torch.compiler.is_compiling()
     if not compiled or V < LARGE or V % 8 or logits.dtype == torch.float64:
         return F.cross_entropy(logits, targets, ignore_index=-1)
     losses, _ = nll(logits, targets)
@@ -17,9 +19,9 @@ def cross_entropy(logits, targets):
 
 @torch.library.custom_op('core::nll', mutates_args=())
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns negative log-likelihoods, in nats, and base-2 logsumexps, for the gradient: (N,) float32 each.
+    """Returns negative log-likelihoods, in nats, and base-2 logsumexps for the gradient, (N,) float32 each.
 
-    logits (N, V), targets (N,). The loss of a target of -1 is 0, of one that is no token NaN.
+    logits (N, V), targets (N,). The loss is 0 for a target of -1, and NaN for one that is no token.
     """
     from core.kernels.cross_entropy import launch_nll_forward  # Triton
     return launch_nll_forward(logits, targets)
@@ -34,7 +36,7 @@ def _(logits, targets):
 @torch.library.custom_op('core::nll_backward', mutates_args=())
 def nll_backward(dlosses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor,
                  lse: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient for logits (N, V) from that for the losses (N,)."""
+    """Returns the gradient of the logits (N, V) from that of the losses (N,)."""
     from core.kernels.cross_entropy import launch_nll_backward  # Triton
     return launch_nll_backward(dlosses, logits, targets, lse)
 

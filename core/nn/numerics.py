@@ -1,15 +1,15 @@
-"""In which precision something is computed, and a softmax over what is seen."""
+"""Precision for sums and exponentials, and a softmax with a mask."""
 import torch
 import torch.nn.functional as F
 
 
 def wide_dtype(x):
-    """Returns float32, or float64 if x has it: what sums, norms and exponentials are computed in."""
+    """Returns float32, or float64 if x has it: the dtype for sums, norms and exponentials."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def wide(x):
-    """Returns x in float32, or as it is in float64."""
+    """Returns x in float32, or in float64 if it has that."""
     return x.to(wide_dtype(x))
 
 

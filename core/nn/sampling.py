@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Draws tokens from logits."""
 import torch
 import torch.nn.functional as F
 
@@ -6,16 +6,17 @@ import torch.nn.functional as F
 def sample_token(logits, temperature, top_k, top_p, min_p, generator):
     """Returns one token a row (B, 1) from logits (B, V).
 
-    temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 are off.
+    temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 exclude none.
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
+    # the top_k likeliest tokens, and those that tie with the last of them
     if top_k:
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
         logits = logits.masked_fill(logits < kth, float('-inf'))
     probs = F.softmax(logits, dim=-1)
-    # the smallest set of likeliest tokens that holds top_p of the probability (arXiv 1904.09751)
+    # the fewest likeliest tokens that together have probability top_p (arXiv 1904.09751)
     if top_p < 1:
         p, order = probs.sort(dim=-1, descending=True)
         probs = torch.zeros_like(probs).scatter(-1, order, p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0))

@@ -1,13 +1,13 @@
-"""Checkpoints. Killed anywhere, a run folder holds a valid one; damaged anywhere, it says so.
+"""Checkpoints. A kill at any moment leaves a valid one, and damage anywhere is noticed.
 
     ckpt/step_00000250/         model.safetensors, optim.safetensors,
                                 state.json: their sizes and SHA-256, and the caller's state
-    ckpt/step_00000250.old/     the one that a save is replacing
-    ckpt/.tmp-<pid>/            one that is being written, read by nobody
-    ckpt/.tmp-step_00000250/    one that is being deleted, likewise
+    ckpt/step_00000250.old/     one that a save is replacing
+    ckpt/.tmp-<pid>/            one that is being written, and that nobody reads
+    ckpt/.tmp-step_00000250/    one that is being deleted, and that nobody reads
 
-A checkpoint appears under its name by one rename, after everything in it is on the disk: there are no half
-ones. Nothing in it is executed.
+A checkpoint gets its name by one rename after everything in it is on the disk, so none is incomplete. Nothing
+in it is executed.
 """
 import errno
 import hashlib
@@ -27,8 +27,8 @@ from core.run.files import disk_errors, from_json, fsync, sha256, to_json, warn,
 
 MODEL_FILE, OPTIM_FILE = TENSOR_FILES = 'model.safetensors', 'optim.safetensors'
 STATE_FILE = 'state.json'
-STATE_LIMIT = 16 << 20  # bytes of state.json; a larger one is damaged or hostile
-MARGIN = 1 << 20        # bytes a checkpoint needs beside its tensors: headers, state.json, the log
+STATE_LIMIT = 16 << 20  # bytes of state.json; a larger one is damaged or malicious
+MARGIN = 1 << 20        # bytes that a checkpoint needs besides its tensors: headers, state.json, the log
 
 
 class CheckpointError(Exception):
@@ -47,7 +47,10 @@ class Checkpoints:
     # -- saving
 
     def save(self, step, model, optim, state):
-        """Writes ckpt/step_<step>/ from two dicts of tensors and a JSON-able dict. Returns the folder."""
+        """Writes ckpt/step_<step>/ from two dicts of tensors and a dict for JSON; returns the folder.
+
+        Stop if the disk is full.
+        """
         tmp, final = self.ckpt / f'.tmp-{os.getpid()}', self.ckpt / f'step_{step:08d}'
         tensors = {MODEL_FILE: to_cpu(model), OPTIM_FILE: to_cpu(optim)}
         need = sum(t.nbytes for part in tensors.values() for t in part.values()) + MARGIN
@@ -57,10 +60,11 @@ class Checkpoints:
                 self.ckpt.mkdir(exist_ok=True)
                 if shutil.disk_usage(self.ckpt).free < need:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                # 2) the log first: who goes on from this checkpoint relies on what it says up to there
+                # 2) the log first: a run that resumes from this checkpoint relies on the records before it
                 if self.log_path.exists():
                     fsync(self.log_path)
-                # 3) tensors into a folder that nobody reads; threads, as writing and hashing release the GIL
+                # 3) the tensors, into a folder that nobody reads; in threads, because writing and hashing
+                # release the GIL
                 shutil.rmtree(tmp, ignore_errors=True)
                 tmp.mkdir()
                 with ThreadPoolExecutor() as pool:
@@ -69,10 +73,10 @@ class Checkpoints:
                     files = dict(zip(TENSOR_FILES, entries, strict=True))
                 # 4) state.json last, with their sizes and checksums; write_atomic() syncs the folder too
                 write_atomic(tmp / STATE_FILE, with_checksum({**state, 'step': step, 'files': files}))
-                # 5) what it replaces gets a name that checkpoints() lists too: one is there at every moment
+                # 5) one that it replaces gets a name that checkpoints() lists too, so there is always one
                 if final.exists():
                     final.rename(final.with_suffix('.old'))
-                # 6) its own name, by one rename, and the folders' lists of names go to the disk
+                # 6) its name, by one rename; then the folders' lists of names go to the disk
                 tmp.rename(final)
                 fsync(self.ckpt)
                 fsync(self.out_dir)
@@ -84,28 +88,29 @@ class Checkpoints:
         return final
 
     def save_behind(self, step, model, optim, state):
-        """Does save() and prune() in a thread, with the tensors' values of now.
+        """Calls save() and prune() in a thread, with the tensors' present values.
 
-        What goes wrong there is raised by the next save_behind() or wait().
+        The next save_behind() or wait() raises what goes wrong there.
         """
         self.wait()
+        # the next training step changes the tensors in place
         copy = lambda tensors: {name: t.detach().to('cpu', copy=True) for name, t in tensors.items()}
         copies = copy(model), copy(optim)
         self._saving = self._saver.submit(lambda: (self.save(step, *copies, state), self.prune()))
 
     def wait(self):
-        """Returns when what save_behind() began is on the disk."""
+        """Waits until what save_behind() began is on the disk; raises what went wrong there."""
         saving, self._saving = self._saving, None
         try:
             if saving:
                 saving.result()
         finally:
-            # an exception's traceback holds this frame, the frame would hold the future, and that the
-            # exception and us: a cycle, which would keep the lock
+            # an exception refers to this frame by its traceback, the frame would refer to the future, and
+            # that to the exception and to self: a cycle, which would keep the run folder locked
             del saving
 
     def finish_replace(self):
-        """Deletes what a save replaced if the new one is in place; else gives it its name back."""
+        """Deletes a replaced checkpoint if the new one is in place; else gives it its name back."""
         for old in self.ckpt.glob('step_*.old'):
             new = old.with_suffix('')
             if new.exists():
@@ -114,13 +119,13 @@ class Checkpoints:
                 old.rename(new)
 
     def remove_unfinished(self):
-        """Cleans up after processes that were killed. Only the process that holds the lock may call it."""
+        """Cleans up after killed processes. Only the process that holds the lock may call it."""
         for stale in self.ckpt.glob('.tmp-*'):
             shutil.rmtree(stale, ignore_errors=True)
         self.finish_replace()
 
     def prune(self, keep=2):
-        """Deletes checkpoints, except the `keep` newest and the one with the lowest val_loss."""
+        """Deletes all checkpoints except the `keep` newest and the one with the lowest val_loss."""
         folders = self.checkpoints()
         best = min(folders, key=val_loss_of, default=None)
         for folder in folders[keep:]:
@@ -130,25 +135,27 @@ class Checkpoints:
     # -- loading
 
     def checkpoints(self):
-        """Returns the step folders, newest first. Only reading them shows if they are intact."""
+        """Returns the step folders, newest first, which may turn out damaged when they are read."""
         is_checkpoint = lambda f: re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()
         found = filter(is_checkpoint, self.ckpt.glob('step_*'))
         # a replaced one comes after the one that replaces it
         return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
 
     def load(self, which='latest', optim=True):
-        """Returns (state, model tensors, optimizer tensors or None), verified, of 'latest', 'best' or a step.
+        """Returns (state, model tensors, optimizer tensors or None) of 'latest', 'best' or a step, verified.
 
-        'latest' and 'best' fall back, with a warning, to the next best; a step asked for by number does not.
+        If it is damaged, 'latest' and 'best' warn and take the next one. Stop if none is left, or if the step
+        asked for is damaged or missing.
         """
         folders = self.checkpoints()
         if which == 'best':
-            # the unreadable come first, so that the warning names them
+            # unreadable ones come first, so that a warning names them
             folders.sort(key=lambda folder: val_loss_of(folder, unreadable=-math.inf))
         elif which != 'latest':
             if not re.fullmatch(r'(step_)?\d{1,18}', str(which)):
                 raise Stop(f"checkpoint {which!r}: allowed are 'latest', 'best' and a step")
             folders = [f for f in folders if step_of(f) == int(str(which).removeprefix('step_'))]
+        # the first that is intact
         for folder in folders:
             try:
                 state = read_state(folder)
@@ -165,21 +172,22 @@ class Checkpoints:
 # a model
 
 def model_tensors(model):
-    """Returns {name: tensor} of what a checkpoint keeps: parameters, tied ones once, persistent buffers."""
-    # named_parameters() has a tied parameter under its first name alone
+    """Returns {name: tensor} for a checkpoint: the parameters, tied ones once, and the persistent buffers."""
+    # named_parameters() has a tied parameter only under its first name
     first_names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first_names
     return {name: t for name, t in model.state_dict().items() if name not in tied}
 
 
 def load_model_tensors(model, tensors):
-    """Copies a checkpoint's tensors into the model; Stop where they do not fit."""
+    """Copies a checkpoint's tensors into the model; Stop if names or shapes differ."""
     present = model_tensors(model)
     misfits = sorted(set(present) ^ set(tensors))
     misfits = misfits or [name for name, t in present.items() if t.shape != tensors[name].shape]
     if misfits:
         raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {misfits[0]}',
                    NO_CHECKPOINT)
+    # not strict, because tied parameters are there once
     model.load_state_dict(tensors, strict=False)
 
 
@@ -187,7 +195,7 @@ def load_model_tensors(model, tensors):
 # the files of a checkpoint
 
 def to_cpu(tensors):
-    """Returns the tensors as safetensors wants them: on the CPU, contiguous, no two in the same memory."""
+    """Returns the tensors as safetensors needs them: on the CPU, contiguous, no two in the same memory."""
     out, seen = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -198,30 +206,30 @@ def to_cpu(tensors):
 
 
 def write_tensors(path, tensors, pool):
-    """Writes a file of tensors, until it is on the disk itself. Returns its entry in state.json."""
+    """Writes a file of tensors to the disk itself; returns its entry in state.json, {bytes, sha256}."""
     save_file(tensors, path)
-    # save_file makes it private; let the umask decide, as elsewhere
+    # save_file makes it private; give it the folder's permissions, which the umask decided
     path.chmod(path.parent.stat().st_mode & 0o666)
-    # a thread of the pool hashes what is still in memory, while it goes to the disk
+    # a thread hashes the file, still in memory, while it goes to the disk
     digest = pool.submit(sha256, path)
     fsync(path)
     return {'bytes': path.stat().st_size, 'sha256': digest.result()}
 
 
 def read_tensors(folder, name, state):
-    """Returns {name: tensor} of one of the two TENSOR_FILES, verified; no other name is ever opened."""
+    """Returns {name: tensor} of one of TENSOR_FILES, verified; CheckpointError if it is not intact."""
     path = folder / name
     try:
         verify(path, state['files'][name])
-        # load_file's own tensors are windows into the file
+        # load_file's tensors are mapped from the file, which may be deleted
         return {k: t.clone() for k, t in load_file(path).items()}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f'{path}: {type(error).__name__} {str(error)[:200]!r}') from None
 
 
 def verify(path, entry):
-    """Raises CheckpointError unless the file has the size and the SHA-256 of its entry in state.json."""
-    # a pipe is no file: reading one would wait for somebody to write
+    """Raises CheckpointError unless the file has the size and SHA-256 of its entry in state.json."""
+    # a pipe is not a file: reading one would wait for a writer
     if not path.is_file():
         raise CheckpointError(f'{path}: missing')
     if path.stat().st_size != entry['bytes']:
@@ -232,7 +240,7 @@ def verify(path, entry):
 
 
 def read_state(folder):
-    """Returns the content of state.json, whose bytes have to be exactly those with_checksum() makes of it."""
+    """Returns the content of state.json; CheckpointError unless its bytes are those of with_checksum()."""
     path = folder / STATE_FILE
     try:
         if not path.is_file():
@@ -241,6 +249,7 @@ def read_state(folder):
             raise CheckpointError(f'{path}: larger than {STATE_LIMIT:,} bytes')
         raw = path.read_bytes()
         state = json.loads(raw)
+        # written again without its checksum, an intact one gives the same bytes
         state.pop('sha256')
         if with_checksum(state) != raw:
             raise CheckpointError(f'{path}: does not match its SHA-256')
@@ -252,7 +261,7 @@ def read_state(folder):
 
 
 def with_checksum(state):
-    """Returns the bytes of a state as JSON, closed by the SHA-256 of the JSON without it."""
+    """Returns a state as JSON bytes, whose last field is the SHA-256 of the JSON without it."""
     body = json.dumps(to_json(state), indent=1)
     digest = hashlib.sha256(body.encode()).hexdigest()
     raw = f'{body[:-2]},\n "sha256": "{digest}"\n}}\n'.encode()
@@ -263,23 +272,24 @@ def with_checksum(state):
 
 
 def val_loss_of(folder, unreadable=math.inf):
-    """Returns a checkpoint's validation loss, infinity where it has none."""
+    """Returns a checkpoint's validation loss, infinity if it has none, `unreadable` if it cannot be read."""
     try:
         value = read_state(folder).get('val_loss')
     except CheckpointError:
         return unreadable
+    # NaN, which differs from itself, would sort anywhere
     is_number = isinstance(value, (int, float)) and value == value
     return value if is_number else math.inf
 
 
 def step_of(folder):
-    """Returns the step in a checkpoint's name."""
+    """Returns the step in a checkpoint folder's name."""
     return int(folder.name.removeprefix('step_').removesuffix('.old'))
 
 
 def delete(folder):
-    """Deletes a checkpoint; a warning where that fails."""
-    # out of sight by one rename first: no kill leaves half of it under its name
+    """Deletes a checkpoint; warns if that fails."""
+    # renamed first, so that a kill leaves no half of it under its name
     hidden = folder.with_name('.tmp-' + folder.name)
     try:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The surroundings of a run, for config.json: enough to tell two runs apart and to repeat one."""
+"""Describes a run for config.json: enough to tell two runs apart, and to repeat one."""
 import platform
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from core.run.files import sha256
 
 
 def describe_run(state, machine, classes):
-    """Returns a JSON-able record of the options and their origins, the command, versions, device and code.
+    """Returns a record for JSON of options and their origins, command, versions, device and code.
 
-    state: what a checkpoint of the run says; classes: what its variant is built from.
+    state: a checkpoint's state of the run; classes: those that the variant is built from.
     """
     sources = [ROOT / 'model.py', *(Path(f.__file__) for f in classes.files)]
     return dict(options=state['options'], model_args=state['model_args'], origin=state['origin'],
@@ -23,7 +23,7 @@ def describe_run(state, machine, classes):
 
 
 def versions():
-    """Returns {name: version} of Python, the platform and the packages that compute; None: not installed."""
+    """Returns {name: version} for Python, the platform and the main packages, None if not installed."""
     found = dict(python=platform.python_version(), platform=platform.platform())
     for package in ('torch', 'numpy', 'safetensors', 'triton'):
         try:
@@ -34,7 +34,7 @@ def versions():
 
 
 def git():
-    """Returns the commit, with '+' if files differ from it; None outside a git checkout."""
+    """Returns the commit's hash, with '+' if tracked files differ from it; None outside a git checkout."""
     try:
         call = lambda *args: subprocess.run(('git', '-C', str(ROOT), *args), # noqa: S603, S607
                                             capture_output=True, text=True, check=True).stdout.strip()

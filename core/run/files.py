@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, JSON that anybody can read, full disks as one line for the user."""
+"""Replaces files in one step, writes JSON that any program can read, reports a full disk in one line."""
 import errno
 import hashlib
 import json
@@ -18,11 +18,11 @@ FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 def write_atomic(path, data):
-    """Replaces a file by these bytes in one step: readers see all of the old one or all of the new one."""
+    """Replaces a file by these bytes in one step: readers see all of the old file or all of the new one."""
     tmp = path.with_name('.tmp-' + path.name)
     tmp.unlink(missing_ok=True)
     try:
-        # x does not follow a link that somebody put there
+        # mode x does not follow a link that somebody has put there
         with open(tmp, 'xb') as f:
             f.write(data)
             f.flush()
@@ -35,8 +35,8 @@ def write_atomic(path, data):
 
 
 def fsync(path):
-    """Returns when a file, or a folder's list of names, is on the disk itself."""
-    # Windows cannot open folders, and wants files open for writing
+    """Waits until a file, or a folder's list of names, is on the disk itself."""
+    # Windows cannot open folders, and syncs only files that are open for writing
     if os.name == 'nt' and not path.is_file():
         return
     fd = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -54,13 +54,14 @@ def sha256(path):
 
 @contextmanager
 def disk_errors(folder, need):
-    """Turns a full disk, a quota, a file size limit and a vanished folder, met while writing, into a Stop.
+    """A context that turns a full disk, quota or file size limit and a missing folder into a Stop.
 
-    need: the bytes to be written, for the message. Other errors pass.
+    need: the bytes to be written, for the message. Other errors are passed on.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
+        # safetensors has errors of its own, without errno
         code = error.errno if isinstance(error, OSError) else errno_in_text(error)
         if code == errno.ENOENT:
             raise Stop(f'{folder}: vanished while the run was writing there') from None
@@ -72,7 +73,7 @@ def disk_errors(folder, need):
 
 
 def errno_in_text(error):
-    """Returns the errno that safetensors' errors have in their text alone, '(os error 28)'; 0 without one."""
+    """Returns the errno in the text of an error of safetensors, as in '(os error 28)'; 0 without one."""
     return int((re.findall(r'os error (\d+)', str(error)) or [0])[0])
 
 
@@ -80,9 +81,9 @@ def errno_in_text(error):
 # JSON
 
 def to_json(x):
-    """Returns x with NaN and the infinities, which JSON lacks, as words.
+    """Returns x with NaN and infinities, which JSON lacks, as "NaN", "Infinity" and "-Infinity".
 
-    As "NaN", "Infinity" and "-Infinity" both Python's float() and JavaScript's Number() read them.
+    Both Python's float() and JavaScript's Number() read these words.
     """
     if isinstance(x, dict):
         return {k: to_json(v) for k, v in x.items()}
@@ -92,20 +93,21 @@ def to_json(x):
 
 
 def from_json(record):
-    """Returns a record of to_json() with floats again for the words among its own values.
+    """Returns a record of to_json() with floats in place of the words among its own values.
 
-    Deeper down may be a vocabulary with the word NaN in it.
+    Nested values stay, because a vocabulary among them may contain the word NaN.
     """
     return {k: float(v) if v in ('NaN', 'Infinity', '-Infinity') else v for k, v in record.items()}
 
 
 def read_json(path):
-    """Returns the record in a file, None where there is no file; Stop where it is not a record in JSON."""
+    """Returns the record in a JSON file, None if there is no file; Stop if it does not hold a record."""
     try:
         return from_json(json.loads(Path(path).read_text(encoding='utf-8')))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, AttributeError): # no JSON, or JSON that is not a dict
+    # not JSON, or JSON that is not a dict
+    except (ValueError, AttributeError):
         raise Stop(f'{path}: is not a record in JSON; once deleted it is made anew') from None
 
 

@@ -1,9 +1,9 @@
-"""The run folder: everything that is kept of a run.
+"""The run folder, which holds everything that is kept of a run.
 
     config.json, result.json    one JSON object each, replaced in one step
-    log.jsonl                   one JSON object a line; what is not finite is "NaN", "Infinity" or "-Infinity"
+    log.jsonl                   a JSON object per line; what is not finite is "NaN", "Infinity" or "-Infinity"
     ckpt/                       checkpoints, see core/run/checkpoint.py
-    aside/                      checkpoints that a resume from an earlier one left behind
+    aside/                      checkpoints later than the one that a run was resumed from
     previous/                   the run before this one, moved there by archive_previous()
     .lock                       "pid host" of the process that writes here
 """
@@ -20,25 +20,25 @@ from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
 from core.run.checkpoint import MARGIN, Checkpoints, step_of
 from core.run.files import FULL, disk_errors, from_json, to_json, warn, write_atomic
 
-# where the text of .lock begins: Windows lets nobody else read the byte that is locked, the first
+# where the text of .lock begins: Windows lets no other process read the locked byte, the first
 LOCK_TEXT = 1 if os.name == 'nt' else 0
 
 
 class RunFolder(Checkpoints):
-    """One run's lock, log and records beside its checkpoints. Reading needs no lock."""
+    """A run's lock, log and records, besides its checkpoints. Reading needs no lock."""
 
     def __init__(self, out_dir):
         super().__init__(out_dir)
         self._lock = self._log = None
 
     def lock(self):
-        """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks at once.
+        """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks it at once.
 
-        Stop where another process holds it, and where nobody can write.
+        Stop if another process holds the lock, or if the folder cannot be written.
         """
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            # a folder that somebody else made must not lead outside
+            # a folder made by others must not lead elsewhere
             for name in 'ckpt', 'aside', 'previous', '.moving':
                 if (self.out_dir / name).is_symlink():
                     raise Stop(f'{self.out_dir / name} is a link; give the place itself as --out_dir')
@@ -49,8 +49,8 @@ class RunFolder(Checkpoints):
             code = DISK_FULL if error.errno in FULL else BAD_INPUT
             raise Stop(f'--out_dir={self.out_dir}: cannot write there: {error.strerror}', code) from None
 
-        # a lock on the descriptor: filelock's FileLock, up to 3.29, empties the file before it has the lock,
-        # and with it the name of the process that holds it
+        # lock the descriptor: up to 3.29, filelock's FileLock empties the file before it has the lock, and so
+        # loses the name of the process that holds it
         try:
             locked = lock_descriptor(self._lock.fileno(), blocking=False)
         except OSError as error: # some cluster file systems have no locks
@@ -69,10 +69,10 @@ class RunFolder(Checkpoints):
     # -- the log
 
     def log_open(self, step=0):
-        """Opens the log to go on at `step`; what is there from `step` on is a future that the run has left.
+        """Opens the log to continue at `step`. Records from `step` on are removed, and a line cut short too.
 
-        So those records go, as does a line that a kill cut short; and newer checkpoints move to aside/: left
-        in place, a later resume would jump to them, and prune() would count a damaged one as the newest.
+        Later checkpoints move to aside/. In place, a later resume would jump to them, and prune() would count
+        a damaged one as the newest.
         """
         for folder in self.checkpoints():
             if step_of(folder) > step:
@@ -87,17 +87,17 @@ class RunFolder(Checkpoints):
         self._log = open(self.log_path, 'a', encoding='utf-8')
 
     def log(self, record):
-        """Appends a record: floats to the last bit, one line, out of this process before log() returns."""
+        """Appends a record as one line, floats to the last bit; it has left this process on return."""
         with disk_errors(self.out_dir, MARGIN):
             self._log.write(json.dumps(to_json(record)) + '\n')
             self._log.flush()
 
     def read_log(self):
-        """Returns the records of the log; a warning for a line that is none."""
+        """Returns the records of the log; warns of lines that are not records."""
         return [record for _, record in self._lines()]
 
     def _lines(self):
-        """Yields (line, record) of each whole line; a last line without its end was cut short by a kill."""
+        """Yields (line, record) for each complete line; a kill may have cut the last one short."""
         lines = self.log_path.read_bytes().splitlines(keepends=True) if self.log_path.is_file() else []
         for n, line in enumerate(lines, 1):
             try:
@@ -112,24 +112,24 @@ class RunFolder(Checkpoints):
     # -- records
 
     def write_json(self, name, obj):
-        """Writes config.json or result.json, in one step."""
+        """Writes an object to config.json or result.json, in one step."""
         data = json.dumps(to_json(obj), indent=2).encode() + b'\n'
         with disk_errors(self.out_dir, len(data)):
             write_atomic(self.out_dir / name, data)
 
     def archive_previous(self):
-        """Moves the last run's files to previous/: a new run destroys nothing. Returns True if it moved some.
+        """Moves the last run's files to previous/: a new run destroys nothing. Returns True if it moved any.
 
-        A run without a checkpoint (a typo, an early Ctrl-C) does not replace one with some; it is deleted.
+        A run without a checkpoint (a typo, an early Ctrl-C) is deleted instead if previous/ has a run.
         """
         files = 'result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'
         present = [name for name in files if (self.out_dir / name).exists()]
         previous, moving = self.out_dir / 'previous', self.out_dir / '.moving'
-        # .moving is there when a kill interrupted the lines below: then they are to be finished
+        # .moving exists if a kill interrupted the lines below, which then finish
         if not present and not moving.exists():
             return False
         moving.mkdir(exist_ok=True)
-        # ckpt last: until then, a resume finds it
+        # ckpt comes last, so that until then a resume finds it
         for name in present:
             (self.out_dir / name).replace(moving / name)
         keep = any(moving.glob('ckpt/step_*')) or not previous.exists()
@@ -140,7 +140,7 @@ class RunFolder(Checkpoints):
 
 
 def last_iteration(out_dir):
-    """Returns the iteration of the last whole line of a log that somebody may be writing; 0 without one."""
+    """Returns the iteration in the last complete line of a log that may be being written; 0 without one."""
     try:
         with open(Path(out_dir) / 'log.jsonl', 'rb') as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))

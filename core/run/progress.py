@@ -1,18 +1,18 @@
-"""Progress of a script, one moving line on a terminal, plain lines elsewhere; and wandb, never in the way."""
+"""Shows progress, by a moving line on a terminal and plain lines elsewhere; and logs to wandb if it works."""
 import shutil
 import sys
 
 
 class Progress:
-    """Shows how far a run of `total` iterations is that begins at `start`."""
+    """Shows the progress of a run of `total` iterations that begins at `start`."""
 
     def __init__(self, total, start=0):
         self.bar = None
         if sys.stdout.isatty():
             from tqdm import tqdm
-            # 80 x 24 where a terminal does not know its size and says 0, in which tqdm would show nothing
+            # 80 x 24 if a terminal reports a size of 0, in which tqdm would show nothing
             columns, rows = shutil.get_terminal_size()
-            # smoothing=0: the time left follows the mean speed, evaluations and checkpoints included
+            # smoothing=0 estimates the time left by the mean speed, with evaluations and checkpoints in it
             self.bar = tqdm(total=total, initial=start, file=sys.stdout, leave=False, miniters=0, smoothing=0,
                             bar_format='{n_fmt}/{total_fmt} [{bar:24}]{postfix}, {remaining} left',
                             ascii=' =', ncols=columns - 1, nrows=rows)
@@ -25,25 +25,25 @@ class Progress:
             self.bar.write(text)
 
     def update(self, it, text):
-        """Shows iteration `it` and the text beside it: in the moving line, or in one of its own."""
+        """Shows iteration `it` and a text, in the moving line or, without a terminal, in a new one."""
         if self.bar is None:
             self.line(f'iter {it}: {text}')
         else:
-            # somebody may have resized the window
+            # the window may have been resized
             self.bar.ncols = shutil.get_terminal_size().columns - 1
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(it - self.bar.n)
 
     def close(self):
-        """Takes the moving line away."""
+        """Removes the moving line."""
         if self.bar is not None:
             self.bar.close()
 
 
 def wandb_logger(project, name, config):
-    """Returns a function that logs a dict to Weights & Biases, None at the end.
+    """Returns a function that logs a dict to Weights & Biases, or ends the log if given None.
 
-    Whatever fails is one warning, and the run goes on.
+    If anything fails, it prints one warning and the run goes on.
     """
     def warn(error):
         reason = ' '.join(str(error).split())[:200]
@@ -51,7 +51,8 @@ def wandb_logger(project, name, config):
     try:
         import wandb
         run = wandb.init(project=project, name=name, config=config, settings=wandb.Settings(init_timeout=10))
-    except Exception as error: # an import, a login, a network: none of them may end a run
+    # a missing package, a login, a network: none of them may end a run
+    except Exception as error:
         warn(error)
         return lambda record: None
 

@@ -1,26 +1,29 @@
-"""A run that goes on: its own options, and those given now."""
+"""Merges a resumed run's own options with those given now."""
 import dataclasses
 
 from core.errors import Stop
 from core.run.files import read_json
 
-# options of a model that may change where a run goes on
+# options of a model that may change on resuming
 CHANGEABLE = 'dropout', 'attn_dropout', 'attn'
 
 
 def load_run_config(path):
-    """Returns the content of a run's config.json, None where there is none; Stop if train.py did not write it."""
+    """Returns the content of a run's config.json, None if there is none; Stop if it is not train.py's."""
     saved = read_json(path)
-    if saved is not None and not all(isinstance(saved.get(name), dict) for name in ('options', 'model_args', 'origin')):
+    if saved is not None and not all(isinstance(saved.get(name), dict)
+                                     for name in ('options', 'model_args', 'origin')):
         raise Stop(f'{path}: not what train.py writes; start another run with --init_from=scratch')
     return saved
 
 
 def resumed(config, saved, print0):
-    """Returns (options, model_args, origin) of a saved run with those given now put over them; prints the differences.
+    """Returns a saved run's (options, model_args, origin) overridden by those given now; prints differences.
 
-    config: as configure() returns it; saved: a dict with options, model_args and origin. Stop if the model would differ.
+    config: as configure() returns it; saved: a dict with options, model_args and origin. Stop if the model
+    would change.
     """
+    # defaults override nothing
     before = saved['options'] | saved['model_args']
     now = {name: value for name, value in (dataclasses.asdict(config.options) | config.model_args).items()
            if config.origin[name] != 'default' and name not in ('init_from', 'out_dir')}
@@ -30,7 +33,7 @@ def resumed(config, saved, print0):
                 raise Stop(f'{name}={value}: the run to resume has {name}={before[name]}; '
                            'start another with --init_from=scratch')
             print0(f'{name}: {before[name]} before, {value} from here')
-    # an option that the saved run did not know yet has its default
+    # an option that is newer than the saved run has its default
     options = {name: now.get(name, saved['options'].get(name, value))
                for name, value in dataclasses.asdict(config.options).items()}
     options['init_from'] = saved['options']['init_from']

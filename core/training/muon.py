@@ -1,4 +1,4 @@
-"""Muon for matrices beside AdamW for everything else, as one optimizer."""
+"""Muon for matrices and AdamW for everything else, as one optimizer."""
 import math
 from collections import defaultdict
 
@@ -6,22 +6,22 @@ import torch
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, and Muon in groups with muon=True (Jordan et al., https://kellerjordan.github.io/posts/muon).
+    """AdamW, with Muon for groups with muon=True (Jordan et al., https://kellerjordan.github.io/posts/muon).
 
-    Muon's step is the nearest matrix with orthonormal rows or columns to Nesterov's momentum of the
-    gradient. The arithmetic is that of torch.optim.Muon with adjust_lr_fn='match_rms_adamw' (arXiv
-    2502.16982), so that one learning rate and one weight decay serve both. But matrices of one shape go
-    through one batch of products, the learning rate may be a tensor, and where found_inf is set nothing
-    moves, as in a fused AdamW.
+    Muon steps by the matrix with orthonormal rows or columns that is nearest to the gradient's Nesterov
+    momentum. The arithmetic is that of torch.optim.Muon with adjust_lr_fn='match_rms_adamw' (arXiv
+    2502.16982), so that both share one learning rate and one weight decay. Unlike there, matrices of one
+    shape go through one batch of products, the learning rate may be a tensor, and nothing moves where
+    found_inf is set, as in a fused AdamW.
 
-    state: momentum_buffer, like the parameter.
+    Muon's state is momentum_buffer, in the parameter's shape.
     """
 
     MOMENTUM = 0.95
 
     @torch.no_grad()
     def step(self, closure=None):
-        # AdamW steps all groups that it sees
+        # AdamW steps all groups that it sees, so Muon's are hidden from it
         all_groups = self.param_groups
         self.param_groups = [group for group in all_groups if not group['muon']]
         try:
@@ -33,6 +33,7 @@ class MuonAdamW(torch.optim.AdamW):
         for group in all_groups:
             if not group['muon']:
                 continue
+            # matrices of one shape are stepped together
             by_shape = defaultdict(list)
             for p in group['params']:
                 if p.grad is not None:
@@ -42,15 +43,16 @@ class MuonAdamW(torch.optim.AdamW):
         return loss
 
     def orthogonal_step(self, params, lr, weight_decay, found_inf):
-        """Steps n matrices of one shape (r, c), unless found_inf (() or None) is above 0."""
+        """Steps n matrices of shape (r, c); found_inf is None, or a tensor () that forbids it if above 0."""
         buffers = [self.state[p].setdefault('momentum_buffer', torch.zeros_like(p)) for p in params]
         grad = torch.stack([p.grad for p in params]) # (n, r, c)
         old = torch.stack(buffers) # (n, r, c)
         new = old.lerp(grad, 1 - self.MOMENTUM)
-        # 0.2 sqrt(max(r, c)) gives an update the root mean square of AdamW's
+        # 0.2 sqrt(max(r, c)) gives updates the root mean square of AdamW's
         size = lr * 0.2 * math.sqrt(max(grad.shape[1:]))
         update = orthogonal(grad.lerp(new, self.MOMENTUM)).to(grad.dtype) * size
         keep = torch.ones((), device=grad.device) * (1 - lr * weight_decay)
+        # selected on the device, because a branch would wait for it
         if found_inf is not None:
             bad = found_inf > 0
             new = torch.where(bad, old, new)
@@ -62,15 +64,16 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonal(x, steps=5, eps=1e-7):
-    """Returns U V^T, nearly, of each x = U S V^T (n, r, c), in bfloat16.
+    """Returns approximately U V^T for each x = U S V^T (n, r, c), in bfloat16.
 
-    A quintic Newton-Schulz iteration lifts all singular values to between about 0.7 and 1.2.
+    A quintic Newton-Schulz iteration brings all singular values to between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+    # the smaller of the two Gram matrices
     tall = x.size(1) > x.size(2)
     y = x.bfloat16()
     y = y.mT if tall else y
-    # no singular value is above the norm
+    # the norm bounds all singular values, and the iteration needs them to be at most 1
     y = y / torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = y @ y.mT # (n, r, r)

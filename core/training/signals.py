@@ -1,4 +1,4 @@
-"""A stop that was asked for from outside, by Ctrl-C, kill or a cluster's scheduler."""
+"""Requests from outside to stop: Ctrl-C, kill or a cluster's scheduler."""
 import os
 import signal
 
@@ -7,10 +7,11 @@ import torch.distributed as dist
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 (SLURM) ask for a stop at the next iteration; the second one stops at once."""
+    """Catches SIGINT, SIGTERM and SIGUSR1 (SLURM): the first asks for a stop, the second exits at once."""
 
     def __init__(self):
         self.received = None # signal.Signals
+        # Windows has no SIGUSR1
         for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self.handle)
@@ -21,12 +22,14 @@ class Signals:
         self.received = signal.Signals(number)
 
     def stop_requested(self, device, talk):
-        """True if a signal came. Under torch.distributed every process has to agree, which they do where talk is True."""
+        """Returns True if a signal came. Several processes agree on it if talk is True; else it is False."""
         if not dist.is_initialized():
             return self.received is not None
         if not talk:
             return False
-        number = torch.tensor(int(self.received or 0), device=device if dist.get_backend() == 'nccl' else 'cpu')
+        # a signal may reach only some of the processes, and all must stop at the same iteration
+        number = torch.tensor(int(self.received or 0),
+                              device=device if dist.get_backend() == 'nccl' else 'cpu')
         dist.all_reduce(number, dist.ReduceOp.MAX)
         if number and not self.received:
             self.received = signal.Signals(int(number))

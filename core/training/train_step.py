@@ -1,4 +1,4 @@
-"""One training iteration: forward, backward, clipping and the optimizer's step. On CUDA it is one replayed graph."""
+"""One training iteration: forward, backward, clipping, optimizer step; on CUDA, a graph that is replayed."""
 import gc
 from contextlib import contextmanager
 
@@ -9,31 +9,33 @@ from core.device.cuda_graph import GraphPool
 from core.rng import key, seed_cpu
 
 OPTIMIZER_STATE = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer'
-# a GradScaler starts at 2 ** 16: thirty overflows on end are no search for a scale any more
+# a GradScaler starts at 2 ** 16 and halves at each overflow: thirty of them mean that no scale will do
 SMALLEST_SCALE = 2 ** -14
 
 
 class TrainStep:
-    """Call it with (it, x, y, lr): tokens and targets x, y (n * B, T) on the device, n micro-batches of B rows.
+    """Trains a model by one iteration when called with (it, x, y, lr).
 
-    model.objective(x, y, it) returns the loss to minimise, a mean over the tokens, and {name: auxiliary loss in it}.
-    shape: (n, B, T). pool: the GraphPool of graphs that never run beside this one; None: one of its own.
+    x, y: tokens and targets (n * B, T) on the device, n micro-batches of B rows; shape: (n, B, T).
+    model.objective(x, y, it) returns the loss to minimise, a mean over tokens, and {name: auxiliary part}.
+    pool: the GraphPool of graphs that never run at the same time as this one; None: a new one.
 
-    Nothing in a call waits for the device. A loss or gradient that is not finite sets `bad` on the device, after which
-    this and all later optimizer steps do nothing: the weights stay those before it until the host looks, see metrics().
-    In float16 a gradient that overflows is the scaler's business, and only the loss counts.
+    No call waits for the device. A loss or gradient that is not finite sets `bad` on the device. Then this
+    optimizer step and all later ones do nothing, so the weights stay as they were until the host calls
+    metrics(). In float16 the scaler handles gradients that overflow, and only the loss can set `bad`.
     """
 
     def __init__(self, model, optimizer, machine, shape, grad_clip, seed, rank=0, world=1, pool=None):
         self.model, self.optimizer, self.machine = model, optimizer, machine
         self.seed, self.rank, self.world = seed, rank, world
         self.params = list(model.parameters())
+        # a variant may learn buffers; those of integers are not averaged
         self.buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.max_norm = grad_clip or float('inf')
-        # it scales the loss of float16 alone, elsewhere it does nothing
+        # scales the loss in float16 only, elsewhere it does nothing
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
 
-        # what a captured graph reads and writes has to stay where it is
+        # a captured graph reads and writes fixed addresses: these tensors are filled, never replaced
         self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
         self.it, self.loss, self.norm, self.bad, self.bad_it = torch.zeros(5, device=machine.device)
         self.inv_accum_steps = torch.tensor(1 / len(self.x), device=machine.device)
@@ -44,13 +46,13 @@ class TrainStep:
             self.objective = torch.compile(self.objective, fullgraph=True, dynamic=False)
         self.seed_noise = seed_cpu if machine.type == 'cpu' else torch.manual_seed
 
-        # several processes average their gradients in the middle of a step, outside of any graph
+        # several processes exchange gradients in the middle of a step, so theirs is not captured
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
         self.clipped_adamw = None
         if self.graphed:
             self.pool = pool or GraphPool()
-            # a generator of its own, for graphs that overlap
+            # its own generator, because the graphs of several models may overlap in time
             self.generator = torch.cuda.default_generators[torch.cuda.current_device()].clone_state()
             from core.kernels.clipped_adamw import ClippedAdamW  # Triton
             if ClippedAdamW.takes(optimizer) and not self.scaler.is_enabled():
@@ -59,6 +61,7 @@ class TrainStep:
     # -- an iteration
 
     def __call__(self, it, x, y, lr):
+        # a captured graph reads the learning rate from its tensor
         for group in self.optimizer.param_groups:
             if isinstance(group['lr'], torch.Tensor):
                 group['lr'].fill_(lr * group['lr_scale'])
@@ -66,22 +69,24 @@ class TrainStep:
                 group['lr'] = lr * group['lr_scale']
         self.load_batch(it, x, y)
 
-        # dropout and all other noise are keyed by the iteration
+        # dropout and all other noise depend on the iteration, not on what was drawn before it
         noise = key(self.seed, 'noise', it, self.rank)
         if not self.graphed:
             self.seed_noise(noise)
             with self.machine.tf32():
                 self.run()
             return
-        self.generator.manual_seed(noise) # a graph reads it at each replay
+        # a graph reads the generator's state at each replay
+        self.generator.manual_seed(noise)
         if self.graph is not None:
             self.graph.replay()
             return
 
-        # the first calls are ordinary ones, and warm up what a capture needs
+        # the first three calls run eagerly, which compiles and allocates what a capture needs
         caller = torch.cuda.current_stream()
         self.pool.stream.wait_stream(caller)
-        with no_garbage_collection(), self.machine.tf32(), self.own_generator(), torch.cuda.stream(self.pool.stream):
+        with (no_garbage_collection(), self.machine.tf32(), self.own_generator(),
+              torch.cuda.stream(self.pool.stream)):
             self.run()
             self.calls += 1
             if self.calls == 3:
@@ -91,12 +96,13 @@ class TrainStep:
         caller.wait_stream(self.pool.stream)
 
     def load_batch(self, it, x, y):
+        """Copies the iteration and its batch, (n * B, T) each, to where the step reads them."""
         self.it.fill_(it)
         torch._foreach_copy_([self.x, self.y], [x.view_as(self.x), y.view_as(self.y)])
 
     @contextmanager
     def own_generator(self):
-        """Lets the device's generator draw from self.generator meanwhile."""
+        """A context in which the device's default generator is self.generator."""
         default = torch.cuda.default_generators[torch.cuda.current_device()]
         outside = default.graphsafe_get_state()
         default.graphsafe_set_state(self.generator)
@@ -106,11 +112,12 @@ class TrainStep:
             default.graphsafe_set_state(outside)
 
     def run(self):
+        """Computes the gradients and steps the optimizer, without waiting for the device."""
         # gradients, micro-batch by micro-batch
         self.accumulate_gradients()
         if self.world > 1:
             self.average_over_processes()
-        # after that, so that an overflow in one process is skipped in all
+        # after averaging, so that an overflow in one process is skipped in all of them
         self.scaler.unscale_(self.optimizer)
 
         # clip, look for what is not finite, step
@@ -122,14 +129,14 @@ class TrainStep:
             self.flag_nonfinite()
             self.step_optimizer()
 
-        # their memory is free for the next forward pass
+        # frees the gradients' memory for the next forward pass
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self):
-        """Computes the gradients of the mean objective over the micro-batches, and their cross entropy, self.loss."""
+        """Sets the gradients of the micro-batches' mean objective, and self.loss, its cross entropy."""
         dloss = self.scaler.scale(self.inv_accum_steps)
         if self.scaler.is_enabled():
-            # the scaler skips what overflows, and only that; once bad, every step has to be skipped
+            # the scaler skips steps by their gradients: once bad, make them NaN so that it skips them all
             dloss = dloss * torch.where(self.bad > 0, torch.nan, 1.0)
         self.loss.zero_()
         self.aux_losses = {}
@@ -140,13 +147,15 @@ class TrainStep:
             for name, value in aux_losses.items():
                 self.aux_losses[name] = self.aux_losses.get(name, 0.0) + value.detach() * self.inv_accum_steps
             self.loss.addcmul_(loss.detach(), self.inv_accum_steps)
+        # what is logged as the loss is the cross entropy alone
         if self.aux_losses:
             self.loss -= sum(self.aux_losses.values())
 
     def average_over_processes(self):
-        """Averages gradients, losses and buffers, which a variant may learn without gradients, in one all-reduce.
+        """Averages gradients, losses and buffers over the processes, in one all-reduce.
 
-        After the last micro-batch: DDP's overlap with the backward pass is worth little beside several of them.
+        It comes after the last micro-batch. DDP would overlap it with that one's backward pass, which saves
+        little where there are several.
         """
         grads = [p.grad for p in self.params if p.grad is not None]
         tensors = [*grads, self.loss, *self.aux_losses.values(), *self.buffers]
@@ -157,50 +166,63 @@ class TrainStep:
             t.copy_(mean.view_as(t))
 
     def flag_nonfinite(self):
-        """Sets bad if the loss or the norm is not finite, and bad_it where bad was not set before."""
+        """Sets bad if the loss or the norm is not finite, and the first time it does, bad_it."""
         checked = self.loss if self.scaler.is_enabled() else self.loss + self.norm
-        bad = checked - checked != 0 # not finite, in two launches; isfinite takes five
+        # inf - inf and NaN - NaN are NaN: two launches, where isfinite takes five
+        bad = checked - checked != 0
         torch.where(bad > self.bad, self.it, self.bad_it, out=self.bad_it)
         self.bad.logical_or_(bad)
 
     def step_optimizer(self):
+        """Steps the optimizer, unless bad is set or, in float16, a gradient has overflowed."""
         if not self.scaler.is_enabled():
-            # a fused optimizer skips its step where found_inf is set: so a GradScaler tells it
+            # a fused optimizer skips its step where found_inf is set, which is how GradScaler tells it
             self.optimizer.grad_scale, self.optimizer.found_inf = None, self.bad
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    # -- what the host is told
+    # -- metrics
 
     def snapshot(self):
-        """Starts to copy the last call's metrics to the host; nothing waits, and later calls do not change the copy."""
-        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it, *self.aux_losses.values()])
+        """Starts to copy the last call's metrics to the host, without waiting; returns what metrics() takes.
+
+        Later calls do not change the copy.
+        """
+        values = torch.stack([self.loss, self.norm, self.bad, self.bad_it, self.it,
+                              *self.aux_losses.values()])
+        # only a copy to pinned memory runs without the host
         cuda = self.machine.type == 'cuda'
         copy = torch.empty_like(values, device='cpu', pin_memory=cuda).copy_(values, non_blocking=cuda)
         return copy, torch.cuda.current_stream().record_event() if cuda else None
 
     def metrics(self, snapshot=None):
-        """Waits for the snapshot's call, by default the last one.
+        """Waits for a snapshot, by default one of the last call.
 
-        Returns {loss, loss.<auxiliary>, grad_norm}, bad, and the first bad iteration.
+        Returns ({loss, grad_norm, loss.<auxiliary>}, bad, the first bad iteration).
         """
         copy, arrived = self.snapshot() if snapshot is None else snapshot
         if arrived is not None:
             arrived.synchronize()
         loss, norm, bad, bad_it, it, *aux = copy.tolist()
+        # gradients that overflow at every scale are not finite themselves
         if self.scaler.get_scale() < SMALLEST_SCALE:
             bad, bad_it = True, bad_it if bad else it
         aux_losses = {f'loss.{name}': value for name, value in zip(self.aux_losses, aux, strict=True)}
         return dict(loss=loss, grad_norm=norm, **aux_losses), bool(bad), int(bad_it)
 
     def find_nonfinite(self, it, x, y):
-        """Returns the thing that is not finite in an iteration, in words. Weights, buffers and optimizer stay."""
+        """Returns words for what is not finite in iteration `it`, found by computing it once more.
+
+        Weights, buffers and optimizer state are as before.
+        """
+        # in float16, bad would make all gradients NaN
         buffers, bad = [b.clone() for b in self.buffers], self.bad.clone()
         self.bad.zero_()
         self.load_batch(it, x, y)
         self.seed_noise(key(self.seed, 'noise', it, self.rank))
         with self.machine.tf32():
             self.accumulate_gradients()
+        # the loss comes first, because one that is not finite spoils the gradients too
         grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         found = 'the gradient norm'
         if not self.loss.isfinite():
@@ -217,24 +239,26 @@ class TrainStep:
     # -- checkpoints
 
     def state(self):
-        """Returns the optimizer's tensors by parameter name, '<parameter>.exp_avg', and the gradient scaler's state."""
+        """Returns the optimizer's tensors, {'<parameter>.exp_avg': ...}, and the gradient scaler's state."""
         tensors = {f'{name}.{part}': t for name, p in self.model.named_parameters()
                    for part, t in self.optimizer.state[p].items()}
         return tensors, self.scaler.state_dict()
 
     def load_state(self, tensors, scaler):
+        """Copies what state() returned into the optimizer and the scaler."""
         for name, p in self.model.named_parameters():
             for part in OPTIMIZER_STATE:
                 if (saved := tensors.get(f'{name}.{part}')) is not None:
-                    # into the tensors that are there, whose addresses a captured graph knows
-                    current = self.optimizer.state[p].setdefault(part, saved.to(self.machine.device, copy=True))
+                    # into existing tensors, because a captured graph has their addresses
+                    current = self.optimizer.state[p].setdefault(
+                        part, saved.to(self.machine.device, copy=True))
                     current.copy_(saved)
         self.scaler.load_state_dict(scaler)
 
 
 @contextmanager
 def no_garbage_collection():
-    """Keeps Python from looking for garbage, which takes 7 % of a compilation's time."""
+    """A context without Python's garbage collection, which takes 7 % of a compilation's time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -18,14 +18,14 @@ from core.errors import Stop, run_main
 HERE = Path(__file__).absolute().parent
 
 # The commit that holds all 8,013,769 documents as parquet. Earlier ones need a dataset script, which
-# `datasets` no longer runs, and the automatic refs/convert/parquet of that time stopped at the first 5 GB.
+# `datasets` no longer runs, and their automatic refs/convert/parquet stops at the first 5 GB.
 REVISION = '79d93d786212f7344586290adb811d4ae6a1762c'
 END = 50256 # <|endoftext|>, after every document
 PROCESSES = max(1, (os.cpu_count() or 1) // 2)
 
 
 def load():
-    """Returns all documents as a table of `datasets`, which keeps a copy of the download."""
+    """Returns all documents as a table of `datasets`, which keeps a copy; Stop if it cannot be downloaded."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -39,7 +39,7 @@ def load():
 
 
 def shards(documents, size=10_000):
-    """Yields arrays of the token ids of `size` documents: nine billion tokens never lie in memory at once."""
+    """Yields arrays of token ids, `size` documents each, since nine billion tokens do not fit in memory."""
     for start in range(0, len(documents), size):
         yield np.concatenate(documents[start:start + size]['ids'])
 
@@ -48,7 +48,7 @@ def main():
     bpe = gpt2_bpe()
 
     def tokenize(row):
-        # uint16 already here: int64 would fill the cache four times as much
+        # uint16, because int64 would take four times the space in the cache
         return {'ids': np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)}
 
     splits = load().train_test_split(test_size=0.0005, seed=2357, shuffle=True)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare in GPT-2's tokens, 301,966 + 36,059 of them, to finetune GPT-2 on. Needs tiktoken."""
+"""Tiny Shakespeare in GPT-2's tokens, 301,966 + 36,059 of them, to fine-tune GPT-2 on. Needs tiktoken."""
 import sys
 from pathlib import Path
 

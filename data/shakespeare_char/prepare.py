@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, a character a token: writes train.bin, val.bin and meta.json beside this file."""
+"""Tiny Shakespeare, one token per character: writes train.bin, val.bin and meta.json beside this file."""
 import sys
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Your own text, a character a token:
+"""Your own text, one token per character:
 
     python data/text/prepare.py FILE... [--out=data/NAME]
 
-The files are UTF-8 and are joined in the order given. Train with --dataset=text, or --dataset=NAME.
+The files must be UTF-8, and are joined in the order given. Train with --dataset=text, or --dataset=NAME.
 """
 import os
 import sys
