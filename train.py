@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from configurator import Count, DeviceOptions, NonNegative, Rate, Whole, configure, construct_checked
+from configurator import COMMAND_LINE, Count, DeviceOptions, NonNegative, Rate, Whole, configure, construct_checked
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
@@ -104,7 +104,7 @@ def out_dir_of(options, origin):
     Else out-<variant> if a variant is given, unless one config file sets both. Else the config file's
     out_dir, or the default.
     """
-    by_hand = origin['out_dir'] == 'command line'
+    by_hand = origin['out_dir'] == COMMAND_LINE
     # an origin from a file is config/x.py:3, the place of the assignment
     same_file = origin['variant'].rsplit(':', 1)[0] == origin['out_dir'].rsplit(':', 1)[0]
     if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':

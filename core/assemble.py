@@ -5,12 +5,12 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
+from core import ROOT
 from core.errors import Stop
 
-FOLDER = Path(__file__).parents[1] / 'variants'
+FOLDER = ROOT / 'variants'
 
 
 class Classes(SimpleNamespace):
