@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from core.nn.dropout import Dropout, keep_mask
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
-def test_the_hash_is_triple32(device):
+# Inductor's code for a CPU takes a C++ compiler seconds
+compiled_on = pytest.mark.parametrize('device, backend', [
+    ('cpu', 'aot_eager'), pytest.param('cpu', 'inductor', marks=pytest.mark.slow),
+    pytest.param('cuda', 'inductor', marks=pytest.mark.gpu)])
+
+
+@compiled_on
+def test_the_hash_is_triple32(device, backend):
     """Equals triple32 without its last step, defined in Python's integers, for seeds of 0; compiled too."""
     def triple32(x):
         for shift, factor in (17, 0xed5ad4bb), (11, 0xac4c1b51), (15, 0x31848bab):
@@ -20,7 +26,7 @@ def test_the_hash_is_triple32(device):
     n, p = 50_000, 0.3
     # the threshold is on the signed number
     signed = torch.tensor([(triple32(i) + 2 ** 31) % 2 ** 32 for i in range(n)])
-    for f in keep_mask, torch.compile(keep_mask, fullgraph=True):
+    for f in keep_mask, torch.compile(keep_mask, fullgraph=True, backend=backend):
         mask = f(torch.Size([n]), p, torch.zeros(2, dtype=torch.int32, device=device))
         assert torch.equal(mask.cpu(), signed >= p * 2 ** 32)
 
@@ -43,15 +49,15 @@ def test_the_mask_drops_its_share_and_no_pattern(p):
     assert max(map(abs, z.values())) < 5, max(z.items(), key=lambda item: abs(item[1]))
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
-def test_a_compiled_mask_is_new_at_every_place_and_call_and_in_backward_the_same(device):
+@compiled_on
+def test_a_compiled_mask_is_new_at_every_place_and_call_and_in_backward_the_same(device, backend):
     places = nn.ModuleList([Dropout(0.25) for _ in range(3)])
 
     def f(x):
         ys = [place(x) for place in places]
         return ys, sum((y * (n + 1)).sum() for n, y in enumerate(ys))
 
-    compiled = torch.compile(f, fullgraph=True)
+    compiled = torch.compile(f, fullgraph=True, backend=backend)
     x = torch.full((64, 96), 3.0, device=device, requires_grad=True)
     runs = []
     for seed in 1, 1, 2:

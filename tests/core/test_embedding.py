@@ -34,6 +34,7 @@ def test_lookups_gradient_is_not_rounded_by_autocast(rows):
         torch.testing.assert_close(torch.autograd.grad(f(weight), weight)[0], exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow # Inductor's code for a CPU takes a C++ compiler seconds
 @pytest.mark.parametrize('kind, rows, in_any_order', [(Embedding, 65, False), (Embedding, 1025, False),
                                                       (torch.nn.Embedding, 65, True)])
 @config.patch('cpp.threads', 2) # of one, nothing would need atomics
