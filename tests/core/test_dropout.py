@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from core.nn.dropout import Dropout, keep_mask
 
-
 # Inductor's code for a CPU takes a C++ compiler seconds
 compiled_on = pytest.mark.parametrize('device, backend', [
     ('cpu', 'aot_eager'), pytest.param('cpu', 'inductor', marks=pytest.mark.slow),
