@@ -9,6 +9,7 @@ from variants._moments import shuffle_stats
 
 SIZE = dict(block_size=160, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
 ROUTED = 'mod', 'sdt', 'stt'
+ROUTERS = 'threshold', 'topk', 'random'
 
 
 def trained(variant, iterations, **options):
@@ -31,8 +32,13 @@ def executions(model):
     return seen
 
 
-@pytest.mark.parametrize('router', ['threshold', 'topk', 'random'])
-@pytest.mark.parametrize('variant', ROUTED)
+# one variant with each router is quick enough
+QUICK = {(variant, router) for variant, router in zip(ROUTED, ROUTERS)}
+
+
+@pytest.mark.parametrize('variant, router', [
+    pytest.param(variant, router, marks=[] if (variant, router) in QUICK else pytest.mark.slow)
+    for variant in ROUTED for router in ROUTERS])
 def test_decoding_skips_blocks_and_says_the_same(variant, router):
     # at first all scores drift, away from the threshold
     iterations = 200 if (variant, router) == ('sdt', 'threshold') else 30

@@ -97,6 +97,7 @@ def test_trains(name):
     checks.trains(name)
 
 
+@slow
 @all_variants
 def test_trains_with_biases(name):
     checks.trains(name, bias=True)
