@@ -1,5 +1,5 @@
 # make demo   an environment, then a variant trained and sampled on Shakespeare: minutes on a laptop, about one on a GPU
-# make ab     the environment, then a study: baseline, soft_window and alibi, 5 seeds each, about 8 minutes on two CPU cores
+# make ab     the environment, then a study: baseline, soft_window and alibi, 5 seeds each, about ten minutes on two CPU cores
 # make test   the environment, then the test suite, minutes on two CPU cores
 # make test-slow   what is too long for every change: run it before a release
 PYTHON ?= python3
