@@ -74,14 +74,28 @@ def attention_weights(q, k, pos_q, pos_k, score_mod=None):
     """Returns the scaled scores, before score_mod, and the weights, (B, nh, T, Tk) each, at least float32."""
     # (B, nh, T, hs) x (B, nh, hs, Tk) -> (B, nh, T, Tk)
     score = wide(q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))
-    att = score
-    # score functions index by broadcasting: b, h, i, j with a dimension each
-    if score_mod is not None:
-        b, h, i, j = (torch.arange(n, device=q.device) for n in att.size())
-        f = score_function(score_mod, pos_q, pos_k)
-        att = f(att, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+    att = score if score_mod is None else change_scores(score, pos_q, pos_k, score_mod)
     seen = pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
     return score, masked_softmax(att, seen)
+
+
+def change_scores(score, pos_q, pos_k, score_mod):
+    """Returns the scores (B, nh, T, Tk) as score_mod changes them: what score_function() does, in whole tensors.
+
+    Its indices would make backward add up by index, which compiled code does in any order.
+    """
+    if isinstance(score_mod, Bias):
+        slope, key = score_mod
+        own = key[..., -slope.size(-1):] # (B, nh or 1, T)
+        # subtract first: positions are integers, which may be too large for float32
+        return score + slope[..., None] * (key[..., None, :] - own[..., :, None])
+    if isinstance(score_mod, Window):
+        width, ramp = score_mod
+        distance = (pos_q[:, :, None] - pos_k[:, None, :])[:, None] # (B, 1, T, Tk)
+        return score + reference.log_window(distance, width[..., None], ramp)
+    # a function indexes by b, h, i and j, a dimension each
+    b, h, i, j = (torch.arange(n, device=score.device) for n in score.size())
+    return score_mod(score, b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
 
 
 def math_moments(q, k, v, pos_q, pos_k, score_mod=None, dropout=0.0):
