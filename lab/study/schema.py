@@ -105,7 +105,7 @@ class ReportedComparison(Comparison):
 
 @dataclass
 class Pairing:
-    """What comparisons seed by seed rest on."""
+    """Evidence that runs of one seed can be compared: equal batches, equal initial values."""
     batches_equal: bool         # all arms of a seed saw the same batches
     init_equal: bool            # the parameters that all arms share started equal
     note: str                   # init_equal in words

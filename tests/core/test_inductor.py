@@ -138,7 +138,7 @@ def test_gradients_of_weights_leave_their_products_in_float32():
     (768, torch.float32, 'cuda', False), (768, torch.bfloat16, 'cpu', False),
     (16384, torch.bfloat16, 'cuda', False)])
 def test_small_products_leave_room_for_others(rows, dtype, device, small):
-    """Of a layer 128 wide: output and input's gradient, in half precision on a GPU; not the weight's."""
+    """A layer 128 wide: the output and the input's gradient, in half precision on a GPU; not the weight's."""
     layer = lambda x, weight, dy: (x @ weight.t(), dy @ weight, dy.t() @ x)
     graph = trace_for(device, dtype, layer, (rows, 128), (512, 128), (rows, 512))
     passes.small_products(graph)

@@ -134,7 +134,7 @@ def test_a_change_of_code_is_named(data, monkeypatch):
 # workers
 
 def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
-    """Of four runs at once one fails and two do not fit into memory: these two are trained again, alone."""
+    """Four runs at once: one fails, and two that do not fit into memory are trained again, alone."""
     arm, = arms_of(data, arms='base', null=True)
     study, alone, trained, state = study_of([arm]), train.train, [], {}
 
