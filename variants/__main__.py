@@ -20,13 +20,13 @@ MODEL_ARGS = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384
 LABELS = 'Source', 'Claim', 'Expect', 'Control' # and Logged, where there is something
 INTRO = """# Variants
 
-One file, one idea, or the control of one. This page is made from the files, by `python -m variants`; each
-says the rest in its docstring: the formula, how its source differs, and which option gives the source's form.
+Each file is one idea, or a control for one. `python -m variants` makes this page from the files, whose docstrings
+say the rest: the formula, how it differs from its source, and which option gives the source's form.
 
 **claim** is what the source says of itself. It is not a finding of this repository, and mostly not one about
-models of this size; what we expect here stands below, with the options. **control** is what to train beside
-it, to know whether the gain is the idea's: a simpler known method, or the same mechanism with its point taken
-out. **parameters** are those it adds to the model of config/train_shakespeare_char.py, {base:,} without
+models of this size; what we expect here stands below, with the options. **control** is what to train beside it, to
+know whether a gain comes from the idea: a simpler known method, or the same mechanism without its point.
+**parameters** are those it adds to the model of config/train_shakespeare_char.py, which has {base:,} without
 position embeddings. **changes** are the classes of model.py that it subclasses; two variants go together
 (`--variant=a+b`) where they change different methods.
 """
