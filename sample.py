@@ -76,7 +76,7 @@ def main():
     if live:
         print(tokenizer.decode(ids), end='', flush=True)
     new = []
-    with m.tf32(), m.autocast():
+    with m.precision():
         for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p,
                                   generator, it):
             new.append(token) # (num_samples, 1)

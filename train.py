@@ -199,7 +199,7 @@ def try_forward(model, m, batch_size, block_size):
     """Runs one forward pass, in which a model refuses what it cannot compute; prints attention's backends."""
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
     backends = set()
-    with m.tf32(), m.autocast():
+    with m.precision():
         model(idx, step=Step(backends=backends))
     # empty if a variant computes attention in its own way
     if backends:
@@ -221,7 +221,7 @@ def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
     step_it = torch.tensor(float(it), device=machine.device)
     for x, y, n in data.windows(split, batch_size, limit):
         step = Step(it=step_it, stats={})
-        with machine.tf32(), machine.autocast():
+        with machine.precision():
             _, loss = model(x, y, step)
         # both stay on the device: reading a number would wait for it
         losses.append(loss.float())

@@ -63,12 +63,13 @@ class TimedModel:
 
     @torch.no_grad()
     def run_forward(self):
-        with self.machine.autocast():
+        with self.machine.precision():
             self.train_step.objective(self.x, self.y, self.train_step.it)
 
     def run_backward(self):
         """Runs forward and backward, without an optimizer step."""
-        self.train_step.accumulate_gradients()
+        with self.machine.tf32():
+            self.train_step.accumulate_gradients()
         self.train_step.optimizer.zero_grad(set_to_none=True)
 
     def step(self):
@@ -84,7 +85,7 @@ class TimedModel:
         """Decodes decode_tokens tokens greedily, in eager mode."""
         self.model.eval()
         idx = torch.zeros(1, 1, dtype=torch.long, device=self.machine.device)
-        with self.machine.tf32(), self.machine.autocast():
+        with self.machine.precision():
             for _ in self.model.stream(idx, self.decode_tokens, temperature=0):
                 pass
         self.model.train()
@@ -159,10 +160,12 @@ class TimedAttention:
             return self.module(x, step) # (B, T, C)
 
     def run_backward(self):
-        y = self.forward(self.x)
-        # allow_unused: a parameter that only the rest of the layer reads has no gradient here
         inputs = [self.x, *self.module.parameters()]
-        torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
+        # autocast is inside of forward(), where torch.compile sees it
+        with self.machine.tf32():
+            y = self.forward(self.x)
+            # allow_unused: a parameter that only the rest of the layer reads has no gradient here
+            torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
 
     def result(self, peak_flops):
         """Returns the median and the backends of attention, a dict for JSON; peak_flops is not used."""

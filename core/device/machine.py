@@ -56,6 +56,12 @@ class Machine:
             for backend, precision in zip(backends, outside, strict=True):
                 backend.fp32_precision = precision
 
+    @contextmanager
+    def precision(self):
+        """A context for forward passes: products in dtype by autocast(), and those that stay float32 in tf32()."""
+        with self.tf32(), self.autocast():
+            yield
+
     def peak_flops(self):
         """Returns the peak FLOP/s of the tensor cores in half precision, or None if it is not known."""
         if self.dtype == 'float32':

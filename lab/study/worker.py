@@ -255,7 +255,7 @@ def token_losses(m, data, model, o):
     model.eval()
     it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
     for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
-        with m.autocast():
+        with m.precision():
             logits, _ = model(x, y, Step(it=it)) # (B, T, V)
         # (B, T), in float32 whatever the dtype of the logits
         losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
@@ -289,7 +289,7 @@ def sample_text(m, data, model, o):
     idx = torch.tensor([data.tokenizer.encode('\n')], device=m.device)
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(o.max_iters), device=m.device)
-    with m.autocast():
+    with m.precision():
         tokens = list(model.stream(idx, SAMPLE_TOKENS, 0.8, 200, generator=generator, it=it))
     model.train()
     return data.tokenizer.decode(torch.cat(tokens, dim=1)[0].tolist())

@@ -1,4 +1,5 @@
 """core/device/machine.py: the meaning of 'auto', refusals, precision, peaks, and settings of torch.compile."""
+import contextlib
 import importlib.util
 import os
 
@@ -135,6 +136,19 @@ def test_autocast_is_for_matrix_products():
         with Machine('cpu', 'cpu', dtype, False).autocast():
             y = x @ w
             assert (y.dtype, (x + 1).dtype) == (getattr(torch, dtype), torch.float32)
+
+
+def test_tf32_is_for_whoever_asks():
+    """PyTorch's setting is the whole process's: it is as before afterwards, after an error too."""
+    m, matmul = Machine('cuda:0', 'cuda', 'float32', False), torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    for context in m.tf32, m.precision:
+        with contextlib.suppress(ZeroDivisionError), context():
+            assert matmul.fp32_precision == torch.backends.cudnn.fp32_precision == 'tf32' != before
+            raise ZeroDivisionError
+        assert matmul.fp32_precision == before
+    with Machine('cpu', 'cpu', 'float32', False).precision():
+        assert matmul.fp32_precision == before
 
 
 def test_memory_is_a_plausible_number():

@@ -13,7 +13,9 @@ import ab
 import train
 from configurator import arguments, construct, options_of, parse_known
 from core.assemble import variant_names
+from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
+from core.device.machine import Machine
 from core.errors import Stop
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
@@ -21,7 +23,7 @@ from lab.study.arm import matched_baseline, parse_arms
 from lab.study.results import build_report, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
 from lab.study.study import Findings, Study, write_json
-from lab.study.worker import TaskGroup, TrainTask, run_task
+from lab.study.worker import TaskGroup, TrainTask, run_task, sample_text, token_losses
 from model import load_classes
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
@@ -249,3 +251,16 @@ def test_at_equal_cost():
     curve = Curve([0, 100, 200], [[4.0, 2.0, 1.0], [4.0, 2.2, 1.2]], [], [])
     assert loss_at_cost(curve, 1.0) is None and loss_at_cost(curve, 0.9) is None
     assert to_dict(loss_at_cost(curve, 4 / 3)) == dict(loss=pytest.approx(1.6), iters=150)
+
+
+def test_all_losses_of_a_run_are_of_one_precision(data):
+    """Whoever runs a model forward asks for tf32: evaluation, the losses of windows, and the text."""
+    m = Machine('cpu', 'cuda', 'float32', False) # tensors on the CPU, PyTorch's setting as on a GPU
+    arm = arms_of(data, variants='alibi')[0]
+    model, o, found = arm.build(1), arm.options, []
+    model.register_forward_hook(lambda *args: found.append(torch.backends.cuda.matmul.fp32_precision))
+    set_ = Dataset(o.dataset, model.config.block_size)
+    train.evaluate(model, set_, m, 'val', o.batch_size, o.batch_size)
+    token_losses(m, set_, model, o)
+    sample_text(m, set_, model, o)
+    assert set(found) == {'tf32'}
