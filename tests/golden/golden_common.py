@@ -103,3 +103,15 @@ def spy(module, method, calls):
         calls.append((args, result))
         return result
     setattr(module, method, noted)
+
+
+def attention_pass(golden, source):
+    """Runs an attention module forward and backward: module, x, step, (y, objective), (q, k, pos_k)."""
+    module, _ = source.module(golden)
+    x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
+    spy(module, 'attend', calls)
+    y = module(x, step)
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    (q, k, _, _, pos_k, _), _ = calls[0]
+    return module, x, step, (y, objective), (q, k, pos_k)

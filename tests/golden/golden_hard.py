@@ -1,10 +1,10 @@
 """Hard windows. The source adds 1e-10 to the weights and to their window before it divides; the tests add it
 around our code."""
 import torch
-from golden_common import Source, new_step, spy
+from golden_common import Source, attention_pass
 from golden_nano import model_level, soft_name, soft_options, tanh_gelu
 
-from core.nn.attention import attention_weights, score_function
+from core.nn.attention import attention_weights, change_scores, score_function
 
 FLOOR = 1e-10
 
@@ -34,19 +34,11 @@ def with_floor(attn):
 
 
 def attn_level(golden, source):
-    module, _ = source.module(golden)
-    x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
-    spy(module, 'attend', calls)
-    y = module(x, step)
-    objective = (y * golden('in')['gy']).sum()
-    objective.backward()
-    (q, k, _, _, pos_k, _), _ = calls[0]
+    module, x, step, (y, objective), (q, k, pos_k) = attention_pass(golden, source)
     weights = lambda mod: attention_weights(q, k, step.pos, pos_k, mod)[1]
     att = weights(module.score_mod(x, pos_k, step))
-    b, h, i, j = (torch.arange(n) for n in att.shape)
-    window = score_function(module.ours(x, pos_k, step), step.pos, pos_k)
-    added = window(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
-    scaling = torch.where(j <= i.view(-1, 1), added.exp() + FLOOR, 0.0)
+    added = change_scores(torch.zeros_like(att), step.pos, pos_k, module.ours(x, pos_k, step))
+    scaling = (added.exp() + FLOOR).tril()
     outs = dict(y=y, objective=objective, att=att, att_softmax=weights(None), att_window_scaling=scaling)
     outs['window'] = step.stats['window'][0]
     source.compare(golden, module, outs, x)

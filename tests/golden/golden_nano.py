@@ -3,11 +3,11 @@ import re
 
 import pytest
 import torch
-from golden_common import Source, new_step, spy
+from golden_common import Source, attention_pass, new_step, spy
 from torch import nn
 
 from core.errors import Stop
-from core.nn.attention import attention_weights, score_function
+from core.nn.attention import attention_weights, change_scores
 from model import GPTConfig, LayerNorm, Step, build
 
 
@@ -72,22 +72,14 @@ def surprise_name(name, config):
 # -- levels: (golden, source) -> everything that can be seen, compared
 
 def attn_level(golden, source):
-    module, _ = source.module(golden)
-    x, step, calls = golden('in')['x'].requires_grad_(), new_step(golden, golden('in')['x']), []
-    spy(module, 'attend', calls)
-    y = module(x, step)
-    objective = (y * golden('in')['gy']).sum()
-    objective.backward()
-    (q, k, _, _, pos_k, _), _ = calls[0]
+    module, x, step, (y, objective), (q, k, pos_k) = attention_pass(golden, source)
     score_mod = module.score_mod(x, pos_k, step)
     outs = dict(y=y, objective=objective, att=attention_weights(q, k, step.pos, pos_k, score_mod)[1])
     if 'window' in step.stats:
         w = outs['window'] = step.stats['window'][0]
-        b, h, i, j = (torch.arange(n) for n in outs['att'].shape)
-        f = score_function(score_mod, step.pos, pos_k)
-        added = f(torch.zeros(()), b.view(-1, 1, 1, 1), h.view(-1, 1, 1), i.view(-1, 1), j)
+        added = change_scores(torch.zeros_like(outs['att']), step.pos, pos_k, score_mod)
         scaling = added + 1 - 1 / w[..., None] # a constant for each query, which softmax does not see
-        outs['att_logit_scaling'] = torch.where(j <= i.view(-1, 1), scaling, 1.0)
+        outs['att_logit_scaling'] = torch.where(torch.ones_like(scaling).tril() > 0, scaling, 1.0)
     source.compare(golden, module, outs, x)
 
 
