@@ -1,5 +1,6 @@
 """An arm of a study, one way to train; and arms parsed from a command line or derived from other arms."""
 import dataclasses
+import os
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from configurator import COMMAND_LINE, Given, configure, construct, did_you_mean
 from core import ROOT
 from core.data.dataset import Dataset
 from core.errors import Stop
-from core.run.files import sha256
+from lab.study.store import code_hash, device_kind
 from model import GPTConfig, build, load_classes
 
 # options that no arm may set
@@ -31,7 +32,8 @@ class Arm:
     model_args: dict            # every field of the variant's GPTConfig
     given: dict                 # what sets it apart from the config, {option: text}
     origin: dict = field(repr=False, default_factory=dict) # of each option, as configure() returns it
-    seed_shift: int = 0         # added to each seed: not 0 for the arm that is only another seed
+    # its folder in the store, once Study.key() has computed it; dataclasses.replace() does not copy it
+    key: str = field(init=False, default='')
 
     @property
     def folder(self):
@@ -58,26 +60,33 @@ class Arm:
 
         data_hash: the data set's. Equal identities and seeds mean the same run.
         """
-        # SHA-256 of all code that training runs
+        # all code that training runs
         files = [ROOT / 'model.py', ROOT / 'train.py', ROOT / 'configurator.py']
         files += sorted(ROOT.glob('core/**/*.py'))
         files += [Path(f.__file__) for f in load_classes(self.options.variant).files]
         # helpers that several variants share
         files += sorted(ROOT.glob('variants/_[!_]*.py'))
-        code = {str(path.relative_to(ROOT)): sha256(path) for path in files}
+        # a variant in another folder than ROOT has a path of its own
+        code = {os.path.relpath(path, ROOT): code_hash(path) for path in files}
         options = {n: value for n, value in dataclasses.asdict(self.options).items() if n not in NOT_COMPUTED}
-        return dict(options=options, model_args=self.model_args, seed_shift=self.seed_shift,
-                    data=data_hash, code=code)
+        return dict(options=options, model_args=self.model_args, data=data_hash, code=code,
+                    device=device_kind(self.options.device), torch=torch.__version__.split('+')[0])
 
     def as_dict(self):
         """Returns what study.json keeps of the arm."""
         return dict(name=self.name, options=dataclasses.asdict(self.options), model_args=self.model_args,
-                    given=self.given, seed_shift=self.seed_shift)
+                    given=self.given, key=self.key)
 
     @classmethod
     def from_dict(cls, d):
         """Returns the arm that as_dict() described. KeyError or TypeError if d is of another version."""
-        return cls(d['name'], train.Options(**d['options']), d['model_args'], d['given'], {}, d['seed_shift'])
+        # options that train.py no longer has are of no use to a report
+        known = options_of(train.Options)
+        options = {name: value for name, value in d['options'].items() if name in known}
+        arm = cls(d['name'], train.Options(**options), d['model_args'], d['given'])
+        # studies from before the store have no keys, and their runs lie in their own folders
+        arm.key = d.get('key', '')
+        return arm
 
 
 # -----------------------------------------------------------------------------
@@ -177,9 +186,12 @@ def make_arm(name, own, given):
 # arms from arms
 
 def null_arm(baseline):
-    """Returns the baseline with other seeds, so that only noise makes it differ."""
-    given = baseline.given | dict(seeds='others')
-    return dataclasses.replace(baseline, name='null', given=given, seed_shift=100_000)
+    """Returns the baseline with its initial weights moved a little, so that only chaos makes it differ."""
+    o = baseline.options
+    variant = 'perturb' if o.variant == 'base' else f'{o.variant}+perturb'
+    args = dataclasses.asdict(construct(load_classes(variant).GPTConfig, baseline.model_args))
+    return dataclasses.replace(baseline, name='null', options=dataclasses.replace(o, variant=variant),
+                               model_args=args, given=dict(variant=variant))
 
 
 def matched_baseline(baseline, arm, match, prices):

@@ -43,25 +43,24 @@ class Runner:
             if sys.exc_info()[0] is not None:
                 self.pool.stop(0)
 
-    def train(self, arm_seeds, sample_seed=None):
-        """Trains those of [(arm, seed)] that are not done yet, and prints the result of each.
+    def train(self, arm_seeds):
+        """Trains those of [(arm, seed)] that have not ended, and prints the result of each.
 
-        sample_seed: runs with this seed keep some text of their model. Raises Stop if a worker is stopped.
+        Raises Stop if a worker is stopped by a signal.
         """
-        # runs that ended earlier are counted, not trained
+        # runs that ended earlier, in whichever study, are counted, not trained
         total, todo, counts = len(arm_seeds), [], Counter()
         for arm, seed in arm_seeds:
-            state = self.state(arm, seed)
+            state = self.study.state(arm, seed)
             if state in ('new', 'partial'):
                 todo.append((arm, seed))
             else:
-                counts[state] += 1
+                counts['done' if state == 'done' else 'failed'] += 1
         if len(todo) < total:
             failed = f', {counts["failed"]} failed; --retry=True trains them again' * (counts['failed'] > 0)
             print(f'{counts["done"]} of {total} runs are done already{failed}')
 
-        shared = self.study.shared_parameters()
-        tasks = [self.train_task(arm, seed, shared, seed == sample_seed) for arm, seed in todo]
+        tasks = [self.train_task(arm, seed) for arm, seed in todo]
         with contextlib.closing(ProgressLine(tasks, total, counts)) as progress:
             for task, result in self.train_tasks(tasks, progress.update):
                 run = f'{task.arm.name}, seed {task.seed}'
@@ -74,25 +73,15 @@ class Runner:
                 else:
                     print_above(f'{run}: {result.status}: {result.reason}')
 
-    def state(self, arm, seed):
-        """Returns new, partial, done or failed; --retry and --redo turn a run into a new one first."""
-        o = self.study.options
-        try:
-            state = self.study.state(arm, seed)
-        except Stop:
-            if not o.redo:
-                raise
-            state = 'other'
-        if state == 'other' or state == 'failed' and o.retry:
-            self.study.forget(arm, seed)
-            state = 'new'
-        return state
-
-    def train_task(self, arm, seed, shared, sample):
-        """Returns the TrainTask of a run. shared: names of the parameters that all arms have."""
+    def train_task(self, arm, seed):
+        """Returns the TrainTask of a run. The first run of each arm is looked at more closely."""
         study = self.study
-        return TrainTask(arm, seed, str(study.run_folder(arm, seed)), study.identity(arm), shared, sample,
-                         study.options.keep_checkpoints)
+        first = seed == next(iter(study.seeds.get(arm.name, [])), None)
+        return TrainTask(arm, seed, str(study.run_folder(arm, seed)), first, study.options.keep_checkpoints)
+
+    def width(self, arm):
+        """Returns how many runs of an arm the machine trains at once for hardly more than the price of one."""
+        return len(self.slots) * (group_size(arm, self.study.options.at_once) if is_small(arm) else 1)
 
     def train_tasks(self, tasks, tick):
         """Yields (task, TaskResult). Workers get runs of one arm in groups of group_size()."""
@@ -191,11 +180,22 @@ def group_size(arm, at_once=0):
     """
     if at_once or not on_gpu(arm.options):
         return at_once or 1
+    # config/train_shakespeare_char.py has 1.2e12
+    return 8 if flops_per_iteration(arm) < 2e12 else 1
+
+
+def is_small(arm):
+    """Returns True if eight runs of an arm at once take a GPU little longer than one, as the small recipe's do."""
+    # config/ab_shakespeare_cpu.py has 4e9
+    return flops_per_iteration(arm) < 1e11
+
+
+def flops_per_iteration(arm):
+    """Returns the FLOPs of one training iteration of an arm."""
     classes, o = load_classes(arm.options.variant), arm.options
     tokens = o.batch_size * o.gradient_accumulation_steps * arm.model_args['block_size']
     _, train_flops = flops_per_token(classes, classes.GPTConfig(**arm.model_args))
-    # FLOPs of one iteration; config/train_shakespeare_char.py has 1.2e12
-    return 8 if tokens * train_flops < 2e12 else 1
+    return tokens * train_flops
 
 
 def on_gpu(options):

@@ -1,11 +1,13 @@
-"""A study: arms x seeds. A run's folder, out-ab/NAME/ARM/seed_N/, has train.py's files and these:
+"""A study: arms, the seeds that each may be trained with, and how they will be judged.
 
-    task.json       the run has begun: its identity, all that it depends on
+Its folder, out-ab/NAME/, has study.json, from which --report writes the report again, price.json,
+price_matched.json, the report and its plots. Its runs are in the store (store.py), which all studies share;
+those of studies from before the store are in out-ab/NAME/ARM/seed_N/. A run's folder has train.py's files and
+one of these:
+
+    task.json       the run has begun
     ab.json         it is done: what results.py reads
     failed.json     it diverged or failed, and why
-
-The study's folder has study.json, from which --report writes the report again, price.json,
-price_matched.json, the report and its plots.
 """
 import contextlib
 import dataclasses
@@ -18,9 +20,13 @@ from core.data.dataset import Dataset
 from core.errors import Stop
 from core.run.files import read_json, to_json, write_atomic
 from lab.study.arm import Arm
+from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
 
-# the file that exists says how far a run is
-STARTED, DONE, FAILED = 'task.json', 'ab.json', 'failed.json'
+# in a study with seeds=auto, arms have other seeds than the baseline, so that their runs are independent of
+# all the baseline's that are stored
+ARM_SEEDS = 100_000
+# runs that fail (out of memory, a crash) are replaced by the next seed; an arm with more of them is given up
+SPARE_SEEDS = 8
 
 
 @dataclass
@@ -38,13 +44,15 @@ class Findings:
 
 @dataclass
 class Study:
-    """Arms x seeds and their folder. Stop if an arm's data set is too short for a window."""
+    """Arms, their seeds, and their folder. Stop if an arm's data set is too short for a window."""
     folder: Path
     arms: list[Arm]             # the baseline first
     options: object             # ab.py's Options
-    seeds: list[int]
+    seeds: dict                 # {arm's name: its seeds, in the order in which they are trained}
     findings: Findings
     matches: dict = field(default_factory=dict) # {arm's name: its matched baseline, also one of the arms}
+    design: object | None = None # lab.sequential.Design; None: a number of seeds fixed beforehand
+    in_store: bool = True       # False for a study from before the store, whose runs lie in its own folder
 
     def __post_init__(self):
         # raises Stop if the data set is too short for a window
@@ -61,42 +69,47 @@ class Study:
         """The numbers of seeds at which there are verdicts; []: only at the end."""
         return parse_numbers(self.options.looks, 'looks', int) if self.options.looks else []
 
-    def arms_without_matches(self):
-        """Returns the arms that the user named, the baseline first."""
-        matches = {match.name for match in self.matches.values()}
-        return [arm for arm in self.arms if arm.name not in matches]
+    def judged_arms(self):
+        """Returns the arms that verdicts are about: without the baselines and the null arm."""
+        others = {match.name for match in self.matches.values()} | {self.baseline.name}
+        return [arm for arm in self.arms if arm.name not in others and not is_null(arm)]
+
+    def seeds_of(self, arm):
+        """Returns the seeds that an arm may be trained with, in their order."""
+        return self.seeds[arm.name]
 
     def shared_parameters(self):
         """Returns the sorted names of parameters that all arms have with equal shapes; these start equal."""
         # {name: shape} of each arm
         first, *others = ({n: p.shape for n, p in arm.meta_model().named_parameters()} for arm in self.arms)
         shared = [n for n, shape in first.items() if all(other.get(n) == shape for other in others)]
-        return tuple(sorted(shared))
+        return sorted(shared)
 
     # -- runs
 
+    def key(self, arm):
+        """Returns the name of an arm's folder in the store; '' for a study from before the store."""
+        if not arm.key and self.in_store:
+            identity = self.identity(arm)
+            arm.key = store_key(arm.options.variant, identity)
+            write_identity(RUNS, arm.key, identity)
+        return arm.key
+
     def run_folder(self, arm, seed):
-        return self.folder / arm.folder / f'seed_{seed}'
+        key = self.key(arm)
+        return RUNS / key / str(seed) if key else self.folder / arm.folder / f'seed_{seed}'
 
     def identity(self, arm):
         """Returns arm.identity() as JSON gives it back, to be compared with a file's."""
         return json.loads(json.dumps(arm.identity(self.data_hashes[arm.options.dataset])))
 
     def state(self, arm, seed):
-        """Returns new, partial, done or failed. Stop if the folder holds a run with another identity."""
-        folder = self.run_folder(arm, seed)
-        # in this order, because a run that has ended still has its task.json
-        for name, state in (DONE, 'done'), (FAILED, 'failed'), (STARTED, 'partial'):
-            if (record := read_json(folder / name)) is not None:
-                if what := first_difference(record['identity'], self.identity(arm)):
-                    raise Stop(f'{folder} was run with another {what}; --redo=True trains it again, '
-                               '--name=NAME starts a new study')
-                return state
-        return 'new'
+        """Returns new, partial, done, diverged or failed."""
+        return run_state(self.run_folder(arm, seed))
 
-    def ended(self, arm, seed):
-        """Returns True if the run is done or failed, whatever its identity."""
-        return any((self.run_folder(arm, seed) / name).exists() for name in (DONE, FAILED))
+    def ended(self, arm):
+        """Returns the seeds of the arm's runs that have a loss or diverged, in their order."""
+        return [seed for seed in self.seeds_of(arm) if self.state(arm, seed) in ('done', 'diverged')]
 
     def forget(self, arm, seed):
         """Makes a run new again; when it starts, train.py moves the old files to previous/."""
@@ -110,36 +123,43 @@ class Study:
         # the file calls findings extra and matches pairs, so that older studies can be read
         options, findings = dataclasses.asdict(self.options), dataclasses.asdict(self.findings)
         extra = {name: found for name, found in findings.items() if found is not None or name == 'config'}
+        for arm in self.arms:
+            self.key(arm)
         arms = [arm.as_dict() for arm in self.arms]
         matches = {name: match.as_dict() for name, match in self.matches.items()}
-        write_json(self.folder / 'study.json',
-                   dict(options=options, extra=extra, seeds=self.seeds, arms=arms, pairs=matches))
+        design = self.design and dataclasses.asdict(self.design)
+        write_json(self.folder / 'study.json', dict(options=options, extra=extra, seeds=self.seeds, arms=arms,
+                                                    pairs=matches, design=design))
 
     @classmethod
     def from_dict(cls, folder, d, Options):
         """Returns the study of a study.json, the dict d; Options: ab.py's. Stop if d does not fit."""
+        from lab.sequential import Design
         try:
-            arms, options = [Arm.from_dict(arm) for arm in d['arms']], Options(**d['options'])
+            arms = [Arm.from_dict(arm) for arm in d['arms']]
             by_name = {arm.name: arm for arm in arms}
             matches = {name: by_name[match['name']] for name, match in d['pairs'].items()}
-            return cls(folder, arms, options, d['seeds'], Findings(**d['extra']), matches)
+            # before the store, all arms had the same seeds
+            seeds = d['seeds']
+            seeds = seeds if isinstance(seeds, dict) else {arm.name: seeds for arm in arms}
+            design = Design(**d['design']) if d.get('design') else None
+            return cls(folder, arms, read_options(d['options'], Options), seeds, Findings(**d['extra']), matches,
+                       design, in_store='design' in d)
         # edited by hand, or written by a version with other options
-        except (IndexError, KeyError, TypeError):
+        except (IndexError, KeyError, TypeError, AttributeError):
             raise Stop(f'{folder}/study.json: is not what this ab.py writes; '
                        'the command that made the study writes it anew') from None
 
 
-def first_difference(old, new, path=''):
-    """Returns the first difference of two identities, in words; None if they are equal."""
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        # a difference in code names the file; one in an option shows both values
-        if isinstance(a, dict) and isinstance(b, dict):
-            if found := first_difference(a, b, f'{name}: ' if name == 'code' else ''):
-                return found
-        elif a != b:
-            return f'{path}{name}' if path else f'{name} ({a} then, {b} now)'
-    return None
+def is_null(arm):
+    """Returns True for the arm that --null=True adds."""
+    return arm.name == 'null' and 'perturb_scale' in arm.model_args
+
+
+def read_options(saved, Options):
+    """Returns ab.py's Options from those in a file, which may be of an earlier version."""
+    known = {f.name for f in dataclasses.fields(Options)}
+    return Options(**{name: value for name, value in saved.items() if name in known})
 
 
 def parse_numbers(text, name, kind):

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import train
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
-from core.errors import BUSY, DIVERGED, Stop, out_of_memory
+from core.errors import BAD_INPUT, DIVERGED, Stop, out_of_memory
 from core.rng import key
 from core.run.checkpoint import model_tensors
 from core.run.files import read_json
@@ -29,7 +29,8 @@ from core.run.folder import RunFolder
 from core.training.signals import Signals
 from lab import checks
 from lab.study.arm import Arm
-from lab.study.study import DONE, FAILED, STARTED, write_json
+from lab.study.store import DONE, FAILED, STARTED, claim
+from lab.study.study import write_json
 from lab.timing import TimedModel, interleave
 from model import Step
 
@@ -42,9 +43,7 @@ class TrainTask:
     arm: Arm
     seed: int
     folder: str                 # the run's
-    identity: dict = field(repr=False) # all that the run depends on
-    shared: tuple = ()          # parameters that all arms have, for the hash of their initial values
-    sample: bool = False        # keep some text of the model
+    first: bool = False         # the arm's first run: its model is checked, and some text of it is kept
     keep_checkpoints: bool = False
 
 
@@ -135,8 +134,7 @@ def result_of_error(error, worker_state):
 
 def record_failure(task, result):
     """Writes failed.json into the folder of a TrainTask."""
-    failure = dict(identity=task.identity, status=result.status, reason=result.reason)
-    write_json(f'{task.folder}/{FAILED}', failure)
+    write_json(f'{task.folder}/{FAILED}', dict(status=result.status, reason=result.reason))
 
 
 def open_output(folder):
@@ -210,40 +208,47 @@ def train_group(group, slot, worker_state):
 
 
 def train_run(task, device, signals):
-    """Trains one run and writes its ab.json. A generator that yields after each iteration.
+    """Trains one run, unless another study does so now. A generator that yields after each iteration.
 
     Returns the final validation loss. Raises what train.train() raises.
     """
-    arm, folder, seed = task.arm, Path(task.folder), task.seed + task.arm.seed_shift
+    folder = Path(task.folder)
+    # another study may be training this very run: then its result is taken
+    while (lock := claim(folder)) is None:
+        if signals.received:
+            raise Stop(f'stopped by {signals.received.name}', 128 + signals.received)
+        time.sleep(0.05)
+        yield
+    try:
+        if record := read_json(folder / DONE):
+            return record['result']['val_loss']
+        if failure := read_json(folder / FAILED):
+            raise Stop(failure['reason'], DIVERGED if failure['status'] == 'diverged' else BAD_INPUT)
+        return (yield from train_claimed_run(task, device, signals))
+    finally:
+        lock.release()
+
+
+def train_claimed_run(task, device, signals):
+    """Trains one run, whose lock this process holds, and writes its ab.json; otherwise as train_run()."""
+    arm, folder, seed = task.arm, Path(task.folder), task.seed
     # a run that was killed resumes from its newest checkpoint
     resume = (folder / STARTED).exists() and (folder / 'config.json').exists()
-    write_json(folder / STARTED, dict(identity=task.identity))
+    write_json(folder / STARTED, dict(arm=arm.name, seed=seed))
     o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), device=device,
                             init_from='resume' if resume else 'scratch')
     # all model options count as given, because a resumed run compares only given ones with its config.json
     origin = arm.origin | dict(out_dir='command line', seed='ab.py')
     origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
-    for attempt in range(100):
-        try:
-            m, data, model = yield from train.train(config, signals)
-            break
-        # a worker of a study that was killed may hold the folder for a moment longer
-        except Stop as stop:
-            if stop.code != BUSY or attempt == 99:
-                raise
-            time.sleep(0.1)
+    m, data, model = yield from train.train(config, signals)
 
     # all that the report needs of the model, before its weights are deleted
     windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
-    # the null arm has other batches and initial values on purpose: no hashes to compare
-    paired = not arm.seed_shift
     write_json(folder / DONE, dict(
-        identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
-        init=hash_initial_values(arm.build(seed), task.shared) if paired else None,
-        batches=hash_batches(data, o) if paired else None,
-        sample=sample_text(m, data, model, o) if task.sample else None))
+        seed=seed, result=result, windows=windows, positions=positions, init=hash_initial_values(arm.build(seed)),
+        batches=hash_batches(data, o), sample=sample_text(m, data, model, o) if task.first else None))
     if not task.keep_checkpoints:
         shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
     return result['val_loss']
@@ -267,12 +272,10 @@ def token_losses(m, data, model, o):
     return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
 
 
-def hash_initial_values(model, names):
-    """Returns a hash, 16 hex digits, of the values of the parameters with these names."""
-    digest, tensors = hashlib.sha256(), model_tensors(model)
-    for name in names:
-        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def hash_initial_values(model):
+    """Returns {parameter's name: a hash, 8 hex digits, of its values}."""
+    return {name: hashlib.sha256(p.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+            for name, p in model_tensors(model).items()}
 
 
 def hash_batches(data, o):

@@ -1,0 +1,158 @@
+"""The store of runs: each run that a study of this checkout asked for, kept for every later study.
+
+    out-ab/runs/IDENTITY/identity.json  what the name stands for: options, code, data, kind of device
+    out-ab/runs/IDENTITY/checks.json    what the checks before training found
+    out-ab/runs/IDENTITY/SEED/          the run: train.py's files, and those of study.py
+    out-ab/runs/IDENTITY/SEED.lock      held by the process that trains the run
+
+Studies are views of the store. A baseline trained once serves them all, and an arm that is asked for again
+costs nothing. Studies that run at the same time share runs: one trains, the others wait for it.
+"""
+import ast
+import hashlib
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from core.run.files import read_json, write_atomic
+
+# a run's folder has one of these, which says how far the run is
+STARTED, DONE, FAILED = 'task.json', 'ab.json', 'failed.json'
+RUNS = Path('out-ab/runs')
+
+
+@cache
+def code_hash(path):
+    """Returns a hash of a Python file's syntax tree: comments and spaces do not change what it computes."""
+    tree = ast.dump(ast.parse(Path(path).read_text(encoding='utf-8')))
+    return hashlib.sha256(tree.encode()).hexdigest()[:16]
+
+
+def device_kind(device):
+    """Returns what kind of device an option names: cpu, mps, or a GPU's model, such as NVIDIA H200."""
+    if device.startswith('cuda') or device == 'auto' and torch.cuda.is_available():
+        return torch.cuda.get_device_name(None if device == 'auto' else device)
+    if device == 'auto':
+        return 'mps' if torch.backends.mps.is_available() else 'cpu'
+    return device
+
+
+def store_key(name, identity):
+    """Returns the folder's name of an identity: the variant's, and twelve digits of a hash of all of it."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f'{re.sub(r"[^a-z0-9_+]+", "_", name.lower())[:40]}-{digest[:12]}'
+
+
+def write_identity(root, key, identity):
+    """Writes what a key stands for into its folder, unless it is there."""
+    path = root / key / 'identity.json'
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(identity, sort_keys=True).encode() + b'\n')
+
+
+def run_state(folder):
+    """Returns new, partial, done, diverged or failed, for a run's folder."""
+    # in this order, because a run that has ended still has its task.json
+    if (folder / DONE).exists():
+        return 'done'
+    if failure := read_json(folder / FAILED):
+        return failure['status']
+    return 'partial' if (folder / STARTED).exists() else 'new'
+
+
+def stored_seeds(root, key):
+    """Returns the sorted seeds of an identity's runs that have ended with a loss, or diverged."""
+    seeds = [int(path.name) for path in (root / key).glob('*/') if path.name.isdigit()]
+    return sorted(seed for seed in seeds if run_state(root / key / str(seed)) in ('done', 'diverged'))
+
+
+def claim(folder):
+    """Returns the lock of a run, held until it is released or this process ends; None if another holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f'{folder}.lock')
+    try:
+        lock.acquire(blocking=False)
+        return lock
+    except Timeout:
+        return None
+
+
+# -----------------------------------------------------------------------------
+# python ab.py --store
+
+def store_rows(root, out):
+    """Returns a dict for each identity in the store: key, runs by state, bytes, last use, studies.
+
+    out: the folder of the studies, whose study.json say which keys they show.
+    """
+    users = studies_by_key(out)
+    rows = []
+    for path in sorted(root.glob('*/')):
+        states = [run_state(run) for run in path.glob('*/') if run.name.isdigit()]
+        files = [file for file in path.rglob('*') if file.is_file()]
+        rows.append(dict(
+            key=path.name,
+            done=states.count('done'),
+            diverged=states.count('diverged'),
+            failed=states.count('failed'),
+            partial=states.count('partial'),
+            bytes=sum(file.stat().st_size for file in files),
+            last=max((file.stat().st_mtime for file in files), default=0.0),
+            studies=users.get(path.name, [])))
+    return rows
+
+
+def studies_by_key(out):
+    """Returns {key: [names of studies that show its runs]}."""
+    users = {}
+    for file in sorted(out.glob('*/study.json')):
+        for arm in (read_json(file) or {}).get('arms', []):
+            if key := arm.get('key'):
+                users.setdefault(key, []).append(file.parent.name)
+    return users
+
+
+def store_text(root, out):
+    """Returns the store as a table for a terminal."""
+    from datetime import datetime
+    rows = store_rows(root, out)
+    if not rows:
+        return f'{root}: no runs yet'
+    lines = [('identity', 'done', 'diverged', 'failed', 'partial', 'MiB', 'last', 'studies')]
+    for row in rows:
+        last = datetime.fromtimestamp(row['last']).strftime('%Y-%m-%d %H:%M')
+        lines.append((row['key'], row['done'], row['diverged'], row['failed'], row['partial'],
+                      f'{row["bytes"] / 2**20:.1f}', last, ', '.join(row['studies']) or '-'))
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
+    text = ['  '.join(str(cell).ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    runs, size = sum(row['done'] for row in rows), sum(row['bytes'] for row in rows)
+    return '\n'.join([*text, f'{runs} runs of {len(rows)} identities, {size / 2**20:.1f} MiB; '
+                             '--store=prune removes what no study shows and what did not end'])
+
+
+def prune_store(root, out):
+    """Removes runs that did not end, and identities that no study shows; returns (runs, bytes) removed.
+
+    Runs that some process is training now are left alone.
+    """
+    removed = size = 0
+    for row in store_rows(root, out):
+        for run in (root / row['key']).glob('*/'):
+            if not run.name.isdigit() or row['studies'] and run_state(run) in ('done', 'diverged'):
+                continue
+            # a run that is being trained is locked
+            if lock := claim(run):
+                size += sum(file.stat().st_size for file in run.rglob('*') if file.is_file())
+                removed += 1
+                shutil.rmtree(run)
+                lock.release()
+                Path(lock.lock_file).unlink(missing_ok=True)
+        if not any(path.is_dir() for path in (root / row['key']).iterdir()):
+            shutil.rmtree(root / row['key'])
+    return removed, size
