@@ -1,15 +1,17 @@
-"""Does an idea help, and what does it cost? Arms x seeds, trained in pairs; one verdict each, with its price.
+"""Does an idea help, and what does it cost? Each arm against a baseline: one verdict, with its price.
 
-    python ab.py config/ab_shakespeare_char.py --variants=soft_window,alibi --seeds=5
+    python ab.py config/ab_shakespeare_char.py --variants=soft_window,alibi
     python ab.py config/ab_shakespeare_char.py \
         --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
+    python ab.py config/ab_shakespeare_char.py --variants=alibi --seeds=5     five seeds of both, in pairs
     python ab.py --report out-ab/NAME         the report once more, from what is there
-    python ab.py --from_csv=results.csv       the statistics of anybody's losses: columns arm, seed, loss
+    python ab.py --from_csv=results.csv       the statistics of anybody's losses
     python ab.py --ledger                     every study ever run here, nulls and failures included
+    python ab.py --store                      the runs that all studies share
 
-The same batches and the same initial values for all arms of a seed. The loss that is judged is fixed
-beforehand: on the whole validation split, after the last iteration. Stopped anywhere, the same command goes
-on.
+The loss that is judged is fixed beforehand: on the whole validation split, after the last iteration. So is
+the test, and both are printed before the first run. Arms are trained until they are decided; runs are kept
+in a store, so that a baseline serves every later study. Stopped anywhere, the same command goes on.
 """
 import dataclasses
 import datetime
@@ -44,7 +46,9 @@ from lab.study.preparation import prepare
 from lab.study.results import build_report, check_pairing, compare_on_common_seeds, load_runs
 from lab.study.runner import Runner, format_duration, worker_slots
 from lab.study.schema import ArmResult, Plan, Report, ReportedComparison, RunSummary, to_dict
+from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, write_json
+from lab.study.waves import MAX_RUNS, describe_design, parse_budget, plan_looks, train_in_waves
 from lab.study.words import text_table, verdict_sentence
 
 OUT = Path('out-ab')
@@ -57,15 +61,18 @@ class Options:
     # what is compared
     variants: str = ''              # arms beside the baseline, one for each of a,b,a+b
     arms: str = '' # or arms by name, with any options: 'base; soft: variant=soft_window window_init=16'
-    seeds: Count = 5                # runs of each arm; fewer than 5 give no verdict
+    seeds: Literal['auto'] | Count = 'auto' # auto: until each arm is decided; or a number, of all arms in pairs
+    max_seeds: Count = 16           # with seeds=auto: runs of an arm at most; up to 64
+    budget: str = '' # with seeds=auto: begins no more runs after 90s, 10m, 2h
+    paired: bool = False            # with seeds=auto: compare seed by seed, for a change so small that runs pair
     first_seed: Whole = 1337        # seeds are this and the following numbers
     name: str = '' # of the study: its folder is out-ab/NAME; '': from the config file and the arms
     baseline: str = ''              # the arm that others are compared with; '': the first
     # how it is judged
     delta: Positive = 0.005         # differences smaller than this, in nats, count as equivalent
     alpha: Level = 0.05 # how often a study of ideas that do nothing may say that one does something
-    looks: str = '' # verdicts at 5,10 seeds, at a level corrected for that; who is decided stops
-    null: bool = False              # an arm that is the baseline with other seeds: the noise floor
+    looks: str = '' # instead of seeds: pairs judged at 5,10 seeds, at a corrected level; decided arms stop
+    null: bool = False              # the baseline, its initial weights moved by a millionth: the noise floor
     match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     # where and how it runs
@@ -77,93 +84,139 @@ class Options:
     price: bool = True              # time the arms before training
     # what becomes of runs that are there
     retry: bool = False             # train again what failed
-    redo: bool = False              # train again what was run with other code or options
     keep_checkpoints: bool = False  # leave the last weights of every run, for sample.py
     # instead of a study
     report: str = ''                # only write the report of the study in this folder
     from_csv: str = ''              # only the statistics of a file with columns arm, seed, loss
     ledger: bool = False            # only list all studies
+    store: Literal['', 'list', 'prune'] = '' # only list the store of runs, or remove what nothing shows
 
 
 # -----------------------------------------------------------------------------
 # a study
 
 def run_study(o, given):
-    """Trains every arm with every seed, or what is left of that, and writes the report.
+    """Trains arms until they are decided, or have as many seeds as was asked for, and writes the report.
 
     o: ab.py's Options. given: the Givens of all other options that the user set. Raises Stop for bad options,
-    for a leak that is not declared, and where too few runs ended for a verdict.
+    for a leak that is not declared, and where too few runs ended for a verdict. Returns the schema.Report.
     """
     # options are checked in full before anything is written
     arms = parse_arms(o, given)
-    seeds, factors = parse_plan(o)
+    looks, factors = parse_plan(o)
     slots = worker_slots(o, arms[0].options)
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     folder = OUT / (o.name or default_name(config, arms, o))
+    if o.null:
+        arms.append(null_arm(arms[0]))
     findings = Findings(command_line(), config or None, timestamp(), dict(versions=versions(), git=git()))
-    study = Study(folder, arms, o, seeds, findings)
+    study = Study(folder, arms, o, {}, findings)
     findings.environment['data'] = study.data_hashes[study.baseline.options.dataset]
 
     # the lock lasts as long as this process: a second ab.py in the same folder is refused
     holder = RunFolder(folder)
     holder.lock()
-    if o.null:
-        arms.append(null_arm(study.baseline))
-    print_plan(study)
+    print_arms(study)
 
     # leak checks, learning rates and prices come first: they may refuse an arm or change its options
     runner = Runner(study, slots)
     prepare(study, runner, factors)
-    train_to_each_look(study, runner)
+    if study.archive_other():
+        print(f'the study that was in {folder}, of other code or options, is now in {folder}/previous')
+    before = fix_design(study, looks)
+    print(findings.design)
+    if o.retry:
+        forget_failures(study)
+    study.save()
+    if study.design:
+        train_in_waves(study, runner)
+    else:
+        print_time_left(study, len(runner.slots))
+        train_to_each_look(study, runner, looks)
     runner.pool.stop(5)
 
     # results are read from disk, so a study that was resumed reports all its runs
+    ended = study.ended(study.baseline)
+    findings.stored = dict(before=len(before), new=len(set(ended) - set(before)))
     runs = load_runs(study)
-    findings.paired = dataclasses.asdict(check_pairing(study, runs))
+    if study.design is None or study.design.test == 'paired':
+        findings.paired = dataclasses.asdict(check_pairing(study, runs))
     study.save()
     report = build_report(study, runs)
     publish(report, folder)
     add_to_ledger(report, OUT)
-    if not report.comparisons:
-        raise Stop(f'no verdict: fewer than two seeds have a run of every arm; see {folder}/report.html')
+    if study.judged_arms() and not report.comparisons:
+        raise Stop(f'no verdict: fewer than two runs of the baseline or of every arm ended; '
+                   f'see {folder}/report.html')
+    return report
 
 
 def parse_plan(o):
-    """Returns the seeds of all looks, and the factors on the learning rate to try.
+    """Returns the numbers of seeds at which there are verdicts, [] with seeds=auto, and factors for lr_sweep.
 
-    Stop if either is invalid.
+    Stop if any option of the plan is invalid, or contradicts another.
     """
+    factors = parse_numbers(o.lr_sweep, 'lr_sweep', float) if o.lr_sweep else []
+    parse_budget(o.budget)
+    if o.max_seeds > MAX_RUNS:
+        raise Stop(f'max_seeds={o.max_seeds}: takes {MAX_RUNS} at most')
+    if o.seeds == 'auto' and not o.looks:
+        return [], factors
+    if o.budget:
+        raise Stop(f'budget={o.budget}: is for seeds=auto; this study has a number of seeds fixed beforehand')
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else [o.seeds]
     if looks != sorted(set(looks)) or looks[0] < 2:
         if o.looks:
             raise Stop(f'looks={o.looks}: takes growing numbers of seeds, from 2')
-        raise Stop(f'seeds={o.seeds}: takes 2 or more')
-    factors = parse_numbers(o.lr_sweep, 'lr_sweep', float) if o.lr_sweep else []
-    return list(range(o.first_seed, o.first_seed + looks[-1])), factors
+        raise Stop(f'seeds={o.seeds}: takes auto, or 2 or more')
+    return looks, factors
 
 
-def print_plan(study):
-    """Prints the size of the study, and what sets each arm apart from the recipe."""
-    iterations, looks = study.baseline.options.max_iters, study.options.looks
-    print(f'study {study.folder}: {len(study.arms)} arms x {len(study.seeds)} seeds, '
-          f'{iterations} iterations each' + (f', looks at {looks}' if looks else ''))
+def fix_design(study, looks):
+    """Fixes the test and the seeds of all arms, before the first run; looks: [] with seeds=auto.
+
+    Returns the seeds of the baseline's runs that the store holds already.
+    """
+    o, findings = study.options, study.findings
+    if not looks:
+        plan_looks(study)
+        before = study.ended(study.baseline)
+        findings.design = describe_design(study, len(before))
+        return before
+    study.seeds = {arm.name: list(range(o.first_seed, o.first_seed + looks[-1])) for arm in study.arms}
+    numbers = f'{looks[0]} seeds' if len(looks) == 1 else f'{", ".join(map(str, looks))} seeds'
+    findings.design = (f'the test, fixed beforehand: paired t at {numbers}, with which the sign-flip test must '
+                       'agree; because the number of seeds is fixed')
+    return study.ended(study.baseline)
+
+
+def forget_failures(study):
+    """Makes runs that failed or diverged new again, for --retry."""
+    for arm in study.arms:
+        for seed in study.seeds_of(arm):
+            if study.state(arm, seed) in ('failed', 'diverged'):
+                study.forget(arm, seed)
+
+
+def print_arms(study):
+    """Prints what the study is about, and what sets each arm apart from the recipe."""
+    print(f'study {study.folder}: {len(study.arms)} arms, {study.baseline.options.max_iters} iterations each')
     for arm in study.arms:
         options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
         print(f'arm {arm.name}: {options or "the baseline"}')
 
 
-def train_to_each_look(study, runner):
+def train_to_each_look(study, runner, looks):
     """Trains up to each look. An arm found better or worse there is decided, and trains no further."""
-    print_time_left(study, len(runner.slots))
-    active, looks = list(study.arms), study.looks or [len(study.seeds)]
+    active = list(study.arms)
     for look in looks:
-        seeds = study.seeds[:look]
-        runner.train([(arm, seed) for seed in seeds for arm in active], sample_seed=seeds[0])
+        seeds = study.seeds_of(study.baseline)[:look]
+        runner.train([(arm, seed) for seed in seeds for arm in active])
         if look == looks[-1]:
             break
         # only undecided arms are compared, on the seeds trained so far
-        undecided = [arm.name for arm in study.arms_without_matches() if arm in active]
-        verdicts = compare_on_common_seeds(study, load_runs(study, seeds), undecided)
+        undecided = [study.baseline.name, *(arm.name for arm in study.judged_arms() if arm in active)]
+        verdicts = compare_on_common_seeds(study, load_runs(study), undecided, seeds)
         for name, c in verdicts.comparisons.items() if verdicts else ():
             if c.verdict in ('better', 'worse'):
                 print(f'{name} is decided at {look} seeds: {c.verdict}')
@@ -184,7 +237,7 @@ def print_time_left(study, workers):
     for arm in study.arms:
         # price.json was written before matched baselines were made, so it lacks them
         if arm.name in prices['results']:
-            o, left = arm.options, sum(not study.ended(arm, seed) for seed in study.seeds)
+            o, left = arm.options, len(study.seeds_of(arm)) - len(study.ended(arm))
             ms += left * o.max_iters * o.gradient_accumulation_steps * prices['results'][arm.name]['step_ms']
     print(f'about {format_duration(ms / 1000 / workers)} of training are left, evaluations apart')
 
@@ -210,6 +263,14 @@ def command_line():
 def timestamp():
     """Returns the time in UTC: 2026-01-31T12:00:00Z."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')
+
+
+def show_store(what):
+    """Lists the store of runs; what='prune' removes what nothing shows first."""
+    if what == 'prune':
+        runs, size = prune_store(RUNS, OUT)
+        print(f'{runs} runs removed, {size / 2**20:.1f} MiB')
+    print(store_text(RUNS, OUT))
 
 
 # -----------------------------------------------------------------------------
@@ -277,6 +338,7 @@ def report_losses(losses, o, folder, command):
 def main():
     """Runs a study, or one of the modes that train nothing: --ledger, --report, --from_csv."""
     argv = expand_flags(sys.argv[1:], Options, valued=('report', 'from_csv', 'name'))
+    argv = ['--store=list' if arg == '--store' else arg for arg in argv]
     if {'-h', '--help'} & set(argv):
         configure(Options, argv=argv)
     # options of this script; the rest belongs to train.py and the variants
@@ -290,6 +352,8 @@ def main():
     # modes that train nothing
     if o.ledger:
         return print(ledger_text(OUT))
+    if o.store:
+        return show_store(o.store)
     if o.report:
         return report_again(Path(o.report))
     if o.from_csv:

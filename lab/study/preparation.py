@@ -27,7 +27,7 @@ def prepare(study, runner, factors):
         findings.prices = price_arms(study, runner, 'price.json')
     if o.match != 'none':
         study.matches = {arm.name: matched_baseline(study.baseline, arm, o.match, findings.prices)
-                         for arm in study.arms[1:] if not arm.seed_shift}
+                         for arm in study.judged_arms()}
         study.arms += study.matches.values()
         # timed again, together with the matched baselines: ratios hold within one session
         if o.price:

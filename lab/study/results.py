@@ -1,13 +1,15 @@
 """Results of a study: load_runs() reads its run folders once, and pure functions turn them into a report."""
 import dataclasses
+import hashlib
 import math
+import statistics
 from dataclasses import dataclass, field
 
 import torch
 
 from core.run.files import read_json
 from core.run.folder import RunFolder
-from lab import stats
+from lab import sequential, stats
 from lab.study.schema import (
     ArmResult,
     Checks,
@@ -20,9 +22,12 @@ from lab.study.schema import (
     ReportedComparison,
     RunSummary,
 )
-from lab.study.study import DONE, FAILED
+from lab.study.store import DONE, FAILED
+from lab.study.study import is_null
 from lab.study.words import text_table, verdict_sentence
 
+# runs of a baseline that stands beside a single arm, such as one trained as long
+MIN_MATCHED = 5
 METRIC = 'validation loss after the last iteration, whole split, nats per token'
 
 
@@ -36,7 +41,7 @@ class RunResult:
     val_loss: float | None = None   # after the last iteration
     train_loss: float | None = None
     seconds: float | None = None
-    init_hash: str | None = None    # of the initial values that all arms share
+    init: dict | str | None = None  # {parameter: hash of its initial values}; a hash of all, before the store
     batch_hash: str | None = None
     windows: list = field(default_factory=list)     # loss of each validation window, in order
     positions: list = field(default_factory=list)   # loss at each position of the context
@@ -44,9 +49,20 @@ class RunResult:
     evaluations: list = field(default_factory=list) # from its log: [{iter, val_loss, train_loss, stats.NAME}]
 
 
-def load_runs(study, seeds=None):
-    """Returns a RunResult for each arm and each of these seeds, by default all of the study's."""
-    return [load_run(study, arm, seed) for arm in study.arms for seed in (seeds or study.seeds)]
+def load_runs(study):
+    """Returns a RunResult for each run of a study. With seeds=auto, those that there are."""
+    if study.design is None:
+        return [load_run(study, arm, seed) for arm in study.arms for seed in study.seeds_of(arm)]
+    # the store may hold more runs than this study may look at
+    most = dict.fromkeys(study.seeds, study.design.looks[-1])
+    most[study.baseline.name] = study.design.baseline_runs[-1]
+    most |= dict.fromkeys([match.name for match in study.matches.values()], match_design(study.design).baseline_runs[-1])
+    runs = []
+    for arm in study.arms:
+        ended = set(study.ended(arm)[:most[arm.name]])
+        failed = [seed for seed in study.seeds_of(arm) if study.state(arm, seed) == 'failed']
+        runs += [load_run(study, arm, seed) for seed in study.seeds_of(arm) if seed in {*ended, *failed}]
+    return runs
 
 
 def load_run(study, arm, seed):
@@ -58,7 +74,7 @@ def load_run(study, arm, seed):
         evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
         return RunResult(
             arm.name, seed, 'done', val_loss=result['val_loss'], train_loss=result['train_loss'],
-            seconds=result['seconds'], init_hash=record['init'], batch_hash=record['batches'],
+            seconds=result['seconds'], init=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
             evaluations=evaluations)
     # one that diverged or failed
@@ -85,32 +101,58 @@ def final_losses(runs, arm):
             for run in runs if run.arm == arm and run.status in ('done', 'diverged')}
 
 
-def compare_on_common_seeds(study, runs, arms):
-    """Returns the Verdicts on arms, the baseline first, over the seeds that all have; None below two."""
-    losses = {arm: final_losses(runs, arm) for arm in arms}
-    seeds = [run.seed for run in runs if run.arm == arms[0]]
-    common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]
-    if len(common) < 2:
-        return None
-    losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
-    # failed runs may leave a number of seeds at which no look was planned
-    looks = study.looks if len(common) in study.looks else None
-    return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
-
-
 def verdicts_of(study, runs):
-    """Returns the Verdicts of a study: arms against its baseline, then arms against their matched baselines.
+    """Returns a study's Verdicts: arms against its baseline, then arms against their matched baselines.
+
+    Holm's correction covers all arms against the baseline, and all against matched ones: two families.
+    """
+    return judge_looks(study, runs) if study.design else compare_fixed(study, runs)
+
+
+def judge_study(study, runs):
+    """Returns {arm: its Comparison with the study's baseline}, of those that can be compared."""
+    baselines = [v for v in verdicts_of(study, runs) if v.baseline == study.baseline.name]
+    return {arm: c for v in baselines for arm, c in v.comparisons.items()}
+
+
+def judge_looks(study, runs):
+    """Returns the Verdicts of a study with seeds=auto, judged at the looks that were planned."""
+    o, losses = study.options, {arm.name: final_losses(runs, arm.name) for arm in study.arms}
+    arms = [arm.name for arm in study.judged_arms()]
+    found = []
+    # an arm without two runs cannot be compared
+    arms = [arm for arm in arms if len(losses[arm]) > 1]
+    if arms:
+        of_arms = {name: losses[name] for name in (study.baseline.name, *arms)}
+        found.append(sequential.judge(of_arms, study.design, o.delta, o.alpha))
+    matched = []
+    for arm, match in study.matches.items():
+        if arm in arms and len(losses[match.name]) > 1:
+            pair = {match.name: losses[match.name], arm: losses[arm]}
+            matched.append(sequential.judge(pair, match_design(study.design), o.delta, o.alpha))
+    if len(matched) > 1:
+        sequential.decide([c for v in matched for c in v.comparisons.values()], o.delta, o.alpha)
+    return found + matched
+
+
+def match_design(design):
+    """Returns the design of an arm against a baseline made for it alone, which has about as many runs."""
+    counts = design.looks if design.test == 'paired' else [max(MIN_MATCHED, n) for n in design.looks]
+    return dataclasses.replace(design, baseline_runs=counts)
+
+
+def compare_fixed(study, runs):
+    """Returns the Verdicts of a study with a number of seeds fixed beforehand.
 
     Arms with other seeds than the rest, because runs failed or an early look decided, get Verdicts of their
-    own. Holm's correction covers all arms that share a baseline, whatever their seeds.
+    own.
     """
     # arms grouped by their seeds
     by_seeds = {}
-    for arm in study.arms_without_matches()[1:]:
+    for arm in study.judged_arms():
         by_seeds.setdefault(tuple(final_losses(runs, arm.name)), []).append(arm.name)
     with_baseline = [[study.baseline.name, *arms] for arms in by_seeds.values()]
     with_match = [[study.matches[arm.name].name, arm.name] for arm in study.arms if arm.name in study.matches]
-    # two families, each corrected as a whole: against the study's baseline, and against matched ones
     found = []
     for family in with_baseline, with_match:
         all_verdicts = [v for arms in family if (v := compare_on_common_seeds(study, runs, arms))]
@@ -121,6 +163,32 @@ def verdicts_of(study, runs):
     return found
 
 
+def compare_on_common_seeds(study, runs, arms, seeds=None):
+    """Returns the Verdicts on arms, the baseline first, over the seeds that all have; None below two.
+
+    seeds: only these, at a look.
+    """
+    losses = {arm: final_losses(runs, arm) for arm in arms}
+    seeds = study.seeds_of(study.baseline) if seeds is None else seeds
+    common = [seed for seed in seeds if all(seed in losses[arm] for arm in arms)]
+    if len(common) < 2:
+        return None
+    losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
+    # failed runs may leave a number of seeds at which no look was planned
+    looks = study.looks if len(common) in study.looks else None
+    return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
+
+
+def noise_floor(study, runs):
+    """Returns dict(n, mean, sd) of the null arm's differences from the baseline at the same seeds, or None."""
+    null = next((arm for arm in study.arms if is_null(arm)), None)
+    if null is None:
+        return None
+    base, moved = (final_losses(runs, arm.name) for arm in (study.baseline, null))
+    d = [moved[seed] - base[seed] for seed in moved if math.isfinite(moved[seed] - base.get(seed, math.inf))]
+    return dict(n=len(d), mean=statistics.mean(d), sd=statistics.stdev(d)) if len(d) > 1 else None
+
+
 # -----------------------------------------------------------------------------
 # what the report says of an arm
 
@@ -128,7 +196,16 @@ def summarize_run(run):
     """Returns the RunSummary of a RunResult."""
     best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
     return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
-                      run.train_loss, run.seconds, run.init_hash, run.batch_hash)
+                      run.train_loss, run.seconds, init_digest(run.init), run.batch_hash)
+
+
+def init_digest(init, names=None):
+    """Returns one hash of a run's initial values, of all its parameters or of these; None if it is unknown."""
+    # before the store, a run kept a single hash
+    if init is None or isinstance(init, str):
+        return init
+    text = ' '.join(init[name] for name in sorted(init) if names is None or name in names)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def curve_of(done):
@@ -206,23 +283,38 @@ def build_report(study, runs):
     prices = findings.prices or {}
     return Report(
         name=study.folder.name, command=findings.command, config=findings.config, created=findings.created,
-        plan=Plan(study.seeds, o.delta, o.alpha, o.looks or None, METRIC, o.match, findings.sweep),
-        environment=findings.environment, recipe=dataclasses.asdict(baseline.options) | baseline.model_args,
+        plan=plan_of(study, runs), environment=findings.environment,
+        recipe=dataclasses.asdict(baseline.options) | baseline.model_args,
         arms=[arm_result(study, arm, runs) for arm in study.arms],
         comparisons=[report_comparison(study, runs, v, arm) for v in verdicts for arm in v.comparisons],
         tables=[text_table(v, price_columns(v, prices)) for v in verdicts],
-        paired=Pairing(**findings.paired) if findings.paired else None)
+        paired=Pairing(**findings.paired) if findings.paired else None, noise_floor=noise_floor(study, runs))
+
+
+def plan_of(study, runs):
+    """Returns the Plan of a study."""
+    o = study.options
+    seeds = sorted({run.seed for run in runs}) if study.design else study.seeds_of(study.baseline)
+    plan = Plan(seeds, o.delta, o.alpha, o.looks or None, METRIC, o.match, study.findings.sweep)
+    if study.design:
+        plan.design, plan.test = study.findings.design, study.design.test
+        plan.looks = ', '.join(map(str, study.design.looks))
+        plan.stored = study.findings.stored
+    return plan
 
 
 def report_comparison(study, runs, verdicts, arm):
     """Returns an arm's ReportedComparison: its Comparison, the interval over text, and its worth in steps."""
     c = verdicts.comparisons[arm]
     baseline_runs, arm_runs = done_runs(runs, verdicts.baseline), done_runs(runs, arm)
+    # with paired seeds, those that are done in both arms
+    if study.design is None or study.design.test == 'paired':
+        common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
+        baseline_runs, arm_runs = ([run for run in both if run.seed in common] for both in (baseline_runs, arm_runs))
     text = steps = None
-    # the mean over seeds that are done in both arms, for each validation window
-    common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
-    if common:
-        baseline_windows, arm_windows = (mean_columns([run.windows for run in both if run.seed in common])
+    # the mean over runs, for each validation window
+    if baseline_runs and arm_runs:
+        baseline_windows, arm_windows = (mean_columns([run.windows for run in both])
                                          for both in (baseline_runs, arm_runs))
         differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
         text = stats.text_interval(differences, alpha=study.options.alpha)
@@ -246,19 +338,18 @@ def price_columns(verdicts, prices):
 
 
 def check_pairing(study, runs):
-    """Returns the Pairing of the arms' runs, and prints one line per seed."""
-    # the null arm has other seeds on purpose
-    paired = {arm.name for arm in study.arms if not arm.seed_shift}
-    shared = len(study.shared_parameters())
+    """Returns the Pairing of the arms' runs, and prints one line per seed that arms share."""
+    paired = {arm.name for arm in study.arms if not is_null(arm)}
+    shared = study.shared_parameters()
     batches_equal = init_equal = True
-    for seed in study.seeds:
+    for seed in dict.fromkeys(run.seed for run in runs):
         # one hash per seed if all arms saw the same
         done = [run for run in runs if run.seed == seed and run.status == 'done' and run.arm in paired]
-        batches, inits = {run.batch_hash for run in done}, {run.init_hash for run in done}
+        batches, inits = {run.batch_hash for run in done}, {init_digest(run.init, shared) for run in done}
         batches_equal, init_equal = batches_equal and len(batches) <= 1, init_equal and len(inits) <= 1
-        if done:
+        if len(done) > 1:
             words = ['equal' if len(hashes) == 1 else 'NOT EQUAL' for hashes in (batches, inits)]
             print(f'seed {seed}: batches {words[0]} in {len(done)} arms ({min(batches)}), '
-                  f'initial values of {shared} shared parameters {words[1]} ({min(inits)})')
-    note = f'{shared} parameters that all arms share start equal' if init_equal else 'initial values differ'
+                  f'initial values of {len(shared)} shared parameters {words[1]} ({min(inits)})')
+    note = f'{len(shared)} parameters that all arms share start equal' if init_equal else 'initial values differ'
     return Pairing(batches_equal, init_equal, note)

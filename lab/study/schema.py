@@ -19,6 +19,9 @@ class Plan:
     metric: str                 # the loss that is judged, in words
     match: str = ABSENT         # params, flops, time: each arm has a baseline equal in this; or none
     lr_sweep: dict | None = ABSENT # seed, losses {arm: {factor on the learning rate: loss, None: failed}}
+    design: str | None = ABSENT # which test was fixed beforehand, and why, in a sentence
+    test: str = ABSENT          # welch or paired, of a study with seeds=auto
+    stored: dict = ABSENT       # runs of the baseline: before (in the store), new (trained for this study)
 
 
 @dataclass
@@ -125,6 +128,7 @@ class Report:
     tables: list[str]           # text for a terminal; arms compared on the same seeds share a table
     recipe: dict = ABSENT       # all options of the baseline, train.py's and the model's
     paired: Pairing | None = ABSENT
+    noise_floor: dict | None = ABSENT # of --null: n, mean, sd of differences that only rounding makes
 
 
 def to_dict(x):

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Findings:
     sweep: dict | None = None   # seed, losses {arm: {factor on the learning rate: loss}}
     prices: dict | None = None  # {arm: numbers of lab/timing.py}
     paired: dict | None = None  # batches_equal, init_equal, note
+    design: str | None = None   # the sentence that says which test was fixed beforehand, and why
+    stored: dict | None = None  # runs of the baseline: before, in the store; new, trained by this study
 
 
 @dataclass
@@ -130,6 +133,24 @@ class Study:
         design = self.design and dataclasses.asdict(self.design)
         write_json(self.folder / 'study.json', dict(options=options, extra=extra, seeds=self.seeds, arms=arms,
                                                     pairs=matches, design=design))
+
+    def archive_other(self):
+        """Moves another study that is in the folder to previous/; returns True if there was one.
+
+        It is another if an arm of the same name has another identity: edited code, or other options.
+        """
+        saved = read_json(self.folder / 'study.json')
+        mine = {arm.name: self.key(arm) for arm in self.arms}
+        if saved is None or all(mine.get(arm['name'], arm.get('key')) == arm.get('key') for arm in saved['arms']):
+            return False
+        previous = self.folder / 'previous'
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.mkdir()
+        # prices say themselves which arms they are of
+        for path in self.folder.iterdir():
+            if path.name not in ('.lock', 'previous') and not path.name.startswith('price'):
+                path.rename(previous / path.name)
+        return True
 
     @classmethod
     def from_dict(cls, folder, d, Options):

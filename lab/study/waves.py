@@ -14,15 +14,15 @@ import time
 from core.errors import Stop
 from core.run.files import read_json
 from lab import sequential
-from lab.study.results import judge_study, load_runs
+from lab.study.results import judge_study, load_runs, match_design
 from lab.study.store import RUNS, stored_seeds
 from lab.study.study import ARM_SEEDS, SPARE_SEEDS, is_null
 
 # runs of the baseline: at least so many; what a study adds to those that are stored; at most so many
 MIN_BASELINE, ADDED, MAX_BASELINE = 8, 2, 64
-# of a baseline that stands beside a single arm, such as one trained as long
-MIN_MATCHED = 5
 NULL_SEEDS = 5
+# of an arm, whatever max_seeds says
+MAX_RUNS = sequential.all_looks()[-1]
 
 
 # -----------------------------------------------------------------------------
@@ -66,7 +66,6 @@ def plan_looks(study):
     study.seeds |= {match.name: seeds for match in study.matches.values()}
     study.seeds |= {study.baseline.name: seeds}
     study.seeds |= {arm.name: seeds for arm in study.arms if is_null(arm)}
-    return len(stored)
 
 
 def saved_plan(study):
@@ -92,12 +91,6 @@ def describe_design(study, stored):
     return (f'the test, fixed beforehand: an arm of {looks} runs against {runs} of the baseline ({stored} '
             f'stored), unpaired, without equal variances, {level}; because seeds hardly pair, and every stored '
             'run counts')
-
-
-def match_design(design):
-    """Returns the design of an arm against a baseline made for it alone, which has about as many runs."""
-    counts = design.looks if design.test == 'paired' else [max(MIN_MATCHED, n) for n in design.looks]
-    return dataclasses.replace(design, baseline_runs=counts)
 
 
 def parse_budget(text):

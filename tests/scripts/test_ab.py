@@ -17,10 +17,12 @@ import train
 from core.errors import BAD_INPUT, run_main
 from core.run.folder import last_iteration
 from lab.study import pool
+from lab.study.store import code_hash
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
                     always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
+STORE = Path('out-ab/runs')
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +54,17 @@ def report_of(name):
     return json.loads(Path(f'out-ab/{name}/report.json').read_text())
 
 
+def run_folder(name, arm, seed):
+    """Returns the folder of a run that a study shows."""
+    arms = json.loads(Path(f'out-ab/{name}/study.json').read_text())['arms']
+    return STORE / next(a['key'] for a in arms if a['name'] == arm) / str(seed)
+
+
+def training():
+    """Returns the folders of runs in the store that have a log."""
+    return sorted(file.parent for file in STORE.glob('*/*/log.jsonl'))
+
+
 def losses(name):
     return {arm['name']: {run['seed']: run['val_loss'] for run in arm['runs']} for arm in report_of(name)['arms']}
 
@@ -74,7 +87,7 @@ def losses(name):
     (dict(variants='alibi', lr_sweep='0,1'), 'lr_sweep=0,1: takes positive numbers'),
     (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
     (dict(report=__file__), 'holds no study'),
-    (dict(variants='alibi', seeds=1), 'seeds=1: takes 2 or more'),
+    (dict(variants='alibi', seeds=1), 'seeds=1: takes auto, or 2 or more'),
     (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
     (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
 ])
@@ -97,47 +110,87 @@ def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
 
 def test_a_study_is_its_runs(data):
     """Each run, also the second of a process, equals to the bit a run of train.py with the same options."""
-    done = ran(data, variants='alibi', seeds=2, name='s', null=True, at_once=1, dropout=0.1)
+    options = dict(variants='alibi', seeds=2, name='s', null=True, dropout=0.1)
+    done = ran(data, **options, at_once=1)
     assert done.code == 0, done
-    assert 'seed 1338: batches equal in 2 arms' in done.out and 'alibi: screen' in done.out
+    assert 'seed 1338: batches equal in 2 arms' in done.out
     runs_are_alone(data, 's', dropout=0.1)
-    call(train.main, **SMALL | dict(dataset=data, seed=101337, out_dir='alone', dropout=0.1))
-    assert log('out-ab/s/null/seed_1337') == log('alone') # the null arm: other seeds
     report = report_of('s')
     assert report['paired'] == dict(batches_equal=True, init_equal=True, note=report['paired']['note'])
-    comparison, _ = report['comparisons']
+    # the null arm is a noise floor, and no comparison
+    comparison, = report['comparisons']
     found = losses('s')
     assert comparison['mean'] == pytest.approx(np.mean([found['alibi'][s] - found['base'][s] for s in (1337, 1338)]))
-    assert comparison['verdict'] == 'screen'
-    windows = json.loads(Path('out-ab/s/base/seed_1337/ab.json').read_text())
-    assert windows['result']['val_loss'] == pytest.approx(np.mean(windows['windows']), abs=0.02)
+    assert comparison['verdict'] == "can't tell"
+    moved = [found['null'][s] - found['base'][s] for s in (1337, 1338)]
+    assert report['noise_floor'] == dict(n=2, mean=pytest.approx(np.mean(moved)), sd=pytest.approx(np.std(moved, ddof=1)))
+    assert 0 < max(map(abs, moved)) < 1e-3
+    assert json.loads((STORE.parent / 's/study.json').read_text())['extra']['stored'] == dict(before=0, new=2)
 
-    kept = Path('out-ab/s/alibi/seed_1337/ab.json').read_bytes()
-    Path('out-ab/s/alibi/seed_1338/ab.json').unlink()
-    again = ran(data, variants='alibi', seeds=2, name='s', null=True, dropout=0.1)
+    kept = run_folder('s', 'alibi', 1337).joinpath('ab.json').read_bytes()
+    run_folder('s', 'alibi', 1338).joinpath('ab.json').unlink()
+    again = ran(data, **options)
     assert again.code == 0 and '5 of 6 runs are done already' in again.out and again.out.count('alibi, seed') == 1
-    assert losses('s') == found and Path('out-ab/s/alibi/seed_1337/ab.json').read_bytes() == kept
-
-    refused = ran(data, variants='alibi', seeds=2, name='s', null=True, learning_rate=5e-3, dropout=0.1).line(BAD_INPUT)
-    assert 'was run with another learning_rate (0.01 then, 0.005 now)' in refused and '--redo=True' in refused
-    redone = ran(data, variants='alibi', seeds=2, name='s', redo=True, learning_rate=5e-3, dropout=0.1)
-    assert redone.code == 0 and losses('s')['base'] != found['base']
+    assert losses('s') == found and run_folder('s', 'alibi', 1337).joinpath('ab.json').read_bytes() == kept
 
     report = report_of('s')
     assert call(ab.main, '--report', 'out-ab/s').code == 0 and report_of('s') == report
     listed = call(ab.main, '--ledger')
-    # the first study was reported twice, with one result
-    assert '3 comparisons in 2 studies' in listed.out, listed
+    # the study was reported three times, with one result
+    assert '1 comparisons in 1 studies' in listed.out, listed
     assert Path('out-ab/LEDGER.md').read_text() == listed.out
+
+
+def test_studies_share_runs(data, no_page):
+    """A baseline trained once serves another study; other options are other runs, and nothing is lost."""
+    assert ran(data, variants='alibi', seeds=2, name='one').code == 0
+    two = ran(data, variants='rope', seeds=2, name='two')
+    assert '2 of 4 runs are done already' in two.out and 'base, seed' not in two.out
+    assert losses('one')['base'] == losses('two')['base']
+    # the same name, with other options
+    report = report_of('one')
+    other = ran(data, variants='alibi', seeds=2, name='one', learning_rate=5e-3)
+    assert 'is now in out-ab/one/previous' in other.out and losses('one')['base'] != losses('two')['base']
+    assert report_of('one/previous') == report
+
+    listed = call(ab.main, '--store')
+    assert '10 runs of 5 identities' in listed.out and 'one/previous, two' in listed.out
+    # what no study shows goes, and what did not end
+    Path('out-ab/two/study.json').unlink()
+    run_folder('one', 'base', 1338).joinpath('ab.json').unlink()
+    pruned = call(ab.main, '--store=prune')
+    assert pruned.out.startswith('3 runs removed') and '7 runs of 4 identities' in pruned.out
+
+
+def test_a_comment_does_not_make_another_run(tmp_path):
+    """The identity of a run has what its code computes, not how it is written."""
+    one, two, three = (tmp_path / name for name in ('one.py', 'two.py', 'three.py'))
+    one.write_text('x = 1 + 2\n')
+    two.write_text('# a sum\nx = (1 +\n     2)\n')
+    three.write_text('x = 1 + 3\n')
+    assert code_hash(one) == code_hash(two) != code_hash(three)
+
+
+def test_studies_at_the_same_time_train_each_run_once(data):
+    """Two studies begin together: what one trains, the other waits for."""
+    both = [started(data, name, jobs=1, seeds=2) for name in ('a', 'b')]
+    for study in both:
+        study.join(120)
+        assert study.exitcode == 0
+    assert losses('a') == losses('b')
+    for folder in training():
+        assert (folder / 'output.txt').read_text().count('best val loss') == 1
+        assert not (folder / 'previous').exists()
 
 
 def runs_are_alone(data, name, **options):
     for seed in 1337, 1338:
         for arm, variant in ('base', 'base'), ('alibi', 'alibi'):
             call(train.main, **SMALL | dict(dataset=data, seed=seed, variant=variant, out_dir='alone') | options)
-            assert log(f'out-ab/{name}/{arm}/seed_{seed}') == log('alone')
-            said = Path(f'out-ab/{name}/{arm}/seed_{seed}/output.txt').read_text()
-            assert said.count('best val loss') == 1 and f'seed_{seed}' in said and f'seed_{2675 - seed}' not in said
+            folder = run_folder(name, arm, seed)
+            assert log(folder) == log('alone')
+            said = (folder / 'output.txt').read_text()
+            assert said.count('best val loss') == 1 and f'/{seed}' in said and f'/{2675 - seed}' not in said
 
 
 def test_runs_beside_each_other_are_what_they_are_alone(data, no_page):
@@ -155,7 +208,7 @@ def test_a_sweep_gives_each_arm_its_best_learning_rate(data, no_page):
     for arm, rates in ('base', {}), ('hot', dict(learning_rate=0.01, min_lr=1e-6)):
         assert f'lr_sweep, {arm}: ' in done.out and f'x{best[arm]} is used' in done.out
         call(train.main, **SMALL | dict(dataset=data, seed=1338, out_dir='alone') | rates)
-        assert log(f'out-ab/l/{arm}/seed_1338') == log('alone')
+        assert log(run_folder('l', arm, 1338)) == log('alone')
 
 
 def test_a_diverged_arm_counts_against_it(data, no_page):
@@ -263,7 +316,7 @@ def kill(study):
 def test_no_worker_outlives_its_study(data):
     """A worker that did would train for hours."""
     study = started(data, 'k', max_iters=10_000_000)
-    both_train = lambda: sum(last_iteration(f) > 0 for f in Path('out-ab/k').glob('*/seed_*')) == 2
+    both_train = lambda: sum(last_iteration(f) > 0 for f in training()) == 2
     wait_for(both_train, study.is_alive)
     kill(study)
 
@@ -271,29 +324,29 @@ def test_no_worker_outlives_its_study(data):
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
 @pytest.mark.parametrize('moments', [(90,), pytest.param((5, 90, 220), marks=pytest.mark.slow)])
 def test_killed_and_continued_is_the_same_study(data, moments):
-    ended(started(data, 'whole'))
+    ended(started(data, 'k'))
+    whole, report = {folder: log(folder) for folder in training()}, report_of('k')
+    Path('out-ab').rename('whole')
     for moment in moments: # iterations of both first runs, or so
-        study = started(data, 'killed')
-        wait_for(lambda moment=moment: sum(map(last_iteration, Path('out-ab/killed').glob('*/seed_*'))) > moment * 2,
-                 study.is_alive)
+        study = started(data, 'k')
+        wait_for(lambda moment=moment: sum(map(last_iteration, training())) > moment * 2, study.is_alive)
         kill(study)
-    ended(started(data, 'killed'))
-    assert without_times(report_of('whole')) == without_times(report_of('killed'))
-    for folder in sorted(Path('out-ab/whole').glob('*/seed_*')):
-        assert log(folder) == log(Path(str(folder).replace('whole', 'killed')))
+    ended(started(data, 'k'))
+    assert without_times(report_of('k')) == without_times(report)
+    assert {folder: log(folder) for folder in training()} == whole
 
 
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='lists open files')
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_ctrl_c_saves_and_goes_on(data, at_once):
     study = started(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
-    wait_for(lambda: len(list(Path('out-ab/c').glob('*/seed_*/log.jsonl'))) == 2 * at_once, study.is_alive)
+    wait_for(lambda: len(training()) == 2 * at_once, study.is_alive)
     time.sleep(0.3)
     os.kill(study.pid, signal.SIGINT)
     study.join(60)
     said = Path('said').read_text()
     assert study.exitcode == 130 and 'the same command goes on' in said.splitlines()[-1], said
-    assert len(list(Path('out-ab/c').glob('*/seed_*/ckpt'))) == 2 * at_once, said
+    assert len(list(STORE.glob('*/*/ckpt'))) == 2 * at_once, said
 
 
 # -----------------------------------------------------------------------------
