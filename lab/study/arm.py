@@ -70,7 +70,7 @@ class Arm:
         code = {os.path.relpath(path, ROOT): code_hash(path) for path in files}
         options = {n: value for n, value in dataclasses.asdict(self.options).items() if n not in NOT_COMPUTED}
         return dict(options=options, model_args=self.model_args, data=data_hash, code=code,
-                    device=device_kind(self.options.device), torch=torch.__version__.split('+')[0])
+                    device=device_kind(self.options), torch=torch.__version__.split('+')[0])
 
     def as_dict(self):
         """Returns what study.json keeps of the arm."""

@@ -16,9 +16,10 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
+from core.device.machine import machine
+from core.errors import Stop
 from core.run.files import read_json, write_atomic
 
 # a run's folder has one of these, which says how far the run is
@@ -33,13 +34,14 @@ def code_hash(path):
     return hashlib.sha256(tree.encode()).hexdigest()[:16]
 
 
-def device_kind(device):
-    """Returns what kind of device an option names: cpu, mps, or a GPU's model, such as NVIDIA H200."""
-    if device.startswith('cuda') or device == 'auto' and torch.cuda.is_available():
-        return torch.cuda.get_device_name(None if device == 'auto' else device)
-    if device == 'auto':
-        return 'mps' if torch.backends.mps.is_available() else 'cpu'
-    return device
+def device_kind(o):
+    """Returns what train.py's options o compute on, without its number: 'NVIDIA H200, bfloat16'."""
+    # a device that is not there is refused by whoever trains on it
+    try:
+        m = machine(o.device, o.dtype, compile=False)
+    except Stop:
+        return f'{o.device}, {o.dtype}'
+    return f'{m.name}, {m.dtype}'
 
 
 def store_key(name, identity):
