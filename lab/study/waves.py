@@ -6,7 +6,6 @@ the first look that shows it, and can't be told after the last one, or when the 
 trained in a wave depends on how many runs the machine trains at once; what is concluded does not, because
 every look is judged from the runs that it was planned for.
 """
-import dataclasses
 import math
 import re
 import time

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 
 import train
 from core.device.cuda_graph import GraphPool
@@ -32,7 +31,6 @@ from lab.study.arm import Arm
 from lab.study.store import DONE, FAILED, STARTED, claim
 from lab.study.study import write_json
 from lab.timing import TimedModel, interleave
-from model import Step
 
 SAMPLE_TOKENS = 400
 
@@ -241,35 +239,17 @@ def train_claimed_run(task, device, signals):
     origin = arm.origin | dict(out_dir='command line', seed='ab.py')
     origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
-    m, data, model = yield from train.train(config, signals)
+    m, data, model, val = yield from train.train(config, signals)
 
     # all that the report needs of the model, before its weights are deleted
-    windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
     write_json(folder / DONE, dict(
-        seed=seed, result=result, windows=windows, positions=positions, init=hash_initial_values(arm.build(seed)),
-        batches=hash_batches(data, o), sample=sample_text(m, data, model, o) if task.first else None))
+        seed=seed, result=result, windows=val.windows, positions=val.positions,
+        init=hash_initial_values(arm.build(seed)), batches=hash_batches(data, o),
+        sample=sample_text(m, data, model, o) if task.first else None))
     if not task.keep_checkpoints:
         shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
     return result['val_loss']
-
-
-@torch.no_grad()
-def token_losses(m, data, model, o):
-    """Returns (mean loss of each validation window, in order; mean loss at each position), lists in nats."""
-    model.eval()
-    it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
-    for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
-        with m.precision():
-            logits, _ = model(x, y, Step(it=it)) # (B, T, V)
-        # (B, T), in float32 whatever the dtype of the logits
-        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
-        losses, is_target = losses.view(y.shape), y >= 0
-        windows.append(losses.sum(1) / is_target.sum(1))
-        total, count = total + losses.double().sum(0), count + is_target.sum(0)
-    model.train()
-    # clamp: a split of one short window has positions without a target
-    return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
 
 
 def hash_initial_values(model):

@@ -123,7 +123,8 @@ def test_a_study_is_its_runs(data):
     assert comparison['mean'] == pytest.approx(np.mean([found['alibi'][s] - found['base'][s] for s in (1337, 1338)]))
     assert comparison['verdict'] == "can't tell"
     moved = [found['null'][s] - found['base'][s] for s in (1337, 1338)]
-    assert report['noise_floor'] == dict(n=2, mean=pytest.approx(np.mean(moved)), sd=pytest.approx(np.std(moved, ddof=1)))
+    floor = dict(n=2, mean=pytest.approx(np.mean(moved)), sd=pytest.approx(np.std(moved, ddof=1)))
+    assert report['noise_floor'] == floor
     assert 0 < max(map(abs, moved)) < 1e-3
     assert json.loads((STORE.parent / 's/study.json').read_text())['extra']['stored'] == dict(before=0, new=2)
 
