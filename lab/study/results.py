@@ -54,9 +54,10 @@ def load_runs(study):
     if study.design is None:
         return [load_run(study, arm, seed) for arm in study.arms for seed in study.seeds_of(arm)]
     # the store may hold more runs than this study may look at
-    most = dict.fromkeys(study.seeds, study.design.looks[-1])
-    most[study.baseline.name] = study.design.baseline_runs[-1]
-    most |= dict.fromkeys([match.name for match in study.matches.values()], match_design(study.design).baseline_runs[-1])
+    design, last = study.design, study.options.max_seeds
+    most = dict.fromkeys(study.seeds, last)
+    most[study.baseline.name] = baseline_runs(design, last)
+    most |= {match.name: baseline_runs(match_design(design), last) for match in study.matches.values()}
     runs = []
     for arm in study.arms:
         ended = set(study.ended(arm)[:most[arm.name]])
@@ -137,8 +138,14 @@ def judge_looks(study, runs):
 
 def match_design(design):
     """Returns the design of an arm against a baseline made for it alone, which has about as many runs."""
-    counts = design.looks if design.test == 'paired' else [max(MIN_MATCHED, n) for n in design.looks]
-    return dataclasses.replace(design, baseline_runs=counts)
+    return dataclasses.replace(design, baseline_runs=tuple(max(MIN_MATCHED, n) for n in design.plan))
+
+
+def baseline_runs(design, n):
+    """Returns the number of the baseline's runs that an arm of n runs is compared with."""
+    if design.test == 'paired':
+        return n
+    return max(count for look, count in zip(design.plan, design.baseline_plan) if look <= max(n, design.plan[0]))
 
 
 def compare_fixed(study, runs):
@@ -278,7 +285,7 @@ def arm_result(study, arm, runs):
 
 def build_report(study, runs):
     """Returns the schema.Report of a study from its RunResults."""
-    o, findings, baseline = study.options, study.findings, study.baseline
+    findings, baseline = study.findings, study.baseline
     verdicts = verdicts_of(study, runs)
     prices = findings.prices or {}
     return Report(
@@ -298,7 +305,7 @@ def plan_of(study, runs):
     plan = Plan(seeds, o.delta, o.alpha, o.looks or None, METRIC, o.match, study.findings.sweep)
     if study.design:
         plan.design, plan.test = study.findings.design, study.design.test
-        plan.looks = ', '.join(map(str, study.design.looks))
+        plan.looks = ', '.join(str(n) for n in study.design.plan if n <= o.max_seeds)
         plan.stored = study.findings.stored
     return plan
 

@@ -163,7 +163,9 @@ class Study:
             # before the store, all arms had the same seeds
             seeds = d['seeds']
             seeds = seeds if isinstance(seeds, dict) else {arm.name: seeds for arm in arms}
-            design = Design(**d['design']) if d.get('design') else None
+            design = d.get('design')
+            # JSON has lists
+            design = design and Design(**{k: tuple(v) if isinstance(v, list) else v for k, v in design.items()})
             return cls(folder, arms, read_options(d['options'], Options), seeds, Findings(**d['extra']), matches,
                        design, in_store='design' in d)
         # edited by hand, or written by a version with other options

@@ -13,7 +13,7 @@ import time
 from core.errors import Stop
 from core.run.files import read_json
 from lab import sequential
-from lab.study.results import judge_study, load_runs, match_design
+from lab.study.results import baseline_runs, judge_study, load_runs, match_design
 from lab.study.store import RUNS, stored_seeds
 from lab.study.study import ARM_SEEDS, SPARE_SEEDS, is_null
 
@@ -21,7 +21,7 @@ from lab.study.study import ARM_SEEDS, SPARE_SEEDS, is_null
 MIN_BASELINE, ADDED, MAX_BASELINE = 8, 2, 64
 NULL_SEEDS = 5
 # of an arm, whatever max_seeds says
-MAX_RUNS = sequential.all_looks()[-1]
+MAX_RUNS = sequential.LATER_LOOKS[-1]
 
 
 # -----------------------------------------------------------------------------
@@ -33,38 +33,34 @@ def plan_looks(study):
     Stop if max_seeds allows no look.
     """
     o, arms = study.options, study.judged_arms()
-    looks = [n for n in sequential.all_looks(paired=o.paired) if n <= o.max_seeds]
-    if not looks:
-        first = sequential.all_looks(paired=o.paired)[0]
-        raise Stop(f'max_seeds={o.max_seeds}: an arm is first judged at {first} runs')
-    arm_seeds = [o.first_seed + ARM_SEEDS + i for i in range(looks[-1] + SPARE_SEEDS)]
+    test = 'paired' if o.paired else 'welch'
+    design = sequential.Design(test, sequential.PAIRED_LOOKS if o.paired else sequential.LOOKS)
+    if o.max_seeds < design.looks[0]:
+        raise Stop(f'max_seeds={o.max_seeds}: an arm is first judged at {design.looks[0]} runs')
+    arm_seeds = [o.first_seed + ARM_SEEDS + i for i in range(o.max_seeds + SPARE_SEEDS)]
 
     # all runs of the baseline that are stored, and some more; other studies may have had it as an arm
     stored = [seed for seed in stored_seeds(RUNS, study.key(study.baseline)) if seed not in arm_seeds]
-    stored = stored[:MAX_BASELINE]
+    stored = seeds = stored[:MAX_BASELINE]
     least = max(MIN_BASELINE, min(len(stored) + ADDED, MAX_BASELINE))
     # the best number for a test of each of k arms against it grows with sqrt(k) (Dunnett 1955)
     best = math.sqrt(max(1, len(arms)))
-    counts = looks if o.paired else [min(max(least, math.ceil(best * n)), MAX_BASELINE) for n in looks]
-    seeds = stored
+    counts = [min(max(least, math.ceil(best * n)), MAX_BASELINE) for n in design.plan]
     if saved := saved_plan(study):
-        # the looks that were planned stay as they were planned
-        planned = dict(zip(saved['design']['looks'], saved['design']['baseline_runs']))
-        counts = [planned.get(n, count) for n, count in zip(looks, counts)]
-        counts = [max(counts[:i + 1]) for i in range(len(counts))]
+        counts = saved['design']['baseline_runs']
         seeds = saved['seeds'][study.baseline.name]
         seeds += [seed for seed in stored if seed not in seeds]
-    wanted = counts[-1] + SPARE_SEEDS
-    new = (seed for i in range(10 * ARM_SEEDS) if (seed := o.first_seed + i) not in {*seeds, *arm_seeds})
-    seeds = seeds + [next(new) for _ in range(wanted - len(seeds))]
-
-    study.design = sequential.Design('paired' if o.paired else 'welch', looks, counts)
-    study.seeds = {arm.name: arm_seeds for arm in arms}
     if o.paired:
-        study.seeds = {arm.name: seeds for arm in arms}
-    study.seeds |= {match.name: seeds for match in study.matches.values()}
-    study.seeds |= {study.baseline.name: seeds}
-    study.seeds |= {arm.name: seeds for arm in study.arms if is_null(arm)}
+        counts = list(design.plan)
+    # a study of fewer seeds needs fewer of the baseline
+    wanted = max(count for n, count in zip(design.plan, counts) if n <= max(o.max_seeds, design.looks[0]))
+    used = {*seeds, *arm_seeds}
+    new = (seed for i in range(len(used) + wanted + SPARE_SEEDS) if (seed := o.first_seed + i) not in used)
+    seeds = seeds + [next(new) for _ in range(wanted + SPARE_SEEDS - len(seeds))]
+
+    study.design = sequential.Design(test, design.looks, tuple(counts))
+    baselines = [study.baseline, *study.matches.values(), *(arm for arm in study.arms if is_null(arm))]
+    study.seeds = {arm.name: seeds if o.paired or arm in baselines else arm_seeds for arm in study.arms}
 
 
 def saved_plan(study):
@@ -78,14 +74,19 @@ def saved_plan(study):
     return None
 
 
+def looks_of(study):
+    """Returns the numbers of runs at which this study judges an arm: those of the plan up to max_seeds."""
+    return [n for n in study.design.plan if n <= study.options.max_seeds]
+
+
 def describe_design(study, stored):
     """Returns the sentence that says which test was fixed, and why; stored: baseline runs that were there."""
-    design, looks = study.design, ', '.join(map(str, study.design.looks))
+    design, looks = study.design, ', '.join(map(str, looks_of(study)))
     level = f'overall level {study.options.alpha:g}'
     if design.test == 'paired':
         return (f'the test, fixed beforehand: paired t at {looks} seeds, {level}, because --paired says that '
                 'runs of one seed go together')
-    first, last = design.baseline_runs[0], design.baseline_runs[-1]
+    first, last = (baseline_runs(design, n) for n in (looks_of(study)[0], looks_of(study)[-1]))
     runs = f'{first}' if first == last else f'{first} to {last}'
     return (f'the test, fixed beforehand: an arm of {looks} runs against {runs} of the baseline ({stored} '
             f'stored), unpaired, without equal variances, {level}; because seeds hardly pair, and every stored '
@@ -131,24 +132,23 @@ def train_in_waves(study, runner):
                 print(f'{arm.name} is given up: too many of its runs failed')
             elif c and c.verdict != "can't tell":
                 print(f'{arm.name} is decided at {c.decided_at or n} runs: {c.verdict}')
-            elif n < study.design.looks[-1]:
+            elif n < looks_of(study)[-1]:
                 undecided.append(arm)
         active, spent = undecided, time.monotonic() - started
 
 
 def next_goal(study, arm, width):
     """Returns the number of runs at the arm's next look, or at a later one if `width` runs train at once."""
-    n, looks = len(study.ended(arm)), study.design.looks
+    n, looks = len(study.ended(arm)), looks_of(study)
     return next((look for look in looks if look > n and look >= n + width), looks[-1])
 
 
 def baseline_goals(study, goals):
     """Returns the number of runs that baselines need for arms with these goals, and the null arm's."""
-    counts = dict(zip(study.design.looks, study.design.baseline_runs))
-    matched = match_design(study.design)
-    matched = dict(zip(matched.looks, matched.baseline_runs))
-    found = {study.baseline.name: max(counts[n] for n in goals.values())}
-    found |= {match.name: matched[goals[name]] for name, match in study.matches.items() if name in goals}
+    design, matched = study.design, match_design(study.design)
+    found = {study.baseline.name: max(baseline_runs(design, n) for n in goals.values())}
+    found |= {match.name: baseline_runs(matched, goals[name])
+              for name, match in study.matches.items() if name in goals}
     return found | {arm.name: NULL_SEEDS for arm in study.arms if is_null(arm)}
 
 
