@@ -76,7 +76,7 @@ class Options:
     match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     # where and how it runs
-    jobs: Whole = 0                 # processes at once on each device; 0: one on a GPU, one a core on CPUs
+    jobs: Whole = 0                 # processes at once on each device; 0: two on a GPU, one a core on CPUs
     at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
     # before training
@@ -104,7 +104,7 @@ def run_study(o, given):
     # options are checked in full before anything is written
     arms = parse_arms(o, given)
     looks, factors = parse_plan(o)
-    slots = worker_slots(o, arms[0].options)
+    slots = worker_slots(o, arms[0])
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     folder = OUT / (o.name or default_name(config, arms, o))
     if o.null:

@@ -17,6 +17,10 @@ from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, r
 from model import load_classes
 
 
+# FLOPs of an iteration: config/ab_shakespeare_cpu.py has 4e9, config/train_shakespeare_char.py 1.2e12
+SMALL, LARGE = 1e11, 2e12
+
+
 class Runner:
     """Runs the tasks of a study in the pool's workers, and stops them when a signal or an error ends it."""
 
@@ -152,20 +156,23 @@ class ProgressLine:
 # -----------------------------------------------------------------------------
 # how much at once
 
-def worker_slots(o, options):
-    """Returns the Slots of a study's workers, o.jobs on each device; on a CPU one per core by default.
+def worker_slots(o, arm):
+    """Returns the Slots of a study's workers, o.jobs on each device.
 
-    o: ab.py's Options. options: those of an arm. Raises Stop for a device that is not there.
+    By default two on a GPU, where one arm compiles while another trains, and one for each core of a CPU.
+    o: ab.py's Options. Raises Stop for a device that is not there.
     """
     count = torch.cuda.device_count()
+    # one of a large model may need all of the memory
+    jobs = o.jobs or (2 if flops_per_iteration(arm) < LARGE else 1)
     if o.devices:
         names = [d if d.startswith('cuda:') else f'cuda:{d}' for d in o.devices.split(',')]
         if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
             has = f'which has {count} CUDA devices'
             raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, {has}')
-        return [Slot(name, 0) for _ in range(o.jobs or 1) for name in names]
-    if on_gpu(options):
-        return [Slot('', 0) for _ in range(o.jobs or 1)]
+        return [Slot(name, 0) for _ in range(jobs) for name in names]
+    if on_gpu(arm.options):
+        return [Slot('', 0) for _ in range(jobs)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     # one thread each: a sum has the same order however many workers there are
     return [Slot('', 1) for _ in range(o.jobs or cores)]
@@ -180,14 +187,12 @@ def group_size(arm, at_once=0):
     """
     if at_once or not on_gpu(arm.options):
         return at_once or 1
-    # config/train_shakespeare_char.py has 1.2e12
-    return 8 if flops_per_iteration(arm) < 2e12 else 1
+    return 8 if flops_per_iteration(arm) < LARGE else 1
 
 
 def is_small(arm):
-    """Returns True if eight runs of an arm at once take a GPU little longer than one, as the small recipe's do."""
-    # config/ab_shakespeare_cpu.py has 4e9
-    return flops_per_iteration(arm) < 1e11
+    """Returns True if eight runs of an arm at once take a GPU little longer than one."""
+    return flops_per_iteration(arm) < SMALL
 
 
 def flops_per_iteration(arm):
