@@ -5,7 +5,7 @@
         --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
     python ab.py config/ab_shakespeare_char.py --variants=alibi --seeds=5     five seeds of both, in pairs
     python ab.py --report out-ab/NAME         the report once more, from what is there
-    python ab.py --from_csv=results.csv       the statistics of anybody's losses
+    python ab.py --from_csv=results.csv       the statistics of anybody's losses, from any sensible table
     python ab.py --ledger                     every study ever run here, nulls and failures included
     python ab.py --store                      the runs that all studies share
 
@@ -20,7 +20,6 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,16 +39,17 @@ from core.errors import Stop, run_main
 from core.run.environment import git, versions
 from core.run.files import read_json
 from core.run.folder import RunFolder
+from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
+from lab.study.from_table import report_losses
 from lab.study.ledger import add_to_ledger, ledger_text
 from lab.study.preparation import prepare
 from lab.study.results import build_report, check_pairing, compare_on_common_seeds, load_runs
 from lab.study.runner import Runner, format_duration, worker_slots
-from lab.study.schema import ArmResult, Plan, Report, ReportedComparison, RunSummary, to_dict
+from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, write_json
 from lab.study.waves import MAX_RUNS, describe_design, parse_budget, plan_looks, train_in_waves
-from lab.study.words import text_table, verdict_sentence
 
 OUT = Path('out-ab')
 Level = Annotated[float, '(0, 0.5)']
@@ -87,7 +87,10 @@ class Options:
     keep_checkpoints: bool = False  # leave the last weights of every run, for sample.py
     # instead of a study
     report: str = ''                # only write the report of the study in this folder
-    from_csv: str = ''              # only the statistics of a file with columns arm, seed, loss
+    from_csv: str = ''              # only the statistics of a file: columns arm, seed, loss, or a wide table
+    columns: str = '' # of that file, ARM,SEED,LOSS by their titles, where they have unusual names
+    higher_is_better: bool = False  # its losses are accuracies or scores
+    unit: str = ''                  # of its losses, printed in place of nats: accuracy
     ledger: bool = False            # only list all studies
     store: Literal['', 'list', 'prune'] = '' # only list the store of runs, or remove what nothing shows
 
@@ -306,33 +309,23 @@ def report_again(folder):
         # JSON turns keys into text, and has no number for infinity
         losses = {arm: {int(seed): float(loss) for seed, loss in runs.items()}
                   for arm, runs in saved['losses'].items()}
-        return report_losses(losses, Options(**saved['options']), folder, saved['command'])
+        # files of older versions name no baseline
+        baseline = saved.get('baseline') or choose_baseline(losses, saved['options']['baseline'])[0]
+        options, command, metric = Options(**saved['options']), saved['command'], saved.get('metric', '')
+        report = report_losses(losses, baseline, options, folder, command, timestamp(), metric)
+        return publish(report, folder)
     raise Stop(f'--report={folder}: holds no study; it has to have been run to its end once')
 
 
-def report_losses(losses, o, folder, command):
-    """Writes the report of losses trained elsewhere, {arm: {seed: loss}}, and returns it."""
-    from lab.stats import compare_arms
-    looks = parse_numbers(o.looks, 'looks', int) if o.looks else None
-    verdicts = compare_arms(losses, o.baseline or None, o.delta, o.alpha, looks)
-    # there are losses but no runs: no curves, prices, checks or samples
-    arms, comparisons = [], []
-    for arm in verdicts.arms:
-        runs = [RunSummary(seed, 'done' if isfinite(loss) else 'diverged', loss)
-                for seed, loss in losses[arm].items()]
-        arms.append(ArmResult(arm, variant=None, baseline=arm == verdicts.baseline, options={}, runs=runs))
-    for arm, c in verdicts.comparisons.items():
-        words = verdict_sentence(c, verdicts)
-        comparisons.append(ReportedComparison(
-            **vars(c), arm=arm, baseline=verdicts.baseline, words=words, level=verdicts.level))
-    plan = Plan(verdicts.seeds, o.delta, o.alpha, o.looks or None, 'loss, as given')
-    environment, tables = dict(versions=versions()), [text_table(verdicts)]
-    report = Report(folder.name, command, None, timestamp(), plan, environment, arms, comparisons, tables)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'losses.json', dict(losses=losses, options=dataclasses.asdict(o), command=command))
+def report_file(o):
+    """Writes the report of the losses in a file, and says how the file was read."""
+    folder = OUT / (o.name or file_name(Path(o.from_csv).stem))
+    losses, metric, said = read_losses(o.from_csv, o.columns)
+    baseline, why = choose_baseline(losses, o.baseline)
+    print(f'{said}\nbaseline: {baseline} ({why})')
+    report = report_losses(losses, baseline, o, folder, command_line(), timestamp(), metric)
     publish(report, folder)
-    return report
+    add_to_ledger(report, OUT)
 
 
 def main():
@@ -357,9 +350,7 @@ def main():
     if o.report:
         return report_again(Path(o.report))
     if o.from_csv:
-        from lab.stats import read_csv
-        folder = OUT / (o.name or file_name(Path(o.from_csv).stem))
-        return add_to_ledger(report_losses(read_csv(o.from_csv), o, folder, command_line()), OUT)
+        return report_file(o)
     run_study(o, [g for g in given if g.name not in known])
 
 

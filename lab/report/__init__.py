@@ -34,10 +34,14 @@ def write_html(report, path):
     if svg is None:
         # without matplotlib one line stands in for all charts
         charts, diagnostics = charts or diagnostics, []
+    verdicts, statistics_of_arms = tables.verdict_table(r), tables.statistics_table(r)
     page = load_template().render(
         r=r, report=report,
-        subtitle=sentences.subtitle(r), answers=sentences.answers(r), warnings=sentences.warning_sentences(r),
-        verdicts=tables.verdict_table(r), columns=tables.COLUMNS,
+        subtitle=sentences.subtitle(r), tally=sentences.tally(r), groups=sentences.answer_groups(r),
+        noise=sentences.noise_sentence(r), warnings=list(sentences.warning_sentences(r)),
+        most_warnings=sentences.MOST_WARNINGS,
+        verdicts=verdicts, statistics_of_arms=statistics_of_arms,
+        columns=tables.column_meanings(verdicts, statistics_of_arms),
         prices=tables.price_table(r), equal_cost_note=sentences.equal_cost_note(r),
         charts=charts, diagnostics=diagnostics, svg=svg, no_charts=sentences.NO_CHARTS,
         arms=tables.arms_table(r), failed=tables.failed_table(r), runs=tables.runs_table(r),

@@ -18,7 +18,16 @@ import numpy as np
 from scipy.stats import t as student
 
 from lab.report import sentences
-from lab.report.labels import COSTS, format_number, format_si, printable, shorten, with_minus_signs
+from lab.report.labels import (
+    COSTS,
+    format_ends,
+    format_number,
+    format_si,
+    printable,
+    shorten,
+    verdict_class,
+    with_minus_signs,
+)
 
 CSS = Path(__file__).with_name('page.css').read_text(encoding='utf-8')
 LIGHT = CSS[CSS.index(':root'):CSS.index('@media')]
@@ -36,7 +45,7 @@ STYLE = {
 }
 WIDTH, HEIGHT = 360, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 22, 340, 208     # of the axes, from the upper left corner
-ROW = 46                                        # height of a forest plot's row
+ROW, STRIP = 42, 22                             # heights of a forest plot's row, and of its intervals
 
 
 # -----------------------------------------------------------------------------
@@ -83,6 +92,10 @@ class Chart:
     layers: bool = False        # the series are the layers of a model, in order
 
     @property
+    def span(self):
+        return 1                # row of the page's grid of charts
+
+    @property
     def has_seeds(self):
         return any(s.seeds for s in self.series)
 
@@ -126,8 +139,7 @@ class ForestRow(NamedTuple):
     """An arm in the forest plot."""
     title: str
     comparison: object
-    index: int                  # of the arm
-    differences: list           # arm minus baseline, one per seed
+    differences: list           # arm minus baseline: one per seed, or per run where seeds are not paired
 
 
 @dataclass
@@ -137,56 +149,64 @@ class ForestPlot:
     delta: float
     reach: float                # the axis is -reach to +reach; intervals beyond it end in an arrow
     note: str
+    x_label: str
     name: str = 'differences'
     title: str = 'Difference to the baseline'
-    x_label: str = 'nats; below zero the arm is better'
     legend: tuple = ()          # none, because the rows have names
     has_seeds: bool = False     # False: seeds are always drawn, so the page has no box for them
 
+    @property
+    def span(self):
+        # as many rows of the page's grid as it is high; a chart with its title and note takes about 430 units
+        return max(1, round(ROW * len(self.rows) / 430))
+
     def draw(self):
         """Returns the plot as a matplotlib Figure: one row per arm, its text above its interval."""
-        bottom = ROW * len(self.rows) + 8
+        bottom = ROW * len(self.rows) + 4
         figure, ax = new_figure(bottom + 42, 10, 0, WIDTH - 10, bottom)
         ax.set_xlim(-self.reach, self.reach)
         ax.set_ylim(bottom, 0)
-        ax.axvspan(-self.delta, self.delta, color=COLORS['delta'], alpha=0.19, linewidth=0)
         for i, row in enumerate(self.rows):
-            self.draw_row(ax, row, ROW * i + 33)
+            self.draw_row(ax, row, ROW * i)
         set_ticks(ax.xaxis, 4)
         ax.set_yticks([])
         ax.set_xlabel(self.x_label, color=COLORS['soft'])
         return figure
 
     def draw_row(self, ax, row, y):
-        """Draws one arm; y: the height of its interval."""
-        c, color = row.comparison, COLORS[arm_style(row.index)[0]]
-        low, high = c.interval or (c.mean, c.mean)
-        mean, *ends = (format_number(x, sign='+') for x in (c.mean, low, high))
-        numbers = with_minus_signs(f'{mean} [{", ".join(ends)}]')
-        name = label_text(shorten(row.title, 47 - len(numbers)))
-        from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
-        ax.text(0, y - 17, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
-        ax.text(1, y - 17, numbers, transform=from_left, color=COLORS['soft'], ha='right')
-        # the line at zero, interrupted by the text of each row
-        ax.plot([0, 0], [y - 11, y + 13], color=COLORS['soft'], linewidth=1)
+        """Draws one arm: its name and numbers, below them the interval over seeds, the seeds, the one over text.
 
-        def plot(x, y, *marker, **style):
-            """Plots at x, clipped to the axis; a marker at its end is drawn whole."""
-            ax.plot(np.clip(x, -self.reach, self.reach), y, *marker, color=color, clip_on=False, **style)
+        y: the row's upper edge. Nothing lies on anything else, except a strip that shows zero and +-delta.
+        """
+        c, color = row.comparison, COLORS[verdict_class(row.comparison.verdict)]
+        numbers = with_minus_signs(f'{format_number(c.mean, sign="+")} {format_ends(c.interval)}'.strip())
+        name = label_text(shorten(row.title, 46 - len(numbers)))
+        from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
+        ax.text(0, y + 10, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
+        ax.text(1, y + 10, numbers, transform=from_left, color=COLORS['soft'], ha='right')
+        top, bottom = y + 15, y + 15 + STRIP
+        ax.fill_between([-self.delta, self.delta], top, bottom, color=COLORS['delta'], alpha=0.25,
+                        linewidth=0)
+        ax.plot([0, 0], [top, bottom], color=COLORS['soft'], linewidth=1)
+
+        def plot(x, below, *marker, **style):
+            """Plots at x, clipped to the axis, `below` the strip's upper edge; a marker at an end stays whole."""
+            x = np.clip(x, -self.reach, self.reach)
+            ax.plot(x, np.full_like(x, top + below), *marker, color=color, clip_on=False, **style)
+        low, high = c.interval or (c.mean, c.mean)
         if low < high:
-            plot([low, high], [y, y], linewidth=3)
+            plot([low, high], 6, linewidth=3)
         if low < -self.reach:
-            plot(low, y, '<', markersize=10)
+            plot([low], 6, '<', markersize=9)
         if high > self.reach:
-            plot(high, y, '>', markersize=10)
-        # rings for the seeds on the interval, and the mean on top of them
-        seeds = [d for d in row.differences if abs(d) <= self.reach]
-        plot(seeds, [y] * len(seeds), 'o', markersize=4.4, markeredgewidth=1, markerfacecolor=COLORS['bg'])
+            plot([high], 6, '>', markersize=9)
         if abs(c.mean) <= self.reach:
-            plot(c.mean, y, 'o', markersize=10)
-        # the interval over text: a thin dashed line below
+            plot([c.mean], 6, 'o', markersize=9)
+        seeds = [d for d in row.differences if abs(d) <= self.reach]
+        plot(seeds, 14, 'o', markersize=3.6, markeredgewidth=1, markerfacecolor='none')
+        # the interval over text: a thin dashed line
         if c.text_interval and c.text_interval[0] < self.reach and c.text_interval[1] > -self.reach:
-            plot(c.text_interval, [y + 9, y + 9], linewidth=1, dashes=(3, 3))
+            plot(c.text_interval, 19.5, linewidth=1, dashes=(3, 3))
 
 
 def arm_style(index):
@@ -251,22 +271,20 @@ def over_seeds(arm, x, curves):
 def loss_chart(r, split, title):
     """Returns the Chart of the losses on a split, val or train; None without any."""
     series = [over_seeds(arm, arm.iters, list(arm.curves[split].values()))
-              for arm in r.arms if arm.curves[split]]
+              for arm in r.drawn if arm.curves[split]]
     if not series:
         return None
     # up to the highest loss after the start, but an arm that goes astray cannot stretch the axis far
     low = min(min(s.low) for s in series)
     first_loss = series[0].high[0]
     high = min(max(max(late_values(s, s.high)) for s in series), low + 2 * max(first_loss - low, 0.01))
-    return Chart(f'loss_{split}', title, 'iteration', 'nats', series, sentences.LOSS_NOTE,
-                 y_range=(low, high))
+    return Chart(f'loss_{split}', title, 'iteration', 'nats', series,
+                 sentences.LOSS_NOTE + sentences.drawn_note(r), y_range=(low, high))
 
 
 def paired_differences(arm, base, alpha):
     """Returns a Series of arm minus baseline by seed and iteration, with t intervals; None without any."""
-    # the arms may have been evaluated at different iterations, and a seed may be missing
-    iters = [i for i in arm.iters if i in base.iters]
-    at, base_at = ([x.iters.index(i) for i in iters] for x in (arm, base))
+    iters, at, base_at = common_iters(arm, base)
     curves, base_curves = arm.curves['val'], base.curves['val']
     d = [curves[seed][at] - base_curves[seed][base_at] for seed in curves if seed in base_curves]
     if not d or not iters:
@@ -278,32 +296,58 @@ def paired_differences(arm, base, alpha):
     return s
 
 
+def unpaired_differences(arm, base, alpha):
+    """Returns a Series of mean of the arm minus mean of the baseline, with Welch's intervals; None without any."""
+    iters, at, base_at = common_iters(arm, base)
+    var, ref = ([values[places] for values in x.curves['val'].values()] for x, places in ((arm, at), (base, base_at)))
+    if min(len(var), len(ref)) < 2 or not iters:
+        return None
+    mean = np.mean(var, axis=0) - np.mean(ref, axis=0)
+    # (iters,): squared standard errors, Welch and Satterthwaite's degrees of freedom
+    a, b = (np.var(runs, axis=0, ddof=1) / len(runs) for runs in (var, ref))
+    # 1e-30: runs that are equal to the bit, as before the first step, have an interval of no width
+    df = (a + b) ** 2 / (a ** 2 / (len(var) - 1) + b ** 2 / (len(ref) - 1) + 1e-30)
+    half = student.ppf(1 - alpha / 2, np.maximum(df, 1)) * np.sqrt(a + b)
+    return Series(arm.name, arm.index, iters, list(mean), list(mean - half), list(mean + half))
+
+
+def common_iters(arm, base):
+    """Returns the iterations at which both were evaluated, and where those are among each one's."""
+    iters = [i for i in arm.iters if i in base.iters]
+    return iters, [arm.iters.index(i) for i in iters], [base.iters.index(i) for i in iters]
+
+
 def difference_chart(r):
-    """Returns the Chart of the differences to the baseline while training; None without any."""
-    others = [arm for arm in r.arms if r.base and arm is not r.base]
-    series = [s for arm in others if (s := paired_differences(arm, r.base, r.plan.level or 0.05))]
+    """Returns the Chart of the differences to the baseline while training; None without any.
+
+    Runs are paired by their seeds only where the verdicts pair them.
+    """
+    unpaired = {c.arm for c in r.comparisons if not c.paired and c.test != 'rank sum'}
+    differences = unpaired_differences if unpaired else paired_differences
+    others = [arm for arm in r.drawn if r.base and arm is not r.base]
+    series = [s for arm in others if (s := differences(arm, r.base, r.plan.level or 0.05))]
     if not series:
         return None
     sizes = [max(map(abs, late_values(s, s.low) + late_values(s, s.high))) for s in series]
     reach = axis_reach(sizes, 1.5 * r.plan.delta)
     outside = [s.label for s in series if min(map(abs, late_values(s, s.y))) > reach]
+    note = sentences.difference_note(r.plan.percent, not unpaired, outside) + sentences.drawn_note(r)
     return Chart('difference', 'Difference to the baseline, while training', 'iteration', 'nats', series,
-                 sentences.difference_note(r.plan.percent, outside), delta=r.plan.delta,
-                 y_range=(-reach, reach))
+                 note, delta=r.plan.delta, y_range=(-reach, reach))
 
 
 def cost_chart(r, field):
     """Returns the Chart of final losses against one of COSTS; None if the arms cost the same."""
     series = [Series(arm.name, arm.index, [arm.costs[field][0]], [arm.mean],
                      [min(arm.losses.values())], [max(arm.losses.values())])
-              for arm in r.arms if arm.losses and arm.costs[field][0] is not None]
+              for arm in r.drawn if arm.losses and arm.costs[field][0] is not None]
     # costs less than 2 % apart leave nothing to choose between
     costs = [s.x[0] for s in series]
     if not series or max(costs) < 1.02 * min(costs):
         return None
     title = COSTS[field].title
-    return Chart(f'loss_{field}', f'Final loss against {title}', title, 'nats', series, sentences.COST_NOTE,
-                 dots=True)
+    return Chart(f'loss_{field}', f'Final loss against {title}', title, 'nats', series,
+                 sentences.COST_NOTE + sentences.drawn_note(r), dots=True)
 
 
 def position_chart(r):
@@ -312,7 +356,7 @@ def position_chart(r):
     # four bins per octave; the last one ends with position n
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
     bins = [(a, min(b, n + 1)) for a, b in zip(edges, edges[1:]) if a <= n]
-    for arm in r.arms:
+    for arm in r.drawn:
         if arm is not r.base and len(arm.position_loss) == n > 0:
             d = np.array(arm.position_loss, float) - np.array(r.base.position_loss, float)
             series.append(Series(arm.name, arm.index, [sqrt(a * (b - 1)) for a, b in bins],
@@ -324,20 +368,30 @@ def position_chart(r):
 
 
 def forest_plot(r):
-    """Returns the ForestPlot of all comparisons with a mean; None without any."""
-    rows, losses = [], {arm.name: arm.losses for arm in r.arms}
-    for arm, c, title, _ in r.verdicts:
-        if c.mean is not None:
-            base = losses.get(c.baseline, {})
-            differences = [x - base[seed] for seed, x in arm.losses.items() if seed in base]
-            rows.append(ForestRow(title, c, arm.index, differences))
+    """Returns the ForestPlot of all comparisons with a mean, sorted by verdict; None without any."""
+    losses = {arm.name: arm.losses for arm in r.arms}
+    rows = [ForestRow(title, c, run_differences(arm.losses, losses.get(c.baseline, {}), c.paired))
+            for arm, c, title, _ in r.verdicts if c.mean is not None]
     if not rows:
         return None
     intervals = [row.comparison.interval or [row.comparison.mean] for row in rows]
     reach = axis_reach([max(map(abs, ends)) for ends in intervals], 1.5 * r.plan.delta)
     over_text = any(row.comparison.text_interval for row in rows)
     beyond = any(abs(end) > reach for ends in intervals for end in ends)
-    return ForestPlot(rows, r.plan.delta, reach, sentences.forest_note(r.plan.percent, over_text, beyond))
+    note = sentences.forest_note(r, [row.comparison.paired for row in rows], over_text, beyond)
+    side = f'{"above" if r.plan.higher_is_better else "below"} zero the arm is better'
+    x_label = f'{r.plan.unit}; {side}' if r.plan.unit else side
+    return ForestPlot(rows, r.plan.delta, reach, note, label_text(shorten(x_label, 60)))
+
+
+def run_differences(losses, base, paired):
+    """Returns each loss minus the baseline's at the same seed, or if not paired minus the baseline's mean.
+
+    losses, base: {seed: loss}.
+    """
+    if paired:
+        return [x - base[seed] for seed, x in losses.items() if seed in base]
+    return [x - np.mean(list(base.values())) for x in losses.values() if base]
 
 
 # -----------------------------------------------------------------------------

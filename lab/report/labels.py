@@ -1,4 +1,4 @@
-"""Short texts: formatted numbers, names of the costs, and verdicts as answers to "does it help?"."""
+"""Short texts: formatted numbers, names of the costs, and the order and colors of the verdicts."""
 import re
 from collections.abc import Callable
 from math import log10
@@ -18,6 +18,18 @@ def format_si(x):
     # thousands: 0 for none, up to 5 for peta
     thousands = min(max(int(log10(abs(x)) // 3), 0), 5) if x else 0
     return f'{x / 1000 ** thousands:.4g} {" kMGTP"[thousands]}'.strip()
+
+
+def format_ends(interval, digits=4, sign='+'):
+    """Returns [-0.0095, -0.0061]; '' for None."""
+    return f'[{", ".join(format_number(x, digits, sign) for x in interval)}]' if interval else ''
+
+
+def format_chance(p):
+    """Returns a probability with two decimals, never rounded to a certainty: >0.99."""
+    if p is None:
+        return '–'
+    return '>0.99' if p > 0.995 else '<0.01' if p < 0.005 else f'{p:.2f}'
 
 
 def format_ratio(x):
@@ -49,16 +61,34 @@ def shorten(name, most):
     return name if len(name) <= most else name[:most - 1] + '…'
 
 
+def count(n, thing):
+    """Returns '1 run' or '2 runs'."""
+    return f'{n} {thing}{"s" * (n != 1)}'
+
+
+def format_seeds(seeds):
+    """Returns seeds with ranges for those that follow each other: 1337 to 1376, 2001."""
+    parts, seeds = [], sorted(set(seeds))
+    for i, seed in enumerate(seeds):
+        if i and seed == seeds[i - 1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return ', '.join(f'{a}' if a == b else f'{a}, {b}' if b == a + 1 else f'{a} to {b}' for a, b in parts)
+
+
 class Cost(NamedTuple):
     """A cost of an arm, and how the page shows it."""
     title: str
     ratio_field: str | None             # of arm['price']: the same cost over the baseline's
     format: Callable
+    interval_field: str | None = None   # of arm['price']: the interval of that ratio
 
 
 # by field of arm['price'], except params, which is a field of the arm
 COSTS = {
-    'step_ms': Cost('ms a step', 'step_ratio', lambda x: f'{x:.3g}' if x < 1000 else f'{x:.0f}'),
+    'step_ms': Cost('ms a step', 'step_ratio', lambda x: f'{x:.3g}' if x < 1000 else f'{x:.0f}',
+                    'step_ratio_interval'),
     'forward_flops_per_token': Cost('forward FLOPs a token', None, format_si),
     'flops_per_token': Cost('training FLOPs a token', 'flops_ratio', format_si),
     'params': Cost('parameters', None, format_si),
@@ -71,14 +101,15 @@ EQUAL_COST = {
     'loss_at_equal_time': "loss at the baseline's time",
     'loss_at_equal_flops': "loss at the baseline's FLOPs",
 }
-# the verdicts of lab.stats -> the page's words; other verdicts stay as they are
-VERDICTS = {
-    'better': 'helps',
-    'worse': 'hurts',
-    'screen': 'screen only',
-}
+# the order of the verdicts on the page; others come after these
+VERDICTS = 'better', 'worse', 'equivalent', "can't tell"
+
+
+def verdict_rank(verdict):
+    """Returns the place of a verdict in the order of the page."""
+    return VERDICTS.index(verdict) if verdict in VERDICTS else len(VERDICTS)
 
 
 def verdict_class(verdict):
-    """Returns the CSS class that colors a verdict, given in the page's words."""
-    return verdict if verdict in ('helps', 'hurts', 'equivalent') else 'open'
+    """Returns the CSS class, also a variable of page.css, that colors a verdict."""
+    return verdict if verdict in ('better', 'worse', 'equivalent') else 'open'

@@ -1,33 +1,37 @@
 """Reads report.json (lab/study/schema.py) into one object: no field is missing, numbers are finite or None.
 
-In a report of losses from a file, fields are missing or None; NaN and Infinity are strings.
+In a report of losses from a file, fields are missing or None; NaN and Infinity are strings. Reports of older
+versions lack fields too.
 """
-import re
 from math import isfinite
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from lab.report.labels import COSTS, VERDICTS, format_number
+from lab.report.labels import COSTS, format_number, verdict_rank
 
 # -----------------------------------------------------------------------------
 # the parts of report.json that the page uses, and the default for each missing field
 
 REPORT = dict(name='A/B report', command='', created='', config='', arms=[], comparisons=[], plan={},
-              environment={}, recipe={}, paired={})
+              environment={}, recipe={}, paired={}, noise_floor={})
 PAIRED = dict(batches_equal=True, init_equal=True, note='')
 PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
-            lr_sweep={})
+            lr_sweep={}, design='', stored={}, store='', unit='nats', higher_is_better=False)
 ARM = dict(name='', variant='–', baseline=False, options={}, params=None, checks={}, price={}, runs=[],
            curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='')
-CHECKS = dict(status='–', lines=[], why='')
+CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
-           train_loss=None, seconds=None, init_hash='–', batch_hash='–')
+           train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
 CURVE = dict(iters=[], val=[], train=[], seeds=[])
-COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', n=None, wins=None, mean=None,
-                  sd=None, rho=None, mde=None, p=None, holm_p=None, flip_p=None, p_improve=None,
-                  step_equivalents=None, level=None, interval=None, text_interval=None)
+COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test='paired t', n=None, n_base=None,
+                  decided_at=None, wins=None, mean=None, raw_mean=None, shrunk=None, sd=None, rho=None,
+                  mde=None, p=None, holm_p=None, flip_p=None, p_improve=None, p_better=None, p_within=None,
+                  step_equivalents=None, level=None, interval=None, shrunk_interval=None, text_interval=None,
+                  suspicions=[], equal_time={})
+EQUAL_TIME = dict(words='', verdict='', mean=None, interval=None)
+MOST_DRAWN = 14     # arms in one chart: seven colors, solid and dashed
 
 
 class ArmVerdict(NamedTuple):
@@ -35,16 +39,22 @@ class ArmVerdict(NamedTuple):
     arm: SimpleNamespace
     comparison: SimpleNamespace
     title: str                  # the arm's name; with a matched baseline, that baseline's too
-    verdict: str                # in the page's words
+    verdict: str
 
 
 def read_report(report):
-    """Returns report.json, a dict, as an object with REPORT's fields, base (an arm or None) and verdicts."""
+    """Returns report.json, a dict, as an object with REPORT's fields and these:
+
+    base: the baseline, an arm or None. verdicts: sorted. drawn: the arms that charts of curves show.
+    from_file: True for losses from a file, of which there is nothing but losses.
+    """
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
+    r.noise_floor = drop_nonfinite(r.noise_floor)
     r.comparisons = [read_comparison(c) for c in drop_nonfinite(r.comparisons)]
-    r.arms = [read_arm(arm, index) for index, arm in enumerate(drop_nonfinite(r.arms))]
+    r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
+    r.from_file = not r.recipe and not any(arm.iters for arm in r.arms)
     for arm in r.arms:
         arm.costs = {field: cost_and_ratio(arm, r.base, field) for field in COSTS}
 
@@ -53,7 +63,15 @@ def read_report(report):
     levels = [c.level for c in r.comparisons if c.level]
     r.plan.level = levels[0] if levels else None if r.plan.looks else r.plan.alpha
     r.plan.percent = f'{100 * (1 - r.plan.level):.3g} % ' if r.plan.level else ''
-    r.verdicts = list(arm_verdicts(r))
+    r.verdicts = sorted_verdicts(r)
+
+    # an arm's index decides its color: 0 the baseline, then by verdict, so that drawn arms differ
+    others = list(dict.fromkeys(id(v.arm) for v in r.verdicts if v.arm is not r.base))
+    for arm in r.arms:
+        arm.index = others.index(id(arm)) + 1 if arm is not r.base else 0
+    r.arms.sort(key=lambda arm: arm.index)
+    most = MOST_DRAWN if len(others) <= MOST_DRAWN else MOST_DRAWN // 2
+    r.drawn = [arm for arm in r.arms if arm.index <= most]
     return r
 
 
@@ -79,6 +97,21 @@ def drop_nonfinite(x):
 # -----------------------------------------------------------------------------
 # comparisons
 
+def sorted_verdicts(r):
+    """Returns the ArmVerdicts: the baseline, then the arms by verdict, those with the largest gain first.
+
+    Suspicious arms come after the others of their verdict. What has no verdict comes last, as a baseline that
+    was made for one arm.
+    """
+    up = 1 if r.plan.higher_is_better else -1
+
+    def place(v):
+        c = v.comparison
+        gain = None if c.mean is None else up * c.mean
+        return v.arm is not r.base, verdict_rank(c.verdict), bool(c.suspicions), gain is None, -(gain or 0)
+    return sorted(arm_verdicts(r), key=place)
+
+
 def arm_verdicts(r):
     """Yields each ArmVerdict in the order of the arms.
 
@@ -89,7 +122,7 @@ def arm_verdicts(r):
     for arm in r.arms:
         for c in [c for c in r.comparisons if c.arm == arm.name] or [read_comparison({})]:
             title = f'{arm.name} against {c.baseline}' if c.baseline in own_baselines else arm.name
-            verdict = VERDICTS.get(c.verdict, c.verdict)
+            verdict = c.verdict
             if arm is r.base:
                 verdict = 'baseline'
             elif arm.name in own_baselines:
@@ -98,29 +131,23 @@ def arm_verdicts(r):
 
 
 def read_comparison(given):
-    """Returns one of report['comparisons']; `why`: its words without the verdict and the difference."""
+    """Returns one of report['comparisons']; paired: True if runs are compared seed by seed."""
     c = with_defaults(given, COMPARISON)
+    c.equal_time = with_defaults(c.equal_time, EQUAL_TIME)
     # an interval with an end that is not finite is none
-    for field in 'interval', 'text_interval':
-        if None in (getattr(c, field) or []):
-            setattr(c, field, None)
-    # .0024 in a terminal, 0.0024 here
-    words = re.sub(r'(?<!\d)\.(?=\d)', '0.', c.words)
-    # 'better by .0024, at 5 of 5 seeds; ...' -> 'at 5 of 5 seeds; ...'
-    first, *rest = words.split('; ')
-    if first.startswith(c.verdict):
-        first = first.partition(', ')[2]
-    c.why = '; '.join(part for part in (first, *rest) if part)
+    for part, field in (c, 'interval'), (c, 'text_interval'), (c, 'shrunk_interval'), (c.equal_time, 'interval'):
+        if None in (getattr(part, field) or []):
+            setattr(part, field, None)
+    c.paired = c.test.startswith('paired')
     return c
 
 
 # -----------------------------------------------------------------------------
 # arms
 
-def read_arm(given, index):
-    """Returns one of report['arms']; index: its place among them, which decides its color."""
+def read_arm(given):
+    """Returns one of report['arms'], with its final losses and its curves."""
     arm = with_defaults(given, ARM)
-    arm.index = index
     arm.checks = with_defaults(arm.checks, CHECKS)
     arm.runs = [with_defaults(run, RUN) for run in arm.runs]
 
@@ -129,10 +156,11 @@ def read_arm(given, index):
                   if run.status == 'done' and run.val_loss is not None}
     losses = list(arm.losses.values())
     arm.mean = float(np.mean(losses)) if losses else None
-    arm.mean_text = format_number(arm.mean)
-    if len(losses) > 1:
-        arm.mean_text += f' ± {format_number(np.std(losses, ddof=1))}'
+    arm.sd_text = f'± {format_number(np.std(losses, ddof=1))}' if len(losses) > 1 else ''
+    arm.mean_text = f'{format_number(arm.mean)} {arm.sd_text}'.strip()
     arm.finished = f'{len(losses)}/{len(arm.runs)}'
+    bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None]
+    arm.bits_per_byte = float(np.mean(bits)) if bits else None
 
     # curves and diagnostics that are incomplete are left out
     curve = with_defaults(arm.curve, CURVE)

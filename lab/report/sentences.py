@@ -1,16 +1,19 @@
-"""Sentences of the page: the answers on top, warnings, the plan, the statistics explained, chart notes."""
+"""Sentences of the page: the answers on top, warnings, the plan, the statistics, chart notes."""
 from typing import NamedTuple
 
 from lab.report.labels import (
     COSTS,
     EQUAL_COST,
+    count,
+    format_chance,
     format_number,
     format_ratio,
+    format_seeds,
     verdict_class,
+    verdict_rank,
     with_fixed_spaces,
     with_minus_signs,
 )
-from lab.stats import MIN_SEEDS
 
 # by plan.match, what a matched baseline has in common with its arm
 MATCHED = {
@@ -22,63 +25,155 @@ MATCHED = {
 # -----------------------------------------------------------------------------
 # the head of the page
 
+MOST_WARNINGS = 6   # more are folded
+MOST_ANSWERS = 8    # more are words alone, and only the better ones are not folded
+
+
 class Answer(NamedTuple):
-    """An answer on top of the page: 'helps soft_window: -0.0077 nats, ...', and the price below it."""
+    """An answer on top of the page: a verdict in words, and below it numbers and price, where they fit."""
     verdict: str
     css_class: str
     title: str
-    difference: str
-    price: str
+    rest: str               # of the words, after the verdict
+    suspicions: list        # sentences
+    lines: list             # numbers, the verdict at equal time, the price
+
+
+class Group(NamedTuple):
+    """The answers that share a verdict."""
+    verdict: str
+    css_class: str
+    answers: list
+    folded: bool
+    names: str              # of the arms, where they are folded
 
 
 def subtitle(r):
-    """Returns the config, the number of seeds, the metric and the date, as far as they are known."""
-    seeds = f'{len(r.plan.seeds)} seeds' if r.plan.seeds else ''
-    return ' · '.join(part for part in (r.config, seeds, r.plan.metric, r.created) if part)
+    """Returns the config, the number of seeds or runs, the metric and the date, as far as they are known."""
+    runs = sum(len(arm.losses) for arm in r.arms)
+    same_seeds = len({tuple(run.seed for run in arm.runs) for arm in r.arms}) == 1
+    seeds = count(len(r.plan.seeds), 'seed') if r.plan.seeds else ''
+    size = seeds if same_seeds or not runs else count(runs, 'run')
+    return ' · '.join(part for part in (r.config, size, r.plan.metric, r.created) if part)
 
 
-def answers(r):
-    """Yields an Answer for each of r.verdicts."""
-    for arm, c, title, verdict in r.verdicts:
+def tally(r):
+    """Returns how many arms have each verdict: '3 better, 1 suspicious · 2 worse'; '' where they are few."""
+    compared = [v for v in r.verdicts if v.comparison.arm]
+    if len(compared) < 4:
+        return ''
+    parts = []
+    for verdict in dict.fromkeys(v.verdict for v in compared):
+        suspicions = [bool(v.comparison.suspicions) for v in compared if v.verdict == verdict]
+        suspicious = f', {sum(suspicions)} suspicious' if any(suspicions) else ''
+        parts.append(f'{len(suspicions)} {verdict}{suspicious}')
+    return ' · '.join(parts)
+
+
+def noise_sentence(r):
+    """Returns what rounding alone does to a run; '' if no arm was trained to know it."""
+    sd = r.noise_floor.get('sd')
+    if sd is None:
+        return ''
+    return (f'Noise floor: the baseline with its initial weights moved by a millionth differs from itself by '
+            f'{format_number(sd)} {r.plan.unit} (standard deviation over {r.noise_floor.get("n")} seeds).')
+
+
+def answer_groups(r):
+    """Returns the Groups of answers, in the order of r.verdicts; what is undecided is folded.
+
+    Suspicious arms are never folded. If nothing is decided, nothing is folded.
+    """
+    groups = {}
+    for v in r.verdicts:
+        groups.setdefault((v.verdict, bool(v.comparison.suspicions)), []).append(v)
+    decided = any(verdict_rank(v.verdict) < 3 for v in r.verdicts)
+    found = []
+    for (verdict, suspicious), members in groups.items():
+        undecided = verdict_rank(verdict) > 2 and members[0].comparison.arm and decided
+        many = len(r.verdicts) > MOST_ANSWERS + 1 and len(members) > 3 and verdict != 'better'
+        names = [v.title for v in members[:10]] + [f'{len(members) - 10} more'] * (len(members) > 10)
+        found.append(Group(verdict, verdict_class(verdict), [answer(r, v) for v in members],
+                           bool(undecided or many) and not suspicious, ', '.join(names)))
+    return found
+
+
+def answer(r, v):
+    """Returns the Answer of an ArmVerdict."""
+    arm, c = v.arm, v.comparison
+    # words begin with the verdict, which the page colors
+    rest = c.words.removeprefix(c.verdict) if c.arm else ''
+    if rest == c.words and rest:
+        rest = f': {rest}'
+    lines = []
+    if len(r.verdicts) <= MOST_ANSWERS + 1:
         # an arm without a comparison, as the baseline, shows its loss
-        difference = f'{arm.mean_text}, {arm.finished} runs'
-        if c.arm:
-            difference = difference_sentence(c, r.plan.percent)
+        lines.append(difference_sentence(r, c) if c.arm else f'{arm.mean_text}, {arm.finished} runs')
+        lines.append(equal_time_sentence(r, c))
         # an arm with two verdicts shows its price once
-        price = price_sentence(r, arm) if title == arm.name else ''
-        yield Answer(verdict, verdict_class(verdict), title, with_fixed_spaces(with_minus_signs(difference)),
-                     with_fixed_spaces(with_minus_signs(price)))
+        if v.title == arm.name:
+            lines.append(price_sentence(r, arm, bool(lines[-1])))
+    lines = [with_fixed_spaces(with_minus_signs(line)) for line in lines if line]
+    return Answer(v.verdict, verdict_class(v.verdict), v.title, rest, c.suspicions, lines)
 
 
-def difference_sentence(c, percent):
-    """Returns a comparison's difference, interval and number of seeds, and what is missing for a verdict."""
-    if c.mean is None:
-        sentence = 'no mean difference'
-    else:
-        sentence = f'{format_number(c.mean, sign="+")} nats'
-    if c.interval:
-        low, high = (format_number(x, sign='+') for x in c.interval)
-        sentence += f', {percent}interval {low} to {high}'
-    # 'at 5 of 5 seeds' already gives the number of seeds
-    if c.why.startswith('at '):
-        return f'{sentence}, {c.why}'
-    return f'{sentence}, {c.n} seeds' + (f'; {c.why}' if c.why else '')
+def in_units(r, x, sign='+'):
+    """Returns a number with its unit: +0.0077 nats."""
+    return f'{format_number(x, sign=sign)} {r.plan.unit}'.strip()
 
 
-def price_sentence(r, arm):
-    """Returns the known costs on one line: the baseline's in units, other arms' as multiples of it."""
+def interval_text(r, interval, percent=''):
+    """Returns ', 95 % interval -0.0095 to -0.0061'; '' for None."""
+    if not interval:
+        return ''
+    low, high = (format_number(x, sign='+') for x in interval)
+    return f', {percent}interval {low} to {high}'
+
+
+def difference_sentence(r, c):
+    """Returns a comparison's difference with its interval, its runs, and the chances that go with it."""
+    parts = ['no mean difference' if c.mean is None else
+             in_units(r, c.mean) + interval_text(r, c.interval, r.plan.percent)]
+    if c.n is not None:
+        runs = count(c.n, 'seed' if c.paired else 'run')
+        parts.append(runs if c.n_base in (None, c.n) else f'{runs} against {c.n_base} of the baseline')
+    if c.shrunk is not None:
+        parts.append(f'corrected for luck {in_units(r, c.shrunk)}')
+    if c.p_better is not None:
+        parts.append(f'P(better) {format_chance(c.p_better)}')
+    return '; '.join(parts)
+
+
+def equal_time_sentence(r, c):
+    """Returns the verdict against a baseline trained for as long; '' without one."""
+    e = c.equal_time
+    words = e.words or e.verdict
+    if not words:
+        return ''
+    numbers = '' if e.mean is None else f' ({in_units(r, e.mean)}{interval_text(r, e.interval)})'
+    return f'Against a baseline trained as long: {words}{numbers}'
+
+
+def price_sentence(r, arm, equal_time=False):
+    """Returns the known costs on one line: the baseline's in units, other arms' as multiples of it.
+
+    equal_time: there is a verdict against a baseline trained as long, which says more than the arm's curve.
+    """
     parts = []
     for field, (value, ratio) in arm.costs.items():
         # these are only in the table
         if value is None or field in ('forward_flops_per_token', 'compile_seconds'):
             continue
         cost = COSTS[field]
-        in_units = ratio is None or arm is r.base
-        number = cost.format(value) if in_units else f'{format_ratio(ratio)} ×'
+        absolute = ratio is None or arm is r.base
+        number = cost.format(value) if absolute else f'{format_ratio(ratio)} ×'
+        interval = arm.price.get(cost.interval_field)
+        if interval and not absolute:
+            number += f' [{", ".join(map(format_ratio, interval))}]'
         parts.append(f'{number} {cost.title}')
     for field, title in EQUAL_COST.items():
         loss = getattr(arm, field).get('loss')
-        if loss is None or arm is r.base:
+        if loss is None or arm is r.base or equal_time:
             continue
         part = f'{title}: {format_number(loss)}'
         if r.base and r.base.mean is not None:
@@ -111,6 +206,10 @@ def warning_sentences(r):
     for finding, names in names_of.items():
         subject = ', '.join(names) if len(names) < len(r.arms) else 'All arms'
         yield f'{subject}: leak suite: {finding}.'
+    for arm in r.arms:
+        for check, outcome in arm.checks.outcomes.items():
+            if str(outcome).startswith('crashed'):
+                yield f'{arm.name}: the check {check} {outcome}; it says nothing about this arm.'
 
 
 # -----------------------------------------------------------------------------
@@ -122,39 +221,61 @@ def plan_sentences(r):
     The page may add a table of learning rates.
     """
     p = r.plan
-    seeds = ', '.join(map(str, p.seeds)) or '–'
-    yield (f'Measured: {p.metric}. Seeds: {seeds}. The loss at the end decides, not the best one on the way: '
-           'picking the best of many evaluations rewards luck.')
+    seeds = f' Seeds: {format_seeds(p.seeds)}.' if p.seeds else ''
+    yield f'Measured: {p.metric}.{seeds}' + ('' if r.from_file else ' ' + LAST_LOSS)
+    if p.design:
+        yield p.design
+    if p.stored:
+        before, new = p.stored.get('before', 0), p.stored.get('new', 0)
+        where = f' in {p.store}' if p.store else ''
+        yield (f'The baseline stands on {count(before + new, "run")}: {before} that were stored before{where}, '
+               f'{new} trained for this study.')
     if p.match in MATCHED:
         yield (f'Each arm is also compared with a baseline made for it, of {MATCHED[p.match]} '
                f'(match={p.match}).')
     if p.looks:
         looks = p.looks if isinstance(p.looks, str) else ', '.join(map(str, p.looks))
-        yield (f'Looks were planned at {looks} seeds; each tests at a stricter level, so that all '
-               'together err as rarely as one test would.')
+        yield (f'Looks were planned at {looks} {"runs of an arm" if p.design else "seeds"}; each tests at a '
+               'stricter level, so that all together err as rarely as one test would.')
     if p.lr_sweep:
         yield ("Learning rates, as factors on the recipe's: each arm runs with the one marked, whose loss "
                f'was lowest on seed {p.lr_sweep.get("seed")}; the verdicts do not use that seed.')
 
 
 def statistics_sentences(r):
-    """Yields paragraphs that explain the statistics."""
+    """Yields paragraphs that explain the statistics, of the tests that were used."""
+    compared = [c for c in r.comparisons if c.arm]
+    paired = any(c.paired for c in compared) or not compared
+    unpaired = any(not c.paired and c.test != 'rank sum' for c in compared)
     # the level of a plan with looks is unknown if there is no comparison
     level = f'{r.plan.level:.3g}' if r.plan.level else 'the level of a look'
-    holm = ", after Holm's correction for several arms," if len(r.comparisons) > 1 else ''
-    delta = f'±{r.plan.delta:g} nats' if r.plan.delta else '±delta'
-    note = f' {r.paired.note}.' if r.paired.note else ''
-    yield ('A difference is arm minus baseline at the same seed, below zero better. Runs of one seed share '
-           'their batches and the initial values of the parameters that both arms have. The interval is '
-           "Student's t over the seeds: where the mean of many such seeds plausibly lies. A run counts as "
-           'one observation, however much text it is evaluated on.')
-    yield (f'Helps and hurts: p of the paired t test is below {level}{holm} and the exact sign-flip test, '
-           'which assumes no normal distribution, agrees. Equivalent: two one-sided tests show that the '
-           f'difference is within {delta}, set in advance. Can\'t tell: neither is shown; this is not "no '
-           f'effect". Screen only: with fewer than {MIN_SEEDS} seeds not even the sign is to be trusted.')
-    yield ('The interval over text says how far the difference could move on other text of the same kind, '
-           "with these seeds. Steps: the baseline's iterations that the difference is worth at the end of "
-           f'its curve.{note}')
+    holm = ", after Holm's correction for several arms," if len(compared) > 1 else ''
+    delta = f'±{r.plan.delta:g} {r.plan.unit}'.strip() if r.plan.delta else '±delta'
+    up = 'above' if r.plan.higher_is_better else 'below'
+
+    yield (f'A difference is arm minus baseline, {up} zero better. The interval says where the mean of many '
+           'such runs plausibly lies. A run counts as one observation'
+           + ('.' if r.from_file else ', however much text it is evaluated on.'))
+    if paired:
+        note = f' {r.paired.note}.' if r.paired.note else ''
+        shared = '' if r.from_file else (' Runs of one seed share their batches and the initial values of the '
+                                         f'parameters that both arms have.{note}')
+        yield (f"Paired: arm minus baseline at the same seed; Student's t over the seeds.{shared} Better and "
+               f'worse: its p is below {level}{holm} and the exact sign-flip test, which assumes no normal '
+               'distribution, agrees.')
+    if unpaired:
+        yield ("Unpaired: all runs of the arm against all runs of the baseline, whatever their seeds; Welch's "
+               f'test, which does not assume equal spreads. Better and worse: its p is below {level}{holm}.')
+    yield (f'Equivalent: two one-sided tests show that the difference is within {delta}, set in advance. '
+           'Can\'t tell: neither is shown; this is not "no effect".')
+    if any(c.shrunk is not None for c in compared):
+        yield ('Corrected for luck: an arm that is called better was also lucky, the more so if it was decided '
+               'early or is the best of many. This estimate is pulled towards zero by as much as that is worth '
+               'on average.')
+    if any(c.text_interval or c.step_equivalents for c in compared):
+        yield ('The interval over text says how far the difference could move on other text of the same kind, '
+               "with these seeds. Steps: the baseline's iterations that the difference is worth at the end of "
+               'its curve.')
 
 
 # -----------------------------------------------------------------------------
@@ -162,6 +283,8 @@ def statistics_sentences(r):
 
 NO_CHARTS = ('No charts: they need matplotlib, pip install matplotlib; python ab.py --report FOLDER writes '
              'this page again.')
+LAST_LOSS = ('The loss at the end decides, not the best one on the way: picking the best of many evaluations '
+             'rewards luck.')
 LOSS_NOTE = ('Mean over the seeds that came to their end; shaded: lowest to highest. Cut off above, where '
              'arms look alike.')
 COST_NOTE = 'Mean, and lowest to highest seed. Lower and further left is better.'
@@ -176,17 +299,30 @@ def equal_cost_note(r):
             'made to end there, so they are too high.')
 
 
-def difference_note(percent, outside):
+def drawn_note(r):
+    """Returns which arms are drawn, where there are too many for one chart."""
+    arms = sum(arm is not r.base for arm in r.arms)
+    drawn = sum(arm is not r.base for arm in r.drawn)
+    return '' if drawn == arms else f' The first {drawn} of {arms} arms by verdict.'
+
+
+def difference_note(percent, paired, outside):
     """Returns the note of the differences while training; outside: arms whose mean is beyond the axis."""
-    note = (f'Same seed, same batches. Shaded: {percent}interval of the mean at each iteration, not for all '
-            'of them at once. Grey: ±delta.')
+    note = (f'{"Same seed, same batches" if paired else "Mean of the arm minus mean of the baseline"}. Shaded: '
+            f'{percent}interval of the mean at each iteration, not for all of them at once. Grey: ±delta.')
     return note + (f' Outside the axis: {", ".join(outside)}.' if outside else '')
 
 
-def forest_note(percent, over_text, beyond):
-    """Returns the note of the forest plot; over_text: it has intervals over text; beyond: it has arrows."""
-    note = (f'Thick: {percent}interval over seeds; rings: each seed; grey: ±delta, the least difference that '
-            'matters.')
+def forest_note(r, paired, over_text, beyond):
+    """Returns the note of the forest plot.
+
+    paired: of each of its rows. over_text: it has intervals over text. beyond: it has arrows.
+    """
+    rings = 'each seed' if all(paired) else "each run minus the baseline's mean"
+    if any(paired) and not all(paired):
+        rings = "each seed, or where seeds are not paired each run minus the baseline's mean"
+    note = (f'Thick: {r.plan.percent}interval; rings: {rings}; grey: ±delta, the least difference '
+            'that matters.')
     if over_text:
         note += ' Dashed: interval over text.'
     if beyond:

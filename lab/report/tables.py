@@ -4,28 +4,37 @@ from typing import NamedTuple
 from lab.report.labels import (
     COSTS,
     EQUAL_COST,
+    format_chance,
+    format_ends,
     format_number,
     format_ratio,
     verdict_class,
     with_minus_signs,
 )
 
-# the columns of the table of verdicts, explained below it
+# the columns of the tables of verdicts and of statistics, explained below them
 COLUMNS = {
-    'd': 'arm minus baseline, mean over seeds, in nats',
+    'difference': 'arm minus baseline, with its interval',
+    'corrected': 'the difference, corrected for the luck that an arm with a verdict had',
+    'P(better)': 'chance that the arm is truly better',
+    'P(within)': 'chance that the difference is truly within ±delta',
+    'runs': "that came to their end, of those planned; against: the baseline's",
+    'loss, value': 'mean ± standard deviation over runs',
+    'bits a byte': 'the same loss in bits per byte of text, mean over runs',
+    'p': 'of the test, corrected for several arms (Holm)',
     'ms ×, FLOPs ×': "training cost, times the baseline's",
-    'n': 'runs that came to their end / runs planned',
-    'loss': 'mean ± standard deviation over seeds',
-    'wins': 'seeds at which the arm is lower',
-    'p': 'of the paired t test, or of ranks where a run diverged',
-    'Holm': 'p, corrected for several arms',
+    'equal time': 'difference to a baseline trained for as long, and its verdict',
+    'p alone': 'the same, not corrected',
     'flip p': 'of the exact sign-flip test',
-    'sd of d': 'over seeds',
+    'sd of d': 'of the differences, over seeds',
     'rho': 'correlation of the arms over seeds; above zero, pairing pays',
-    'P(imp)': 'chance that a run of the arm is below a run of the baseline',
+    'wins': 'seeds at which the arm is better',
+    'P(imp)': 'chance that a run of the arm beats a run of the baseline',
     'MDE80': 'the difference that 4 of 5 such studies would find',
-    'other text': 'interval of d over text',
-    'steps': 'baseline iterations that d is worth; minus: lost',
+    'raw': 'the difference before it was corrected',
+    'decided at': 'runs of the arm',
+    'other text': 'interval of the difference over text',
+    'steps': 'baseline iterations that the difference is worth; minus: lost',
 }
 
 
@@ -35,6 +44,11 @@ class Cell(NamedTuple):
     value: object = None                # the column is sorted by this, all digits kept; None sorts last
     css_class: str = ''                 # number: flush right; a verdict's class colors it
     details: tuple | list = ()          # lines folded below the text
+    note: str = ''                      # a line below the text
+
+    @property
+    def empty(self):
+        return self.text in ('', '–') and not self.note and not self.details
 
 
 class Table(NamedTuple):
@@ -45,17 +59,24 @@ class Table(NamedTuple):
 
 
 def make_table(rows, sortable=False):
-    """Returns the Table of rows, {column's title: Cell} each; None without rows."""
+    """Returns the Table of rows, {column's title: Cell} each, without empty columns.
+
+    None if nothing is left beside the first column.
+    """
     # all rows have the titles of the first
-    return Table([*rows[0]], [[*row.values()] for row in rows], sortable) if rows else None
+    name, *titles = [*rows[0]] if rows else ['']
+    titles = [title for title in titles if not all(row[title].empty for row in rows)]
+    if not titles:
+        return None
+    return Table([name, *titles], [[row[title] for title in (name, *titles)] for row in rows], sortable)
 
 
 def name_cell(name):
     return Cell(name, name)
 
 
-def number_cell(text, value):
-    return Cell(with_minus_signs(text), value, 'number')
+def number_cell(text, value, note=''):
+    return Cell(with_minus_signs(text), value, 'number', note=with_minus_signs(note))
 
 
 def fixed_cell(x, digits=4, sign=''):
@@ -63,11 +84,18 @@ def fixed_cell(x, digits=4, sign=''):
     return number_cell(format_number(x, digits, sign), x)
 
 
+def difference_cell(x, interval, note=''):
+    """Returns the Cell of a difference, its interval below it."""
+    return number_cell(format_number(x, sign='+'), x, note or format_ends(interval))
+
+
+def chance_cell(p):
+    return number_cell(format_chance(p), p)
+
+
 def interval_cell(x):
     """Returns the Cell of an interval, which sorts by its lower end."""
-    if not x:
-        return number_cell('–', None)
-    return number_cell(', '.join(format_number(end, sign='+') for end in x), x[0])
+    return number_cell(format_ends(x) or '–', x[0] if x else None)
 
 
 def p_cell(p):
@@ -78,27 +106,58 @@ def p_cell(p):
 # one function per table; each returns a Table, or None where there is nothing to show
 
 def verdict_table(r):
-    # the answer and the price come first, because a phone shows little more
+    # as wide as a laptop's page; statistics_table() has the rest
     return make_table([{
         'arm': name_cell(title),
-        'verdict': Cell(verdict, verdict, verdict_class(verdict)),
-        'd': fixed_cell(c.mean, sign='+'),
-        f'{r.plan.percent}interval': interval_cell(c.interval),
-        'ms ×': fixed_cell(arm.costs['step_ms'][1], 3),
+        'verdict': Cell(verdict, verdict, verdict_class(verdict), note='suspicious' * bool(c.suspicions)),
+        'difference': difference_cell(c.mean, c.interval),
+        'corrected': difference_cell(c.shrunk, c.shrunk_interval),
+        'P(better)': chance_cell(c.p_better),
+        'P(within)': chance_cell(c.p_within),
+        'runs': runs_cell(arm, c),
+        loss_title(r): number_cell(format_number(arm.mean), arm.mean, arm.sd_text),
+        'bits a byte': fixed_cell(arm.bits_per_byte),
+        'p': p_cell(c.holm_p),
+        'ms ×': number_cell(format_number(arm.costs['step_ms'][1], 3), arm.costs['step_ms'][1],
+                            format_ends(arm.price.get('step_ratio_interval'), 3, '')),
         'FLOPs ×': fixed_cell(arm.costs['flops_per_token'][1], 3),
-        'n': number_cell(arm.finished, len(arm.losses)),
-        'loss': number_cell(arm.mean_text, arm.mean),
-        'wins': number_cell('–' if c.wins is None else f'{c.wins}/{c.n}', c.wins),
-        'p': p_cell(c.p),
-        'Holm': p_cell(c.holm_p),
+        'equal time': difference_cell(c.equal_time.mean, None, c.equal_time.verdict),
+    } for arm, c, title, verdict in r.verdicts], sortable=True)
+
+
+def loss_title(r):
+    return 'loss' if r.plan.unit == 'nats' else 'value'
+
+
+def runs_cell(arm, c):
+    """Returns the Cell of an arm's number of runs, and of the baseline's where that is another."""
+    against = '' if c.n_base in (None, c.n) else f'against {c.n_base}'
+    return number_cell(arm.finished, len(arm.losses), against)
+
+
+def statistics_table(r):
+    return make_table([{
+        'arm': name_cell(title),
+        'test': Cell(c.test),
+        'p alone': p_cell(c.p),
         'flip p': p_cell(c.flip_p),
         'sd of d': fixed_cell(c.sd),
         'rho': fixed_cell(c.rho, 2),
+        'wins': number_cell('–' if c.wins is None else f'{c.wins}/{c.n}', c.wins),
         'P(imp)': fixed_cell(c.p_improve, 2),
         'MDE80': fixed_cell(c.mde),
+        'raw': fixed_cell(c.raw_mean, sign='+'),
+        'decided at': fixed_cell(c.decided_at, 0),
         'other text': interval_cell(c.text_interval),
         'steps': fixed_cell(c.step_equivalents, 0, '+'),
-    } for arm, c, title, verdict in r.verdicts], sortable=True)
+    } for _, c, title, _ in r.verdicts if c.arm], sortable=True)
+
+
+def column_meanings(*tables):
+    """Returns those of COLUMNS that these tables have."""
+    titles = {title for t in tables if t for title in t.titles}
+    present = {names: titles & set(names.split(', ')) for names in COLUMNS}
+    return {', '.join(sorted(found)): COLUMNS[names] for names, found in present.items() if found}
 
 
 def price_table(r):
@@ -109,11 +168,16 @@ def price_table(r):
     if not costs and not equal_costs:
         return None
 
-    def price_cell(field, value, ratio):
+    def price_cell(arm, field):
+        value, ratio = arm.costs[field]
         if value is None:
             return number_cell('–', None)
-        text = COSTS[field].format(value)
-        return number_cell(text if ratio is None else f'{text} ({format_ratio(ratio)} ×)', value)
+        # the baseline's ratio is 1
+        note = '' if ratio is None or arm is r.base else f'{format_ratio(ratio)} ×'
+        interval = arm.price.get(COSTS[field].interval_field)
+        if note and interval:
+            note += f' [{", ".join(map(format_ratio, interval))}]'
+        return number_cell(COSTS[field].format(value), value, note)
 
     def loss_cell(loss=None, iters=None):
         text = format_number(loss)
@@ -121,7 +185,7 @@ def price_table(r):
 
     return make_table([
         {'arm': name_cell(arm.name)}
-        | {COSTS[field].title: price_cell(field, *arm.costs[field]) for field in costs}
+        | {COSTS[field].title: price_cell(arm, field) for field in costs}
         | {EQUAL_COST[field]: loss_cell(**getattr(arm, field)) for field in equal_costs}
         for arm in r.arms], sortable=True)
 
@@ -132,9 +196,15 @@ def arms_table(r):
         'arm': name_cell(arm.name),
         'variant': Cell(arm.variant),
         'options': Cell(', '.join(f'{option}={x}' for option, x in arm.options.items()) or '–'),
-        'leak suite': Cell(arm.checks.status, details=arm.checks.lines),
+        'leak suite': Cell(arm.checks.status, details=check_lines(arm.checks)),
         'why': Cell(arm.checks.why or '–'),
     } for arm in r.arms])
+
+
+def check_lines(checks):
+    """Returns a line for each check: what it found, or only its outcome."""
+    outcomes = [f'{check}: {outcome}' for check, outcome in checks.outcomes.items()]
+    return checks.lines + [line for line in outcomes if line not in checks.lines]
 
 
 def failed_table(r):
@@ -151,7 +221,8 @@ def runs_table(r):
         'arm': name_cell(arm.name),
         'seed': number_cell(str(run.seed), run.seed),
         'status': Cell(run.status),
-        'final loss': fixed_cell(run.val_loss),
+        loss_title(r): fixed_cell(run.val_loss),
+        'bits a byte': fixed_cell(run.bits_per_byte),
         'best': fixed_cell(run.best_val_loss),
         'at': fixed_cell(run.best_iter, 0),
         'train loss': fixed_cell(run.train_loss),

@@ -382,7 +382,7 @@ def test_losses_from_a_file_are_reported_again(no_page):
 
 
 @pytest.mark.parametrize('rows, says', [
-    (['a,1,1.5', 'a,2,1.5', 'b,1,1.4'], 'no run with seed 2'),
+    (['a,1,1.5', 'a,2,1.5', 'b,1,1.4'], 'r.csv:4: b: 1 run; must be at least 2'),
     (['a,1,1.5', 'a,2,nan', 'b,1,1.4', 'b,2,1.4'], 'r.csv:3'),
     (['a,1,1.5', 'a,1,1.5', 'b,1,1.4'], 'r.csv:3'),
     (['a,1,1.5', 'a,2,1.5'], 'a comparison needs'),
@@ -391,6 +391,51 @@ def test_bad_csv_is_one_line(rows, says):
     write_csv(rows)
     assert says in call(ab.main, from_csv='r.csv').line(BAD_INPUT)
     assert not Path('out-ab').exists()
+
+
+def test_an_arm_called_base_is_the_baseline(no_page):
+    write_csv([f'{arm},{seed},{1.5 + seed / 100}' for arm in ('mine', 'base') for seed in range(5)])
+    done = call(ab.main, from_csv='r.csv')
+    assert 'baseline: base (by its name)' in done.out, done
+    assert [(c['arm'], c['baseline']) for c in report_of('r')['comparisons']] == [('mine', 'base')]
+    assert 'baseline: mine (--baseline)' in call(ab.main, from_csv='r.csv', baseline='mine').out
+
+
+def test_higher_is_better(no_page):
+    """All findings are those of the losses 1 - accuracy, with the signs of accuracies."""
+    rng = np.random.default_rng(0)
+    accuracies = dict(base=rng.normal(0.6, 0.01, 6), good=rng.normal(0.7, 0.01, 6), bad=rng.normal(0.5, 0.01, 6),
+                      same=rng.normal(0.6, 0.02, 6))
+    for name, flip in ('up', lambda x: x), ('down', lambda x: -x):
+        write_csv([f'{arm},{seed},{float(flip(x))!r}' for arm, xs in accuracies.items() for seed, x in enumerate(xs)],
+                  'model,seed,accuracy')
+        options = dict(higher_is_better=True, unit='accuracy') if name == 'up' else {}
+        done = call(ab.main, from_csv='r.csv', name=name, **options)
+        assert done.code == 0, done
+        assert (', in accuracy;' in done.out) == (name == 'up') == (', in nats;' not in done.out)
+    up, down = report_of('up'), report_of('down')
+    assert [c['verdict'] for c in up['comparisons']] == ['better', 'worse', "can't tell"]
+    for c, turned in zip(up['comparisons'], down['comparisons']):
+        assert c['mean'] == -turned['mean'] and c['interval'] == [-x for x in turned['interval'][::-1]]
+        assert [c[name] for name in ('verdict', 'p', 'holm_p', 'wins', 'p_improve', 'sd')] == [
+            turned[name] for name in ('verdict', 'p', 'holm_p', 'wins', 'p_improve', 'sd')]
+    assert up['comparisons'][0]['mean'] > 0 and losses('up')['good'] == dict(enumerate(accuracies['good']))
+    assert up['plan']['unit'] == 'accuracy' and up['plan']['higher_is_better']
+    assert up['plan']['metric'] == 'accuracy, as given' and '0.6' in up['tables'][0]
+
+
+def test_a_run_that_diverged_is_the_worst_accuracy(no_page):
+    write_csv([f'{arm},{seed},{"diverged" if (arm, seed) == ("b", 0) else 0.9}' for arm in 'ab' for seed in range(9)],
+              'arm,seed,accuracy')
+    assert call(ab.main, from_csv='r.csv', higher_is_better=True).code == 0
+    c, = report_of('r')['comparisons']
+    assert c['p_improve'] < 0.5 and c['diverged']['var'] == 1 and c['mean'] is None
+
+
+def test_arms_may_have_other_seeds(no_page):
+    """ab.py hands them on as they are; lab.stats.compare_arms does not take them yet."""
+    write_csv([f'{arm},{seed},{1.5 + seed / 100}' for arm, n in (('a', 9), ('b', 6)) for seed in range(n)])
+    assert 'b: no run with seed 6' in call(ab.main, from_csv='r.csv').line(BAD_INPUT)
 
 
 def test_three_seeds_give_no_verdict(no_page):
