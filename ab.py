@@ -48,7 +48,7 @@ from lab.study.results import build_report, check_pairing, compare_on_common_see
 from lab.study.runner import Runner, format_duration, worker_slots
 from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
-from lab.study.study import Findings, Study, parse_numbers, write_json
+from lab.study.study import Findings, Study, parse_numbers, read_options, write_json
 from lab.study.waves import MAX_RUNS, describe_design, parse_budget, plan_looks, train_in_waves
 
 OUT = Path('out-ab')
@@ -311,7 +311,7 @@ def report_again(folder):
                   for arm, runs in saved['losses'].items()}
         # files of older versions name no baseline
         baseline = saved.get('baseline') or choose_baseline(losses, saved['options']['baseline'])[0]
-        options, command, metric = Options(**saved['options']), saved['command'], saved.get('metric', '')
+        options, command, metric = read_options(saved['options'], Options), saved['command'], saved.get('metric', '')
         report = report_losses(losses, baseline, options, folder, command, timestamp(), metric)
         return publish(report, folder)
     raise Stop(f'--report={folder}: holds no study; it has to have been run to its end once')

@@ -16,7 +16,6 @@ from lab.study.pool import Pool, Slot, WorkerDied
 from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
 from model import load_classes
 
-
 # FLOPs of an iteration: config/ab_shakespeare_cpu.py has 4e9, config/train_shakespeare_char.py 1.2e12
 SMALL, LARGE = 1e11, 2e12
 
