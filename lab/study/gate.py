@@ -259,13 +259,14 @@ def gate(idea, stream, train_to, rules):
             if not decision.runs:
                 stream.release(idea)
             raise
-        # runs from earlier studies are looked at one look after the other, as if they were new
-        runs = dict(list(losses[idea.name].items())[:look])
-        if len(runs) < look:
+        # in the order of training; runs of earlier studies are looked at one look after the other too
+        arm, base = (np.array(list(losses[name].values())) for name in (idea.name, rules.baseline))
+        if len(arm) < look:
             break
-        decision.decision, decision.words, free = judge_look(losses | {idea.name: runs}, decision, rules)
+        free = judge_look(base, arm[:look], decision, rules)
         if decision.decision != 'undecided':
             break
+    # after the last look there is nothing left to ask for
     final = decision.decision != 'undecided' or decision.runs == rules.looks[-1]
     if not final:
         decision.words = f'undecided: the budget ended after {decision.runs} runs; the same command goes on'
@@ -273,44 +274,43 @@ def gate(idea, stream, train_to, rules):
     return stream.decide(idea, claim, decision, free, final)
 
 
-def judge_look(losses, decision, rules):
-    """Returns (decision, the reason in words, whether its share is free), and sets the numbers of a Decision.
+def judge_look(base, arm, decision, rules):
+    """Sets a Decision and its numbers; returns whether its share is free.
 
-    losses: {arm: {seed: loss}}, of the idea's arm as many as the look has.
+    base: (n_base,) losses of the baseline. arm: (n,), of the first n runs of the idea, n a look.
     """
-    from lab.sequential import judge
-    verdicts = judge(losses, 'auto', rules.delta, rules.alpha, rules.baseline)
-    c = verdicts.comparisons[decision.name]
-    arm, base = (np.array(list(losses[name].values())) for name in (decision.name, rules.baseline))
-    looks = [look for look in rules.looks if look <= len(arm)]
+    from lab import sequential, stats
+    n, last = len(arm), rules.looks[-1]
+    design = sequential.Design('welch', rules.looks, len(base))
+    path = sequential.follow(base[None], arm[None], design, rules.delta)
+    # as an estimate sees it, the study stopped where an idea is kept
+    c = sequential.comparison_at((base, arm), path, len(path.looks) - 1, design, rules.delta, rules.alpha,
+                                 2 * decision.level)
+    better_p = c.p / 2 if c.side < 0 else 1 - c.p / 2
     shares = dict(zip(rules.looks, np.array(rules.looks) / sum(rules.looks)))
-    rank_p = min(1.0, *(rank_test(arm[:look], base) / shares[look] for look in looks))
-    decision.p = max(rank_p, better_p(c))
-    decision.verdict, decision.difference, decision.interval = c.verdict, c.mean, c.interval
-    decision.shrunk, decision.p_better = c.shrunk, c.p_better
-    decision.runs, decision.baseline_runs = len(arm), len(base)
+    rank_p = min(rank_test(arm[:look], base) / shares[look] for look in rules.looks if look <= n)
+    decision.p = min(max(better_p, rank_p), 1.0)
+    decision.verdict = stats.word(c.side, c.p < rules.alpha, c.tost_p < rules.alpha, *stats.bad_runs(base, arm))
+    decision.difference, decision.interval, decision.shrunk, decision.p_better = c.mean, c.interval, c.shrunk, c.p_better
+    decision.runs, decision.baseline_runs = n, len(base)
 
-    n, last, asked = len(arm), rules.looks[-1], f'p {decision.p:.1g}, {decision.level:.1g} is asked'
-    if decision.p <= decision.level:
+    won, asked = share_won(arm, base), f'p {decision.p:.1g}, {decision.level:.1g} is asked'
+    chance = chance_to_be_kept(won, n, len(base), last, shares[last] * decision.level) if n < last else 1.0
+    free = False
+    if decision.verdict == 'better' and decision.p <= decision.level:
         by = f' by {short_number(abs(c.mean))}' if c.mean is not None else ''
-        return 'keep', f'kept: better{by} after {n} runs ({asked})', True
-    if n == rules.looks[0] and share_won(arm, base) < PASSING:
-        return 'drop', f'dropped: its first {n} runs are no better than the baseline; this costs no level', True
-    if c.verdict in ('worse', 'equivalent'):
-        return 'drop', f'dropped: {c.verdict} after {n} runs', False
-    if n == last:
-        return 'undecided', f'undecided: all {n} runs are used up ({asked})', False
-    chance = chance_to_be_kept(share_won(arm, base), n, len(base), last, decision.level * shares[last])
-    if chance < FUTILE:
-        return 'drop', f'dropped: after {n} runs, {last} would hardly show it to be better ({asked})', False
-    return 'undecided', '', False
-
-
-def better_p(c):
-    """Returns the one-sided p of a Comparison, for better."""
-    if c.p is None:
-        return 1.0
-    return c.p / 2 if c.p_improve > 0.5 else 1 - c.p / 2
+        decision.decision, decision.words, free = 'keep', f'kept: better{by} after {n} runs ({asked})', True
+    elif n == rules.looks[0] and won < PASSING:
+        words = f'dropped: its first {n} runs are no better than the baseline; this costs no level'
+        decision.decision, decision.words, free = 'drop', words, True
+    elif decision.verdict in ('worse', 'equivalent'):
+        decision.decision, decision.words = 'drop', f'dropped: {decision.verdict} after {n} runs'
+    elif chance < FUTILE:
+        words = f'dropped: after {n} runs, {last} would hardly show it to be better ({asked})'
+        decision.decision, decision.words = 'drop', words
+    else:
+        decision.words = f'undecided: all {n} runs are used up ({asked})'
+    return free
 
 
 def share_won(arm, base):

@@ -251,3 +251,50 @@ def test_the_chance_to_be_kept_is_that_of_simulation():
         here = (low <= won) & (won < high)
         foreseen = np.mean([chance_to_be_kept(w, n, 40, 16, level) for w in won[here]])
         assert later[here].mean() == pytest.approx(foreseen, abs=0.08)
+
+
+# -----------------------------------------------------------------------------
+# docs/agents.md
+
+STUB = '''
+import json, pathlib, sys
+name = sys.argv[3].removeprefix('--variant=')
+assert sys.argv[1:3] == ['gate', 'recipe.py'] and sys.argv[4:] == ['--json']
+assert 'class MLP(model.MLP)' in pathlib.Path('variants', f'{name}.py').read_text()
+print('training')
+decision, code = dict(mlp_relu=('drop', 10), mlp_silu=('keep', 0), mlp_mish=('undecided', 11)).get(name, (None, 5))
+if decision is None:
+    sys.exit('out of memory') if code == 1 else (print('out of memory', file=sys.stderr), sys.exit(code))
+print(json.dumps(dict(decision=decision, words=f'{decision}: {name}')))
+sys.exit(code)
+'''
+
+
+def code_of_the_docs():
+    """Returns loop.py and propose.py."""
+    text = (ROOT / 'docs/agents.md').read_text(encoding='utf-8')
+    return re.findall(r'^```python\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_loop_of_the_docs_runs(tmp_path):
+    (tmp_path / 'variants').mkdir()
+    for name, text in zip(('loop.py', 'propose.py', 'ab.py'), [*code_of_the_docs(), STUB], strict=True):
+        (tmp_path / name).write_text(text)
+    loop, _ = code_of_the_docs()
+    assert len(loop.splitlines()) <= 30
+    run = [subprocess.run([sys.executable, 'loop.py', 'recipe.py'], cwd=tmp_path, capture_output=True, text=True)
+           for _ in range(2)]
+    assert [r.returncode for r in run] == [0, 0], run
+    # the second time all is remembered
+    assert run[0].stdout.splitlines() == ['mlp_relu: drop: mlp_relu', 'mlp_silu: keep: mlp_silu',
+                                          'mlp_mish: undecided: mlp_mish', 'mlp_softplus: out of memory', '']
+    assert run[1].stdout == ''
+    assert [file.name for file in (tmp_path / 'variants').glob('*.py')] == ['mlp_silu.py']
+
+
+def test_the_variant_of_the_docs_passes_its_checks(tmp_path, monkeypatch):
+    _, propose = code_of_the_docs()
+    namespace = {}
+    exec(propose, namespace)
+    name, source = namespace['propose']([])
+    (tmp_path / f'{name}.py').write_text(source)
