@@ -1,26 +1,25 @@
-"""From final losses to a verdict: arms x seeds -> better, worse, equivalent, can't tell, screen.
+"""From final losses to a verdict: better, worse, equivalent, or can't tell.
 
-Losses are in nats, and lower is better; +inf is a run that diverged. Arms are compared with the baseline seed
-by seed.
+Losses are in nats, and lower is better; +inf is a run that diverged. compare_arms() judges a study of a fixed
+number of seeds, lab/sequential.py one that grows; both give Comparisons of each arm with the baseline.
 
-better, worse   the paired t test has p below alpha after Holm's correction for all comparisons, and the exact
-                sign-flip test, which does not assume a normal distribution, agrees: p <= alpha. With 5 seeds
-                its smallest p is .0625, so there p must be at that floor: all five seeds on one side.
+better, worse   p is below alpha after Holm's correction for all comparisons. With a fixed number of seeds that
+                is the paired t test, and the exact sign-flip test, which does not assume a normal distribution,
+                agrees: p <= alpha, or 1/16, the smallest p that five seeds have. Where an arm's seeds are not
+                the baseline's, it is the unpaired test of lab/look.py.
 equivalent      not better or worse, and the difference lies within +-delta by two one-sided t tests (TOST),
-                after Holm.
-screen          fewer than MIN_SEEDS seeds: numbers, no verdict.
-can't tell      all else, with the number of seeds that would settle it.
+                after Holm; no run diverged.
+can't tell      all else, fewer than MIN_SEEDS seeds too, with the runs that would probably settle it.
 
-Diverged runs rank last and leave no mean. Where there are any, the exact rank-sum test of the two arms
-replaces the t and sign-flip tests; such an arm is never equivalent, and not better if it diverged more often
-than the baseline.
+A diverged run, or one far above the rest of its arm, is a bad run. An arm in which more of them are bad than in
+the baseline's is never better. A diverged run leaves no mean.
 """
 import csv
 import io
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, inf, isinf, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -33,50 +32,57 @@ except ImportError:
     scipy = None
 
 from core.errors import Stop
+from lab.look import Look, look_paired, look_unpaired
 
-MIN_SEEDS = 5           # fewer: no verdict
-MAX_SEEDS = 1000        # of the largest study considered
-POWER = 0.8
+MIN_SEEDS = 5           # of a fixed study; fewer: can't tell
+MAX_SEEDS = 64          # that planning considers
+POWER = 0.8             # that it asks for
+PLAN_STUDIES = 400      # that it simulates
+FLIP_FLOOR = 1 / 16     # the sign-flip test's smallest p with five seeds; of it no more is asked
 EXACT_FLIPS = 40        # seeds up to which every assignment of signs is counted
 FLIP_DRAWS = 99_999     # random assignments above that
+FAR = 6                 # a bad run lies this many robust sds above its arm's median
 ABSENT = object()       # the value of a field that report.json leaves out
 
 
 @dataclass
 class Comparison:
-    """A variant compared with the baseline. Differences are variant - baseline; None: undefined."""
-    n: int                              # seeds
+    """A variant compared with the baseline. Differences are variant - baseline; None: undefined.
+
+    After an early stop, mean and interval are corrected for it (sequential.estimate).
+    """
+    n: int                              # the variant's runs that the verdict rests on; pairs if paired
+    n_base: int                         # the baseline's
     diverged: dict                      # numbers of runs: base, var; both: seeds at which both diverged
-    wins: int                           # seeds at which the variant is lower
-    wins_interval: list                 # exact (Clopper-Pearson), for the chance of a win at the same seed
-    p_improve: float                    # chance that a variant's run beats a baseline's: n^2 pairs, ties half
-    test: str = 'paired t'              # the test behind p; 'rank sum' if a run diverged
-    p: float | None = None              # two-sided
-    mean: float | None = None           # of the differences
-    sd: float | None = None             # of the differences
+    bad: dict                           # base, var: runs that diverged or lie far above their arm's others
+    p_improve: float                    # chance that a variant's run beats a baseline's: all pairs, ties half
+    test: str = 'paired t'              # the test behind p; or Welch
+    wins: int | None = None             # paired: seeds at which the variant is lower
+    p: float | None = None              # two-sided; of a study with looks, valid at whichever it stopped
+    side: int = 0                       # what p speaks for: 1 worse, -1 better
+    mean: float | None = None           # the estimated difference
+    interval: list | None = None        # of the mean, level 1 - alpha
+    raw_mean: float | None = None       # mean of the variant's losses - mean of the baseline's
+    sd: float | None = None             # of the differences, if paired
     sd_base: float | None = None        # of the baseline's losses
     sd_var: float | None = None         # of the variant's
-    rho: float | None = None            # correlation of the arms over seeds
-    pairing_gain: float | None = None   # (sd_base^2 + sd_var^2) / sd^2: unpaired seeds that a pair is worth
-    interval: list | None = None        # of the mean, t, level 1 - alpha
-    t: float | None = None              # mean / its standard error
-    welch_p: float | None = None        # of Welch's unpaired t test, to be read beside p where rho <= 0
-    flip_p: float | None = None         # of the sign-flip test
-    flip_floor: float | None = None     # the smallest flip_p that n seeds allow
-    flip_draws: int | None = None       # 0: every assignment of signs was counted
-    mde: float | None = None            # the difference that this study had an 80 % chance to find
-    seeds: int | None = None            # that find delta with power 80 %; None: more than MAX_SEEDS
-    seeds_unpaired: int | None = None   # the same, if the arms were not paired
+    rho: float | None = None            # paired: correlation of the arms over seeds
+    flip_p: float | None = None         # of the sign-flip test, in a fixed paired study
+    mde: float | None = None            # the difference that such a study had an 80 % chance to find
     tost_p: float | None = None         # of the two one-sided tests for equivalence
-    tost_interval: list | None = None   # level 1 - 2 alpha; inside +-delta, TOST shows equivalence
-    equivalent: bool = False            # tost_interval is inside +-delta, before Holm
-    # decide() fills in the rest, for all comparisons that are judged together
+    # believe(): what data and prior say together
+    shrunk: float | None = None         # the expected difference
+    shrunk_interval: list | None = None # that holds it with 95 %
+    p_better: float | None = None       # chance that the true difference is below 0
+    p_within: float | None = None       # chance that it is within +-delta
+    # for all comparisons that are judged together
     holm_p: float | None = None         # p after Holm's correction
-    bh_p: float | None = None           # p after Benjamini and Hochberg's, for ranking
     tost_holm_p: float | None = None    # tost_p after Holm's correction
-    verdict: str = ''                   # better, worse, equivalent, can't tell or screen
-    seeds_difference: int | None = ABSENT # can't tell: that show this difference; None: more than MAX_SEEDS
-    seeds_equivalence: int | None = ABSENT # can't tell: that show equivalence, if this difference is true
+    verdict: str = ''                   # better, worse, equivalent or can't tell
+    decided_at: int | None = None       # runs of the variant at the look that decided
+    next_look: int | None = None        # runs of the variant at the next look, if it is not decided
+    # can't tell: runs of the variant that would settle it in 4 of 5 cases; None: not even MAX_SEEDS
+    runs_to_settle: int | None = None
 
 
 @dataclass
@@ -92,15 +98,16 @@ class ArmLosses:
 
 @dataclass
 class Verdicts:
-    """Arms compared with one baseline on the same seeds."""
+    """Arms compared with one baseline."""
     baseline: str
-    seeds: list
+    seeds: list         # of all arms
     delta: float        # differences below it count as equivalent
     alpha: float        # how often a study of ideas that do nothing may find something
-    looks: list         # numbers of seeds at which verdicts were planned; []: only at the end
-    level: float        # of each test and interval: alpha, or less at several looks
+    looks: list         # numbers of runs at which verdicts were planned; []: only at the end
+    level: float        # of each test and interval: alpha, or less at several looks of a fixed study
     arms: dict[str, ArmLosses]              # the baseline's too
     comparisons: dict[str, Comparison]      # of the other arms
+    design: str = 'fixed'                   # or welch, paired: lab.sequential.Design
 
     @property
     def n(self):
@@ -110,69 +117,82 @@ class Verdicts:
 # -----------------------------------------------------------------------------
 # one comparison
 
-def compare(base, var, delta=0.005, alpha=0.05):
-    """Returns the Comparison of two arms; base, var: (n,) losses each, in the same order of seeds."""
+def compare(base, var, delta=0.005, alpha=0.05, paired=True):
+    """Returns the Comparison of two arms' losses, (n_base,) and (n,); paired: in the same order of seeds."""
     base, var = np.asarray(base, float), np.asarray(var, float)
-    n, wins, ties = len(base), int((var < base).sum()), int((var == base).sum())
-    base_diverged, var_diverged = np.isinf(base), np.isinf(var)
-    diverged = dict(base=int(base_diverged.sum()), var=int(var_diverged.sum()),
-                    both=int((base_diverged & var_diverged).sum()))
-    # (n, n): every run of one arm against every run of the other
-    pairs = (var < base[:, None]).sum() + (var == base[:, None]).sum() / 2
-    c = Comparison(n, diverged, wins, wins_interval(wins, ties, n, alpha), float(pairs / n ** 2))
-    if np.any((base_diverged, var_diverged)):
-        c.test, c.p = 'rank sum', rank_sum_test(base, var)
-        return c
-
-    # the paired t test
-    d = var - base
-    mean, sd = float(d.mean()), float(d.std(ddof=1))
-    se = sd / sqrt(n)
-    t = standardize(mean, se)
-    c.mean, c.sd, c.sd_base, c.sd_var = mean, sd, float(base.std(ddof=1)), float(var.std(ddof=1))
-    c.t, c.p = t if isfinite(t) else None, float(2 * scipy.stats.t.sf(abs(t), n - 1))
-    c.interval = symmetric_interval(mean, scipy.stats.t.ppf(1 - alpha / 2, n - 1) * se)
-
-    # does pairing pay? rho is undefined where an arm's losses are all equal
-    if n > 2 and c.sd_base and c.sd_var:
-        c.rho = float(np.corrcoef(base, var)[0, 1])
-    if c.sd_base or c.sd_var:
-        arms = base.mean(), c.sd_base, n, var.mean(), c.sd_var, n
-        c.welch_p = float(scipy.stats.ttest_ind_from_stats(*arms, equal_var=False).pvalue)
-    if sd:
-        c.pairing_gain = (c.sd_base ** 2 + c.sd_var ** 2) / sd ** 2
-
-    # a test that does not assume a normal distribution
-    c.flip_p, c.flip_draws = sign_flip_test(d)
-    c.flip_floor = 2.0 ** (1 - n)
-
-    # the difference that this study could find, and the seeds that would find delta
-    c.mde = float(scipy.stats.t.ppf(1 - alpha / 2, n - 1) + scipy.stats.t.ppf(POWER, n - 1)) * se
-    c.seeds = seeds_needed(lambda n: paired_power(n, delta, sd, alpha))
-    c.seeds_unpaired = seeds_needed(lambda n: unpaired_power(n, delta, c.sd_base, c.sd_var, alpha))
-
+    c = describe(base, var, paired)
+    look = (look_paired if paired else look_unpaired)(base[None], var[None])
+    c.p, c.side = float(look.p()[0]), int(np.sign(look.difference[0]))
     # equivalence: of two one-sided tests the weaker one counts
-    nearer = min(standardize(delta + mean, se), standardize(delta - mean, se))
-    c.tost_p = float(scipy.stats.t.sf(nearer, n - 1))
-    c.tost_interval = symmetric_interval(mean, scipy.stats.t.ppf(1 - alpha, n - 1) * se)
-    c.equivalent = -delta < c.tost_interval[0] and c.tost_interval[1] < delta
+    c.tost_p = max(one_sided_p(look, -delta, 1), one_sided_p(look, delta, -1))
+    if paired:
+        c.flip_p = sign_flip_test(counted_differences(base, var))[0]
+    # a diverged run leaves no mean
+    if any(c.diverged.values()):
+        return c
+    c.mean = c.raw_mean
+    c.interval = look.difference_of_score(scipy.special.ndtri([1 - alpha / 2, alpha / 2])).tolist()
+    if paired:
+        bars = scipy.stats.t.ppf([1 - alpha / 2, POWER], c.n - 1)
+        c.mde = float(bars.sum() * look.se[0])
+    state(c, believe(differences(look), c.sd_base, delta))
     return c
 
 
-def symmetric_interval(center, half_width):
-    return [float(center - half_width), float(center + half_width)]
+def describe(base, var, paired):
+    """Returns a Comparison with what the losses show by themselves: (n_base,) and (n,)."""
+    n, n_base = len(var), len(base)
+    lost = [np.isinf(base), np.isinf(var)]
+    both = int((lost[0] & lost[1]).sum()) if paired else 0
+    diverged = dict(base=int(lost[0].sum()), var=int(lost[1].sum()), both=both)
+    # (n_base, n): every run of one arm against every run of the other
+    beaten = (var < base[:, None]).mean() + (var == base[:, None]).mean() / 2 if n else 0.5
+    c = Comparison(n, n_base, diverged, bad_runs(base, var), float(beaten), 'paired t' if paired else 'Welch')
+    if paired:
+        c.wins = int((var < base).sum())
+    if n < 2 or n_base < 2 or any(diverged.values()):
+        return c
+    c.raw_mean = float(var.mean() - base.mean())
+    c.sd_base, c.sd_var = float(base.std(ddof=1)), float(var.std(ddof=1))
+    if paired:
+        c.raw_mean, c.sd = float((var - base).mean()), float((var - base).std(ddof=1))
+        # undefined where an arm's losses are all equal
+        if n > 2 and c.sd_base and c.sd_var:
+            c.rho = float(np.corrcoef(base, var)[0, 1])
+    return c
 
 
-def standardize(x, spread):
-    """Returns x / spread; if spread is 0, +-inf, or 0 for x = 0."""
-    return x / spread if spread else inf * x if x else 0.0
+def one_sided_p(look, against, side):
+    """Returns the p of one study's difference being not above (side 1) or not below (-1) `against`."""
+    p = float(look.p(against)[0]) / 2
+    return p if side * (look.difference[0] - against) > 0 else 1 - p
 
 
-def wins_interval(wins, ties, n, alpha):
-    """Returns the exact (Clopper-Pearson) interval of the chance of a win, [low, high], from n trials."""
-    # a tie counts as a loss for the lower end, and as a win for the upper one
-    low, high = (scipy.stats.binomtest(k, n).proportion_ci(1 - alpha, 'exact') for k in (wins, wins + ties))
-    return [float(low.low), float(high.high)]
+def bad_runs(base, var):
+    """Returns the numbers of bad runs, dict(base, var): diverged, or FAR robust sds above their arm's median.
+
+    The sd is 1.48 times the median distance from the median, of the arm in which that is larger.
+    """
+    ends = dict(base=base[np.isfinite(base)], var=var[np.isfinite(var)])
+    distances = {arm: x - np.median(x) for arm, x in ends.items() if len(x)}
+    sd = 1.4826 * max((np.median(abs(d)) for d in distances.values()), default=0.0)
+    found = dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
+    for arm, d in distances.items():
+        found[arm] += int((d > FAR * sd).sum()) if sd else 0
+    return found
+
+
+def has_more_bad(bad, n_base, n):
+    """Returns whether more of an arm's n runs are bad than of the baseline's; bad: see bad_runs."""
+    return bad['var'] * n_base > bad['base'] * n
+
+
+def counted_differences(base, var):
+    """Returns the differences that look_paired counts, for one study: those of diverged runs in excess too."""
+    ends = np.isfinite(base) & np.isfinite(var)
+    d = var[ends] - base[ends]
+    excess = int(np.isfinite(base).sum()) - int(np.isfinite(var).sum())
+    return np.concatenate((d, np.full(abs(excess), np.sign(excess) * max(abs(d), default=1.0))))
 
 
 def sign_flip_test(d):
@@ -206,67 +226,90 @@ def signed_sums(d):
     return sums
 
 
-def rank_sum_test(base, var):
-    """Returns the exact two-sided p of the Wilcoxon rank-sum test, with midranks for ties.
+# -----------------------------------------------------------------------------
+# what is to be believed
 
-    Counts, for each possible sum, the choices of n of the 2n ranks that have it. scipy's mannwhitneyu has no
-    exact p with ties, and its permutation_test would list the choices, 1e23 for 40 seeds.
+@dataclass
+class Belief:
+    """A distribution of the true difference."""
+    differences: np.ndarray     # (points,), from the largest to the smallest
+    weights: np.ndarray         # (points,), their sum is 1
+    mean: float
+    interval: list              # holds 95 %
+    p_better: float             # below 0
+    p_within: float             # within +-delta
+
+
+def differences(look, points=2000):
+    """Returns the differences, (points,), at equal steps of one study's confidence distribution."""
+    return look.difference_of_score(scipy.special.ndtri((np.arange(points) + 0.5) / points))
+
+
+def believe(differences, scale, delta):
+    """Returns the Belief in differences that the data hold equally likely, weighed by a prior.
+
+    The prior is a Student t with 3 degrees of freedom around 0, its scale the sd of the baseline's runs. Half of
+    all ideas then differ by less than .76 of that sd, and one in twenty by more than 3.2: published variants
+    trained here moved the loss by 1 to 2 of it (rope, forgetting, value_residual), some by far more (canon), and
+    heavy tails leave those be. Claims picked because they look good shrink by as much as they overstate on
+    average, if ideas are as the prior says; when an arm stopped plays no part.
     """
-    n = len(var)
-    # doubled, because a midrank may be a half
-    ranks = (2 * scipy.stats.rankdata(np.concatenate((base, var)))).astype(int)
-    # counts[k, s]: the number of choices of k ranks whose sum is s
-    counts = np.zeros((n + 1, ranks.sum() + 1))
-    counts[0, 0] = 1
-    for r in ranks:
-        counts[1:, r:] += counts[:-1, :-r]
-    # n (2n + 1) is the mean of the doubled sum
-    distance = abs(np.arange(counts.shape[1]) - n * (2 * n + 1))
-    return float(counts[n, distance >= distance[ranks[n:].sum()]].sum() / counts[n].sum())
+    weights = (1 + (differences / scale) ** 2 / 3) ** -2 if scale else np.ones_like(differences)
+    weights = weights / weights.sum()
+    low, high = np.interp([0.025, 0.975], weights[::-1].cumsum(), differences[::-1])
+    within = weights[abs(differences) < delta].sum()
+    return Belief(differences, weights, float(weights @ differences), [float(low), float(high)],
+                  float(weights[differences < 0].sum()), float(within))
+
+
+def state(c, belief):
+    """Sets the fields of a Comparison that say what is to be believed."""
+    c.shrunk, c.shrunk_interval = belief.mean, belief.interval
+    c.p_better, c.p_within = belief.p_better, belief.p_within
 
 
 # -----------------------------------------------------------------------------
-# planning
+# planning of a fixed study
 
-def paired_power(n, difference, sd, alpha):
-    """Returns the chance that a paired t test of n seeds finds a true difference; sd: of the differences."""
-    return t_power(n - 1, standardize(difference * sqrt(n), sd), alpha)
+@cache
+def seeds_to_settle(look, scale, delta, alpha):
+    """Returns how many runs of an arm a new study needs to settle it in 4 of 5 cases; None: above MAX_SEEDS.
 
-
-def unpaired_power(n, difference, sd_base, sd_var, alpha):
-    """Returns the same chance for an unpaired t test of n seeds in each arm; sds of the losses."""
-    return t_power(2 * n - 2, standardize(difference * sqrt(n), sqrt(sd_base ** 2 + sd_var ** 2)), alpha)
-
-
-def t_power(df, shift, alpha):
-    """Returns the power of a two-sided t test with df degrees of freedom; shift: the noncentrality."""
-    bar = scipy.stats.t.ppf(1 - alpha / 2, df)
-    # above this scipy gives NaN
-    shift = min(abs(shift), 1e4)
-    return float(scipy.stats.nct.sf(bar, df, shift) + scipy.stats.nct.cdf(-bar, df, shift))
-
-
-def tost_power(n, difference, sd, delta, alpha, points=400):
-    """Returns the chance that n seeds show equivalence, if this is the true difference.
-
-    sd: true one of the differences. The chance is a mean over `points` quantiles of the sd that n seeds show.
+    look: what was seen, figures as a tuple of Look's fields. Studies are simulated with the true difference drawn
+    from what is to be believed (scale: see believe) and the sds seen, and judged as compare() and verdict() do.
     """
-    if not sd:
-        return float(abs(difference) < delta)
-    # (points,): quantiles of the sample's standard deviation over the true one
-    s = np.sqrt(scipy.stats.chi2.ppf((np.arange(points) + 0.5) / points, n - 1) / (n - 1))
-    bar, scale = scipy.stats.t.ppf(1 - alpha, n - 1) * s, sqrt(n) / sd
-    upper, lower = scale * (delta - difference) - bar, bar - scale * (delta + difference)
-    inside = scipy.stats.norm.cdf(upper) - scipy.stats.norm.cdf(lower)
-    return float(inside.clip(0).mean())
+    seen = Look(*look)
+    belief = believe(differences(seen), scale, delta)
+    rng = np.random.default_rng(0)
+    true = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)
+    noise = rng.standard_normal((PLAN_STUDIES, MAX_SEEDS))
+    sd = sqrt(seen.square_var * seen.n_var)
 
+    def power(n):
+        return settled(true + sd * noise[:, :n], seen, delta, alpha).mean()
 
-def seeds_needed(power):
-    """Returns the smallest n, 2 at least, with power(n) >= 80 %; None if it is above MAX_SEEDS."""
     # power grows with n, so a binary search finds it
-    n = bisect_left(range(MAX_SEEDS + 1), POWER, lo=2, key=power)
+    n = bisect_left(range(MAX_SEEDS + 1), POWER, lo=MIN_SEEDS, key=power)
     return n if n <= MAX_SEEDS else None
 
+
+def settled(d, seen, delta, alpha):
+    """Returns which studies, (S,), get a verdict; d: (S, n) differences, or losses less the baseline's mean."""
+    S, n = d.shape
+    square_base = np.full(S, seen.square_base)
+    look = Look(d.mean(1), d.var(1, ddof=1) / n, square_base, n, seen.n_base)
+    differs = look.p() < alpha
+    # the sign-flip test disagrees with few seeds only
+    if seen.n_base is None and n <= 12:
+        differs[differs] = [sign_flip_test(row)[0] <= max(alpha, FLIP_FLOOR) for row in d[differs]]
+    inside = delta - abs(look.difference) > 0
+    # the weaker of the two one-sided tests is that of the nearer end
+    nearer = look.p(np.where(look.difference > 0, delta, -delta)) / 2
+    return differs | inside & (nearer < alpha)
+
+
+# -----------------------------------------------------------------------------
+# looks at a fixed study
 
 # nominal_level() of common plans, from 4 million studies each, rounded down
 NOMINAL_LEVELS = {
@@ -310,66 +353,76 @@ def holm(ps):
     return adjusted.tolist()
 
 
+def word(side, differs, equivalent, more_bad, diverged):
+    """Returns the verdict of tests that found a difference to this side, or equivalence.
+
+    more_bad: see has_more_bad. diverged: whether any run did.
+    """
+    if differs and side > 0:
+        return 'worse'
+    if differs and not more_bad:
+        return 'better'
+    return 'equivalent' if equivalent and not more_bad and not diverged else "can't tell"
+
+
 def verdict(c, alpha=0.05, p=None, tost_p=None):
-    """Returns the verdict on a Comparison; p, tost_p: its corrected p values, by default the plain ones."""
+    """Returns the verdict on a fixed study's Comparison; p, tost_p: corrected, by default the plain ones."""
     p = c.p if p is None else p
     tost_p = c.tost_p if tost_p is None else tost_p
-    if c.n < MIN_SEEDS:
-        return 'screen'
-    # the side comes from p_improve, because a diverged run leaves no mean
-    if c.test == 'rank sum':
-        if p < alpha and c.p_improve < 0.5:
-            return 'worse'
-        return 'better' if p < alpha and c.diverged['var'] <= c.diverged['base'] else "can't tell"
-    if p < alpha and c.flip_p <= max(alpha, c.flip_floor):
-        return 'better' if c.mean < 0 else 'worse'
-    return 'equivalent' if tost_p < alpha else "can't tell"
+    if min(c.n, c.n_base) < MIN_SEEDS:
+        return "can't tell"
+    differs = p < alpha and (c.flip_p is None or c.flip_p <= max(alpha, FLIP_FLOOR))
+    return word(c.side, differs, tost_p < alpha, has_more_bad(c.bad, c.n_base, c.n), any(c.diverged.values()))
 
 
 def compare_arms(losses, baseline=None, delta=0.005, alpha=0.05, looks=None):
-    """Returns the Verdicts on {arm: {seed: loss}}.
+    """Returns the Verdicts on {arm: {seed: loss}} of a fixed study.
 
-    baseline: by default the first arm. looks: the numbers of seeds at which the study is looked at, fixed
-    before it began; each look tests at nominal_level(looks). Intervals have the level of the tests, 1 - alpha
-    for a single look. Raises Stop for losses or settings that make no sense.
+    An arm with the baseline's seeds is paired with it, any other is not. baseline: by default the first arm.
+    looks: the numbers of seeds at which the study is looked at, fixed before it began; each look tests at
+    nominal_level(looks), at whatever number of seeds failed runs leave. Intervals have the level of the tests.
+    Raises Stop for losses or settings that make no sense.
     """
     baseline = next(iter(losses), None) if baseline is None else baseline
-    rows = validate_losses(losses, baseline) # {arm: (n,)}
-    if not 0 < delta < inf:
-        raise Stop(f'delta={delta}: must be above 0')
-    if not 0 < alpha < 0.5:
-        raise Stop(f'alpha={alpha}: must be above 0 and below 0.5')
-    seeds = list(losses[baseline])
-    if looks and len(seeds) not in looks:
-        raise Stop(f'looks={",".join(map(str, looks))}: {len(seeds)} seeds are none of the planned looks')
+    validate_losses(losses, baseline)
+    validate_levels(delta, alpha)
     level = nominal_level(tuple(looks), alpha) if looks else alpha
-    others = {arm: row for arm, row in rows.items() if arm != baseline}
-    comparisons = {arm: compare(rows[baseline], row, delta, level) for arm, row in others.items()}
+    comparisons = {arm: compare_runs(losses[baseline], runs, delta, level)
+                   for arm, runs in losses.items() if arm != baseline}
     decide(comparisons.values(), delta, level)
-    arms = {arm: summarize(row, seeds) for arm, row in rows.items()}
+    arms = {arm: summarize(runs) for arm, runs in losses.items()}
+    seeds = list(dict.fromkeys(seed for runs in losses.values() for seed in runs))
     return Verdicts(baseline, seeds, delta, alpha, list(looks or ()), level, arms, comparisons)
 
 
+def compare_runs(base, var, delta, level):
+    """Returns the Comparison of {seed: loss} of the baseline and an arm, paired if their seeds are the same."""
+    paired = base.keys() == var.keys()
+    if paired:
+        var = {seed: var[seed] for seed in base}
+    return compare(list(base.values()), list(var.values()), delta, level, paired)
+
+
 def decide(comparisons, delta, level):
-    """Sets corrected p values, verdicts, and the seeds that would settle them, for one family."""
+    """Sets corrected p values, verdicts, and the runs that would settle them, for one family."""
     family = list(comparisons)
-    ps, tost_ps = [c.p for c in family], [1.0 if c.tost_p is None else c.tost_p for c in family]
-    bh_ps = scipy.stats.false_discovery_control(ps).tolist() # Benjamini-Hochberg
-    for c, holm_p, bh_p, tost_holm_p in zip(family, holm(ps), bh_ps, holm(tost_ps)):
-        c.holm_p, c.bh_p, c.tost_holm_p = holm_p, bh_p, tost_holm_p
+    for c, holm_p, tost_holm_p in zip(family, holm([c.p for c in family]), holm([c.tost_p for c in family])):
+        c.holm_p, c.tost_holm_p = holm_p, tost_holm_p
         c.verdict = verdict(c, level, holm_p, tost_holm_p)
         if c.verdict == "can't tell" and c.mean is not None:
+            paired = c.test == 'paired t'
+            squares = (c.sd ** 2 / c.n, 0.0) if paired else (c.sd_var ** 2 / c.n, c.sd_base ** 2 / c.n_base)
+            look = c.mean, *squares, c.n, None if paired else c.n_base
             # at the level that Holm's correction asks of the smallest p
-            at = dict(difference=c.mean, sd=c.sd, alpha=level / len(family))
-            c.seeds_difference = seeds_needed(lambda n, at=at: paired_power(n, **at))
-            c.seeds_equivalence = seeds_needed(lambda n, at=at: tost_power(n, delta=delta, **at))
+            c.runs_to_settle = seeds_to_settle(look, c.sd_base, delta, level / len(family))
 
 
-def summarize(row, seeds):
-    """Returns the ArmLosses of one arm; row: (n,) losses, inf for a run that diverged."""
-    diverged = [seed for seed, loss in zip(seeds, row) if loss == inf]
-    losses = {seed: float(loss) if loss < inf else None for seed, loss in zip(seeds, row)}
-    if diverged:
+def summarize(runs):
+    """Returns the ArmLosses of one arm; runs: {seed: loss}, inf for a run that diverged."""
+    diverged = [seed for seed, loss in runs.items() if isinf(loss)]
+    losses = {seed: None if isinf(loss) else float(loss) for seed, loss in runs.items()}
+    row = np.array(list(runs.values()), float)
+    if diverged or len(row) < 2:
         return ArmLosses(None, None, None, None, diverged, losses)
     moments = map(float, (row.mean(), row.std(ddof=1), row.min(), row.max()))
     return ArmLosses(*moments, diverged, losses)
@@ -378,28 +431,28 @@ def summarize(row, seeds):
 # -----------------------------------------------------------------------------
 # losses from elsewhere
 
-def validate_losses(losses, baseline, where=''):
-    """Returns {arm: (n,) losses, in the baseline's order of seeds}. Stop names what is missing or wrong.
-
-    where: the start of its message.
-    """
+def validate_losses(losses, baseline, where='', least=2):
+    """Raises a Stop that names what is missing or wrong. where: its start. least: runs that each arm needs."""
     if len(losses) < 2:
         raise Stop(f'{where}arms: {", ".join(losses) or "none"}: a comparison needs a baseline and a variant')
     if baseline not in losses:
         raise Stop(f'{where}baseline={baseline}: no such arm; there are {", ".join(losses)}')
-    seeds = losses[baseline]
-    if len(seeds) < 2:
-        raise Stop(f'{where}{baseline}: {len(seeds)} seed; must be at least 2')
     for arm, runs in losses.items():
-        # every arm needs exactly the baseline's seeds
-        for one, other in ((arm, baseline), (baseline, arm)):
-            if missing := [seed for seed in losses[other] if seed not in losses[one]]:
-                raise Stop(f'{where}{one}: no run with seed {missing[0]}, which {other} has')
+        needed = 2 if arm == baseline else least
+        if len(runs) < needed:
+            raise Stop(f'{where}{arm}: {len(runs)} seed{"s" * (len(runs) != 1)}; must be at least {needed}')
         for seed, loss in runs.items():
             if not isinstance(loss, (int, float, np.number)) or not loss > -inf: # NaN too
                 must = 'must be a number, inf for a diverged run'
                 raise Stop(f'{where}{arm}, seed {seed}: loss={loss}: {must}')
-    return {arm: np.array([float(runs[seed]) for seed in seeds]) for arm, runs in losses.items()}
+
+
+def validate_levels(delta, alpha):
+    """Raises Stop if a verdict cannot be reached with these."""
+    if not 0 < delta < inf:
+        raise Stop(f'delta={delta}: must be above 0')
+    if not 0 < alpha < 0.5:
+        raise Stop(f'alpha={alpha}: must be above 0 and below 0.5')
 
 
 def read_csv(path):
