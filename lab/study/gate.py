@@ -38,9 +38,9 @@ from filelock import FileLock
 
 from core.errors import DROP, KEEP, UNDECIDED, Stop
 from core.run.files import to_json
+from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
 from lab.study.words import short_number
 
-LOOKS = (4, 5, 6, 8, 10, 12, 14, 16) # runs of the arm
 DECAY = 1.3         # of 1.1 to 1.5, the largest levels for the first 100 ideas
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
 FUTILE = 0.1        # costs .5 % of the ideas that are better by 2 sd, and halves the runs of those that are not
@@ -259,8 +259,9 @@ def gate(idea, stream, train_to, rules):
             if not decision.runs:
                 stream.release(idea)
             raise
-        # in the order of training; runs of earlier studies are looked at one look after the other too
-        arm, base = (np.array(list(losses[name].values())) for name in (idea.name, rules.baseline))
+        # in the order of seeds, also those of earlier studies: one look after the other
+        arm, base = (np.array([losses[name][seed] for seed in sorted(losses[name])], float)
+                     for name in (idea.name, rules.baseline))
         if len(arm) < look:
             break
         free = judge_look(base, arm[:look], decision, rules)
@@ -279,23 +280,24 @@ def judge_look(base, arm, decision, rules):
 
     base: (n_base,) losses of the baseline. arm: (n,), of the first n runs of the idea, n a look.
     """
-    from lab import sequential, stats
-    n, last = len(arm), rules.looks[-1]
-    design = sequential.Design('welch', rules.looks, len(base))
-    path = sequential.follow(base[None], arm[None], design, rules.delta)
-    # as an estimate sees it, the study stopped where an idea is kept
-    c = sequential.comparison_at((base, arm), path, len(path.looks) - 1, design, rules.delta, rules.alpha,
-                                 2 * decision.level)
+    n, n_base, last = len(arm), len(base), rules.looks[-1]
+    design = Design('welch', rules.looks, n_base)
+    path = follow(base[None], arm[None], design, rules.delta)
+    # the estimate is of a study that stops where an idea is kept
+    look, stop_level = len(path.looks) - 1, 2 * decision.level
+    c = comparison_at((base, arm), path, look, design, rules.delta, rules.alpha, stop_level)
     better_p = c.p / 2 if c.side < 0 else 1 - c.p / 2
-    shares = dict(zip(rules.looks, np.array(rules.looks) / sum(rules.looks)))
-    rank_p = min(rank_test(arm[:look], base) / shares[look] for look in rules.looks if look <= n)
+    shares = {k: k / sum(rules.looks) for k in rules.looks}
+    rank_p = min(rank_test(arm[:k], base) / shares[k] for k in rules.looks if k <= n)
     decision.p = min(max(better_p, rank_p), 1.0)
-    decision.verdict = stats.word(c.side, c.p < rules.alpha, c.tost_p < rules.alpha, *stats.bad_runs(base, arm))
-    decision.difference, decision.interval, decision.shrunk, decision.p_better = c.mean, c.interval, c.shrunk, c.p_better
-    decision.runs, decision.baseline_runs = n, len(base)
+    alone = c.p < rules.alpha, c.tost_p < rules.alpha
+    decision.verdict = word_at((base, arm), path, look, design, *alone)
+    decision.difference, decision.interval = c.mean, c.interval
+    decision.shrunk, decision.p_better = c.shrunk, c.p_better
+    decision.runs, decision.baseline_runs = n, n_base
 
     won, asked = share_won(arm, base), f'p {decision.p:.1g}, {decision.level:.1g} is asked'
-    chance = chance_to_be_kept(won, n, len(base), last, shares[last] * decision.level) if n < last else 1.0
+    chance = chance_to_be_kept(won, n, n_base, last, shares[last] * decision.level) if n < last else 1.0
     free = False
     if decision.verdict == 'better' and decision.p <= decision.level:
         by = f' by {short_number(abs(c.mean))}' if c.mean is not None else ''

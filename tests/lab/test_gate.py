@@ -2,10 +2,9 @@
 import dataclasses
 import json
 import multiprocessing
-import os
+import re
 import subprocess
 import sys
-from collections import Counter
 from math import comb, inf
 
 import numpy as np
@@ -14,7 +13,6 @@ from helpers import ROOT
 from scipy.stats import mannwhitneyu
 
 from core.errors import BAD_INPUT, OUT_OF_MEMORY, Stop, run_main
-from lab.study import gate as lab_gate
 from lab.study.gate import (
     LOOKS,
     Idea,
@@ -290,11 +288,3 @@ def test_the_loop_of_the_docs_runs(tmp_path):
                                           'mlp_mish: undecided: mlp_mish', 'mlp_softplus: out of memory', '']
     assert run[1].stdout == ''
     assert [file.name for file in (tmp_path / 'variants').glob('*.py')] == ['mlp_silu.py']
-
-
-def test_the_variant_of_the_docs_passes_its_checks(tmp_path, monkeypatch):
-    _, propose = code_of_the_docs()
-    namespace = {}
-    exec(propose, namespace)
-    name, source = namespace['propose']([])
-    (tmp_path / f'{name}.py').write_text(source)
