@@ -1,13 +1,14 @@
 """The ways a script ends. Its exit code is one of these, by which ab.py decides what to do next.
 
 0 done · 1 bug · 2 bad option, config or data · 3 diverged · 4 no usable checkpoint · 5 out of memory ·
-6 disk full · 7 out_dir busy · 128+signal stopped, resumable
+6 disk full · 7 out_dir busy · 10 drop and 11 undecided, of ab.py's gate · 128+signal stopped, resumable
 """
 import errno
 import os
 import sys
 
 BAD_INPUT, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, DISK_FULL, BUSY = 2, 3, 4, 5, 6, 7
+KEEP, DROP, UNDECIDED = 0, 10, 11
 
 
 class Stop(Exception):
