@@ -4,6 +4,7 @@
     python ab.py config/ab_shakespeare_char.py \
         --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
     python ab.py config/ab_shakespeare_char.py --variants=alibi --seeds=5     five seeds of both, in pairs
+    python ab.py gate config/ab_shakespeare_char.py --variant=mine --json     keep it? for loops: docs/agents.md
     python ab.py --report out-ab/NAME         the report once more, from what is there
     python ab.py --from_csv=results.csv       the statistics of anybody's losses, from any sensible table
     python ab.py --ledger                     every study ever run here, nulls and failures included
@@ -16,9 +17,11 @@ in a store, so that a baseline serves every later study. Stopped anywhere, the s
 import dataclasses
 import datetime
 import importlib.util
+import json
 import re
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,21 +40,38 @@ from configurator import (
 )
 from core.errors import Stop, run_main
 from core.run.environment import git, versions
-from core.run.files import read_json
-from core.run.folder import RunFolder
+from core.run.files import read_json, to_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
 from lab.study.from_table import report_losses
+from lab.study.gate import Idea, Rules, Stream, gate
 from lab.study.ledger import add_to_ledger, ledger_text
 from lab.study.preparation import prepare
-from lab.study.results import build_report, check_pairing, compare_on_common_seeds, load_runs
+from lab.study.results import (
+    build_report,
+    check_pairing,
+    compare_on_common_seeds,
+    final_losses,
+    load_runs,
+)
 from lab.study.runner import Runner, format_duration, worker_slots
 from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, read_options, write_json
-from lab.study.waves import MAX_RUNS, describe_design, parse_budget, plan_looks, train_in_waves
+from lab.study.waves import (
+    MAX_RUNS,
+    MIN_BASELINE,
+    describe_design,
+    next_goal,
+    parse_budget,
+    plan_looks,
+    train_in_waves,
+    train_to,
+)
 
 OUT = Path('out-ab')
+# runs of the baseline that the gate's ideas are compared with: trained once, for the whole stream
+GATE_BASELINE = 40
 Level = Annotated[float, '(0, 0.5)']
 Match = Literal['none', 'params', 'flops', 'time']
 
@@ -92,6 +112,7 @@ class Options:
     higher_is_better: bool = False  # its losses are accuracies or scores
     unit: str = ''                  # of its losses, printed in place of nats: accuracy
     ledger: bool = False            # only list all studies
+    json: bool = False              # of the gate: its answer as JSON on the last line
     store: Literal['', 'list', 'prune'] = '' # only list the store of runs, or remove what nothing shows
 
 
@@ -102,11 +123,31 @@ def run_study(o, given):
     """Trains arms until they are decided, or have as many seeds as was asked for, and writes the report.
 
     o: ab.py's Options. given: the Givens of all other options that the user set. Raises Stop for bad options,
-    for a leak that is not declared, and where too few runs ended for a verdict. Returns the schema.Report.
+    for a leak that is not declared, and where too few runs ended for a verdict.
     """
+    looks, factors = parse_plan(o)
+    study, runner = begin_study(o, given)
+
+    # leak checks, learning rates and prices come first: they may refuse an arm or change its options
+    prepare(study, runner, factors)
+    before = fix_design(study, looks)
+    print(study.findings.design)
+    if study.design:
+        train_in_waves(study, runner)
+    else:
+        print_time_left(study, len(runner.slots))
+        train_to_each_look(study, runner, looks)
+
+    report = end_study(study, runner, before)
+    if study.judged_arms() and not report.comparisons:
+        raise Stop('no verdict: fewer than two runs of the baseline or of every arm ended; '
+                   f'see {study.folder}/report.html')
+
+
+def begin_study(o, given):
+    """Returns the Study that the options ask for, its folder locked, and its Runner."""
     # options are checked in full before anything is written
     arms = parse_arms(o, given)
-    looks, factors = parse_plan(o)
     slots = worker_slots(o, arms[0])
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     folder = OUT / (o.name or default_name(config, arms, o))
@@ -115,43 +156,79 @@ def run_study(o, given):
     findings = Findings(command_line(), config or None, timestamp(), dict(versions=versions(), git=git()))
     study = Study(folder, arms, o, {}, findings)
     findings.environment['data'] = study.data_hashes[study.baseline.options.dataset]
-
-    # the lock lasts as long as this process: a second ab.py in the same folder is refused
-    holder = RunFolder(folder)
-    holder.lock()
+    study.lock()
     print_arms(study)
+    return study, Runner(study, slots)
 
-    # leak checks, learning rates and prices come first: they may refuse an arm or change its options
-    runner = Runner(study, slots)
-    prepare(study, runner, factors)
-    if study.archive_other():
-        print(f'the study that was in {folder}, of other code or options, is now in {folder}/previous')
-    before = fix_design(study, looks)
-    print(findings.design)
-    if o.retry:
-        forget_failures(study)
-    study.save()
-    if study.design:
-        train_in_waves(study, runner)
-    else:
-        print_time_left(study, len(runner.slots))
-        train_to_each_look(study, runner, looks)
+
+def end_study(study, runner, before):
+    """Writes the report of a study and returns it; before: seeds of the baseline's runs that were stored."""
     runner.pool.stop(5)
-
     # results are read from disk, so a study that was resumed reports all its runs
     ended = study.ended(study.baseline)
-    findings.stored = dict(before=len(before), new=len(set(ended) - set(before)))
+    study.findings.stored = dict(before=len(before), new=len(set(ended) - set(before)))
     runs = load_runs(study)
     if study.design is None or study.design.test == 'paired':
-        findings.paired = dataclasses.asdict(check_pairing(study, runs))
+        study.findings.paired = dataclasses.asdict(check_pairing(study, runs))
     study.save()
     report = build_report(study, runs)
-    publish(report, folder)
+    publish(report, study.folder)
     add_to_ledger(report, OUT)
-    if study.judged_arms() and not report.comparisons:
-        raise Stop(f'no verdict: fewer than two runs of the baseline or of every arm ended; '
-                   f'see {folder}/report.html')
     return report
+
+
+def run_gate(o, given):
+    """Judges one idea of a stream, and exits with the decision's code: keep 0, drop 10, undecided 11.
+
+    With o.json the last line is the decision in JSON (docs/agents.md).
+    """
+    # the recipe's variant is the baseline's, the one on the command line is the idea
+    ideas = [g for g in given if g.name == 'variant' and g.origin == COMMAND_LINE]
+    if not o.arms:
+        o.variants = ideas[-1].value if ideas else o.variants
+        given = [g for g in given if g not in ideas]
+    fixed = dict(seeds='auto', looks='', paired=False, null=False, match='none', lr_sweep='')
+    if wrong := next((name for name, value in fixed.items() if getattr(o, name) != value), None):
+        raise Stop(f'{wrong}={getattr(o, wrong)}: not for the gate, which has one design for all its ideas')
+    if not o.arms and (not o.variants or ',' in o.variants):
+        raise Stop('gate: judges one idea: --variant=NAME')
+    parse_plan(o)
+    study, runner = begin_study(o, given)
+    if len(study.arms) != 2:
+        raise Stop(f'arms={o.arms}: the gate judges one idea; name the baseline and one arm')
+    decision = judge_idea(study, runner, Stream(OUT / 'gate.jsonl', o.alpha))
+    print(f'{decision.name}: {decision.words}')
+    if o.json:
+        print(json.dumps(to_json(dataclasses.asdict(decision))))
+    sys.exit(decision.exit_code)
+
+
+def judge_idea(study, runner, stream):
+    """Returns the gate's Decision on the second of a study's arms; trains and reports only if it is new."""
+    o, (baseline, arm) = study.options, study.arms
+    idea = Idea(arm.name, f'{study.key(arm)} {study.key(baseline)}', study.findings.command,
+                folder=str(study.folder))
+    if earlier := stream.tried(idea):
+        return earlier
+    prepare(study, runner, [])
+    before = fix_design(study, [], least=GATE_BASELINE)
+    prices = study.findings.prices
+    idea.stored = len(before)
+    idea.price = prices and prices[arm.name]['step_ms'] / prices[baseline.name]['step_ms']
+    deadline = time.monotonic() + parse_budget(o.budget)
+
+    def train_more(n):
+        # as many at once as cost hardly more than one: the looks come one after the other all the same
+        if len(study.ended(arm)) < n and time.monotonic() < deadline:
+            goal = next_goal(study, arm, runner.width(arm))
+            if train_to(study, runner, {baseline.name: GATE_BASELINE, arm.name: max(n, goal)}):
+                raise Stop(f'{arm.name}: too many of its runs, or of the baseline\'s, failed; see {study.folder}')
+        runs = load_runs(study)
+        return {one.name: final_losses(runs, one.name) for one in study.arms}
+
+    decision = gate(idea, stream, train_more, Rules(baseline.name, o.delta, o.alpha))
+    end_study(study, runner, before)
+    return decision
 
 
 def parse_plan(o):
@@ -175,22 +252,34 @@ def parse_plan(o):
     return looks, factors
 
 
-def fix_design(study, looks):
+def fix_design(study, looks, least=MIN_BASELINE):
     """Fixes the test and the seeds of all arms, before the first run; looks: [] with seeds=auto.
 
-    Returns the seeds of the baseline's runs that the store holds already.
+    least: runs of the baseline, with seeds=auto. Returns the seeds of those that the store holds already.
     """
     o, findings = study.options, study.findings
-    if not looks:
-        plan_looks(study)
+    if study.archive_other():
+        print(f'the study that was in {study.folder}, of other code or options, is now in its previous/')
+    if looks:
+        fix_seeds(study, looks)
+        before = study.ended(study.baseline)
+    else:
+        plan_looks(study, least)
         before = study.ended(study.baseline)
         findings.design = describe_design(study, len(before))
-        return before
+    if o.retry:
+        forget_failures(study)
+    study.save()
+    return before
+
+
+def fix_seeds(study, looks):
+    """Gives all arms the same seeds, as many as the last look has."""
+    o, findings = study.options, study.findings
     study.seeds = {arm.name: list(range(o.first_seed, o.first_seed + looks[-1])) for arm in study.arms}
     numbers = f'{looks[0]} seeds' if len(looks) == 1 else f'{", ".join(map(str, looks))} seeds'
     findings.design = (f'the test, fixed beforehand: paired t at {numbers}, with which the sign-flip test must '
                        'agree; because the number of seeds is fixed')
-    return study.ended(study.baseline)
 
 
 def forget_failures(study):
@@ -332,10 +421,11 @@ def main():
     """Runs a study, or one of the modes that train nothing: --ledger, --report, --from_csv."""
     argv = expand_flags(sys.argv[1:], Options, valued=('report', 'from_csv', 'name'))
     argv = ['--store=list' if arg == '--store' else arg for arg in argv]
+    gating = argv[:1] == ['gate']
     if {'-h', '--help'} & set(argv):
         configure(Options, argv=argv)
     # options of this script; the rest belongs to train.py and the variants
-    given, known = arguments(argv), options_of(Options)
+    given, known = arguments(argv[gating:]), options_of(Options)
     o = construct(Options, parse_known(known, given))
     # only now: workers and --help need no scipy
     if importlib.util.find_spec('scipy') is None:
@@ -351,7 +441,8 @@ def main():
         return report_again(Path(o.report))
     if o.from_csv:
         return report_file(o)
-    run_study(o, [g for g in given if g.name not in known])
+    run = run_gate if gating else run_study
+    run(o, [g for g in given if g.name not in known])
 
 
 if __name__ == '__main__':

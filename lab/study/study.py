@@ -20,6 +20,7 @@ from pathlib import Path
 from core.data.dataset import Dataset
 from core.errors import Stop
 from core.run.files import read_json, to_json, write_atomic
+from core.run.folder import RunFolder
 from lab.study.arm import Arm
 from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
 
@@ -62,6 +63,11 @@ class Study:
         Dataset(self.baseline.options.dataset, self.baseline.model_args['block_size'])
         names = {arm.options.dataset for arm in self.arms}
         self.data_hashes = {name: Dataset(name, 1).hash for name in names}
+
+    def lock(self):
+        """Locks the folder as long as this process lives: a second ab.py there is refused, by a Stop."""
+        self._lock = RunFolder(self.folder)
+        self._lock.lock()
 
     @property
     def baseline(self):

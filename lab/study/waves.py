@@ -27,10 +27,10 @@ MAX_RUNS = sequential.LATER_LOOKS[-1]
 # -----------------------------------------------------------------------------
 # what is fixed beforehand
 
-def plan_looks(study):
+def plan_looks(study, least=MIN_BASELINE):
     """Fixes the study's design and the seeds of its arms. A study that goes on keeps those that it began with.
 
-    Stop if max_seeds allows no look.
+    least: runs of the baseline. Stop if max_seeds allows no look.
     """
     o, arms = study.options, study.judged_arms()
     test = 'paired' if o.paired else 'welch'
@@ -42,7 +42,7 @@ def plan_looks(study):
     # all runs of the baseline that are stored, and some more; other studies may have had it as an arm
     stored = [seed for seed in stored_seeds(RUNS, study.key(study.baseline)) if seed not in arm_seeds]
     stored = seeds = stored[:MAX_BASELINE]
-    least = max(MIN_BASELINE, min(len(stored) + ADDED, MAX_BASELINE))
+    least = max(least, min(len(stored) + ADDED, MAX_BASELINE))
     # the best number for a test of each of k arms against it grows with sqrt(k) (Dunnett 1955)
     best = math.sqrt(max(1, len(arms)))
     counts = [min(max(least, math.ceil(best * n)), MAX_BASELINE) for n in design.plan]

@@ -92,7 +92,7 @@ def counts(trainer):
 def test_an_arm_that_is_decided_trains_no_further(data, capsys):
     store_baseline(data, 40)
     study = study_of(data, 'alibi,rope')
-    trainer = trained(study, dict(base=BASE, alibi=(1.46, 0.01), rope=BASE))
+    trainer = trained(study, dict(base=BASE, alibi=(1.42, 0.01), rope=BASE))
     # two runs of the baseline are added to those that are stored
     assert counts(trainer) == dict(base=2, alibi=4, rope=16)
     assert 'alibi is decided at 4 runs: better' in capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_what_is_concluded_does_not_depend_on_the_machine(data, tmp_path, monkey
 def test_failed_runs_are_replaced_and_too_many_give_up(data, capsys):
     failing = [('alibi', 1), ('alibi', 2), *(('rope', n) for n in range(30))]
     study = study_of(data, 'alibi,rope')
-    trainer = trained(study, dict(base=BASE, alibi=(1.46, 0.01), rope=BASE), failing=failing)
+    trainer = trained(study, dict(base=BASE, alibi=(1.42, 0.01), rope=BASE), failing=failing)
     assert counts(trainer)['alibi'] == 6 and len(study.ended(study.arms[1])) == 4
     assert 'rope is given up' in capsys.readouterr().out
 
