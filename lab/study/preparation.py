@@ -9,6 +9,7 @@ from lab.study.pool import WorkerDied
 from lab.study.results import load_run
 from lab.study.study import write_json
 from lab.study.worker import CheckTask, PriceTask
+from lab.timing import holds_one, ratio_text
 
 
 def prepare(study, runner, factors):
@@ -90,11 +91,19 @@ def price_arms(study, runner, file):
     prices = saved['results']
     baseline = prices[study.baseline.name]
     for name, p in prices.items():
-        ratio = p['step_ms'] / baseline['step_ms']
         memory = f", {p['peak_bytes'] / 2**20:,.0f} MiB" if p['peak_bytes'] else ''
+        slower = '' if p is baseline else f', {ratio_sentence(p, baseline)}'
         print(f"price, {name}: {p['params'] / 1e6:.2f}M parameters, {p['flops_per_token'] / 1e6:.1f} MFLOPs "
-              f"a token, {p['step_ms']:.2f} ms a step ({ratio:.2f}x){memory}")
+              f"a token{memory}, {p['step_ms']:.2f} ms a step{slower}")
     return prices
+
+
+def ratio_sentence(price, baseline):
+    """Returns '1.09x [1.08, 1.11]', a step's time over the baseline's, and whether it can be told from 1."""
+    # files that older code wrote have no interval
+    interval = price.get('step_ratio_interval')
+    ratio = price.get('step_ratio', price['step_ms'] / baseline['step_ms'])
+    return ratio_text(ratio, interval) + (', no dearer than can be seen' if holds_one(interval) else '')
 
 
 def sweep_lr(study, runner, factors):

@@ -34,6 +34,9 @@ from lab.timing import TimedModel, interleave
 from model import Step
 
 SAMPLE_TOKENS = 400
+# rounds of a price: the fewest, and the seconds an arm after which they end, known well or not
+STEP_ROUNDS, STEP_SECONDS = 10, 0.6
+DECODE_ROUNDS, DECODE_TOKENS = 3, 32
 
 
 @dataclass
@@ -307,25 +310,29 @@ def check_arm(task):
 def time_arms(task, slot, worker_state):
     """Builds all arms, then times them in turn, because machines drift; returns PriceTask's value."""
     worker_state.clear()
-    # each arm compiles the same functions, of which Dynamo keeps 8 versions by default
-    torch._dynamo.config.recompile_limit = 8 * len(task.arms)
     timed, pool = {}, None
     for arm in task.arms:
         o = arm.options
         m = machine(slot.device or o.device, o.dtype, o.compile)
+        if m.compile:
+            # each arm compiles the same functions, of which Dynamo keeps 8 versions by default
+            torch._dynamo.config.recompile_limit = 8 * len(task.arms)
         pool = pool or (GraphPool() if m.type == 'cuda' else None)
-        decode_tokens = min(64, arm.model_args['block_size'] - 1)
+        decode_tokens = min(DECODE_TOKENS, arm.model_args['block_size'] - 1)
         try:
             timed[arm.name] = TimedModel(o.variant, m, arm.model_args, o.batch_size, decode_tokens, o.optimizer,
-                                         o.seed, pool=pool)
+                                         o.seed, pool=pool, calls=('step', 'decode'))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
-    interleave(list(timed.values()), 5, 0.05)
-    # price.json keeps the medians, not the samples
-    results = {name: one.result(None) for name, one in timed.items()}
+    models = list(timed.values())
+    interleave(models, 'step', 0.02, STEP_ROUNDS, limit=STEP_SECONDS * len(models))
+    # a rough figure will do for decoding, so one call is one sample
+    interleave(models, 'decode', 0, DECODE_ROUNDS)
+    # price.json keeps medians and intervals, not the samples
+    results = {name: one.result(None, models[0]) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']
     return dict(results=results, device=m.name, dtype=m.dtype, compile=m.compile)
