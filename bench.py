@@ -86,15 +86,16 @@ def model_table(results):
 
 
 def ratio_table(results):
-    """Returns the times of TimedModel's results as an aligned table: the baseline's in ms, then ratios to it."""
+    """Returns TimedModel's times as an aligned table: the baseline's in ms, then ratios to them."""
     columns = dict(forward='forward', forward_backward='fwd+bwd', step='step')
     # only with --seeds above 1
     if results[0]['seeds'] > 1:
         columns['seeds_step'] = f"step of {results[0]['seeds']} seeds"
-    base = results[0]
+    base, *others = results
     rows = [['over base', *columns.values()], ['base, ms', *(f"{base[f'{name}_ms']:.2f}" for name in columns)]]
-    for r in results[1:]:
-        rows.append([r['variant'], *(ratio_text(r[f'{name}_ratio'], r[f'{name}_ratio_interval']) for name in columns)])
+    for r in others:
+        ratios = [ratio_text(r[f'{name}_ratio'], r[f'{name}_ratio_interval']) for name in columns]
+        rows.append([r['variant'], *ratios])
     return aligned(rows)
 
 

@@ -83,7 +83,9 @@ def price_arms(study, runner, file):
     # the same arms and the same code: the same prices
     saved = read_json(path)
     if saved is None or saved['identity'] != identity:
-        (_, result), = runner.run([PriceTask(tuple(study.arms))])
+        # a baseline is trained for minutes by this ratio, so that it is worth some seconds on a noisy machine
+        seconds = 5.0 if study.options.match == 'time' else PriceTask.seconds
+        (_, result), = runner.run([PriceTask(tuple(study.arms), seconds)])
         if why := failure(result):
             raise Stop(f'timing the arms: {why}')
         saved = dict(identity=identity, status='done', **result.value)

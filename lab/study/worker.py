@@ -34,9 +34,8 @@ from lab.timing import TimedModel, interleave
 from model import Step
 
 SAMPLE_TOKENS = 400
-# rounds of a price: the fewest, and the seconds an arm after which they end, known well or not
-STEP_ROUNDS, STEP_SECONDS = 10, 0.6
-DECODE_ROUNDS, DECODE_TOKENS = 3, 32
+# of a price: the fewest rounds of steps; rounds of decoding, and tokens
+STEP_ROUNDS, DECODE_ROUNDS, DECODE_TOKENS = 10, 3, 32
 
 
 @dataclass
@@ -78,11 +77,12 @@ class CheckTask:
 
 @dataclass
 class PriceTask:
-    """Time all arms in turn.
+    """Time all arms in turn, a step and decoding.
 
     The result's value: dict(results={arm: numbers of lab/timing.py}, device, dtype, compile).
     """
     arms: tuple
+    seconds: float = 0.6        # an arm: after that no more rounds of steps, however wide the intervals
     affinity = ('price', '')
 
 
@@ -328,7 +328,7 @@ def time_arms(task, slot, worker_state):
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
     models = list(timed.values())
-    interleave(models, 'step', 0.02, STEP_ROUNDS, limit=STEP_SECONDS * len(models))
+    interleave(models, 'step', 0.02, STEP_ROUNDS, limit=task.seconds * len(models))
     # a rough figure will do for decoding, so one call is one sample
     interleave(models, 'decode', 0, DECODE_ROUNDS)
     # price.json keeps medians and intervals, not the samples

@@ -311,9 +311,13 @@ def test_prices_say_what_can_be_seen(data, capsys):
     assert lines() == [start + end for start, end in zip(words, said, strict=True)]
     # they are timed once
     assert lines() == [start + end for start, end in zip(words, said, strict=True)] and len(timed) == 1
+    # iterations that are matched to a ratio are worth more rounds
+    study.options.match = 'time'
+    Path('study/price.json').unlink()
+    assert lines() and timed[1][0].seconds > timed[0][0].seconds
 
     for price in values.values():
         del price['step_ratio'], price['step_ratio_interval']
     saved = json.loads((study.folder / 'price.json').read_text())
     write_json(study.folder / 'price.json', saved | dict(results=values))
-    assert [line.split(', ')[-1] for line in lines()] == ['4.00 ms a step', '1.07x', '0.97x'] and len(timed) == 1
+    assert [line.split(', ')[-1] for line in lines()] == ['4.00 ms a step', '1.07x', '0.97x'] and len(timed) == 2

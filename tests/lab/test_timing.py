@@ -16,7 +16,7 @@ CPU = Machine('cpu', 'cpu', 'float32', False)
 
 @pytest.fixture
 def models(monkeypatch):
-    """Returns a function that makes models whose steps take what slowness(name, the one before, rng) says, in ms."""
+    """A function that makes models whose steps take slowness(name, the one before, seconds so far, rng) ms."""
     def make(names, slowness, seed=0):
         now, last, rng = [0.0], [None], np.random.default_rng(seed)
 
