@@ -92,7 +92,8 @@ def ratio_table(results):
     if results[0]['seeds'] > 1:
         columns['seeds_step'] = f"step of {results[0]['seeds']} seeds"
     base, *others = results
-    rows = [['over base', *columns.values()], ['base, ms', *(f"{base[f'{name}_ms']:.2f}" for name in columns)]]
+    rows = [['over base', *columns.values()],
+            ['base, ms', *(f"{base[f'{name}_ms']:.2f}" for name in columns)]]
     for r in others:
         ratios = [ratio_text(r[f'{name}_ratio'], r[f'{name}_ratio_interval']) for name in columns]
         rows.append([r['variant'], *ratios])

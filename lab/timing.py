@@ -249,7 +249,7 @@ def interleave(models, call, seconds, rounds, limit=0.0):
 def orders(n):
     """Yields the order of n models in each round: a random one, then the same backwards, then another.
 
-    A model that always came after the same other one would find the caches and the clock as that one left them.
+    A model that always came after the same one would find the caches and the clock as that one left them.
     """
     rng = generator(0, 'rounds')
     while True:

@@ -16,7 +16,7 @@ CPU = Machine('cpu', 'cpu', 'float32', False)
 
 @pytest.fixture
 def models(monkeypatch):
-    """A function that makes models whose steps take slowness(name, the one before, seconds so far, rng) ms."""
+    """A function that makes models whose steps take slowness(name, the last one, seconds so far, rng) ms."""
     def make(names, slowness, seed=0):
         now, last, rng = [0.0], [None], np.random.default_rng(seed)
 
