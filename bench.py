@@ -5,7 +5,8 @@
     python bench.py --variants=hard_window --module --block_size=4096 --n_embd=768 --n_head=12 --batch_size=4
     python bench.py --variants=surprise --check
 
-All arms are timed in one process in turn, A B A B, because machines drift. Times are medians of the rounds.
+All arms are timed in one process in turn, because machines drift. Times are medians of the rounds; ratios are
+medians of each round's ratio to the baseline, with 95 % intervals.
 With --check nothing is timed: small models on the CPU show whether a variant sees the future or other rows,
 in half a minute or so. With --module the attention module of one layer is timed alone.
 """
@@ -23,7 +24,7 @@ from core.device.machine import machine
 from core.errors import Stop, run_main
 from core.run.environment import versions
 from lab import checks
-from lab.timing import TimedAttention, TimedModel, interleave
+from lab.timing import TimedAttention, TimedModel, interleave, ratio_text
 from model import GPTConfig, load_classes
 
 
@@ -31,7 +32,7 @@ from model import GPTConfig, load_classes
 class Options(DeviceOptions):
     variants: str = ''                  # what to time beside the baseline: a,b,a+b
     batch_size: Count = 64              # rows a step
-    rounds: Count = 10                  # timings of each arm, in turn
+    rounds: Count = 10                  # timings of each arm, in turn; intervals need 6
     seconds: Positive = 0.1             # about how long one timing takes
     decode_tokens: Count = 200          # tokens to decode, one row, with the cache
     peak_tflops: Positive | None = None # the device's dense peak in this dtype, for MFU; None: core/device/machine.py's
@@ -69,48 +70,46 @@ def union_config(variants):
 # tables
 
 def model_table(results):
-    """Returns TimedModel's results as an aligned table; times come with their ratio to the baseline's."""
-    # the baseline is timed first
-    base = results[0]
-
-    def with_ratio(r, name):
-        return f'{r[name]:.2f}' + (f' ({r[name] / base[name]:.2f}x)' if r is not base else '')
-
-    head = ['variant', 'params', 'MFLOPs/token', 'forward ms', 'fwd+bwd ms', 'step ms', 'tokens/s', 'peak MiB',
-            'MFU', 'decode tok/s']
-    # only with --seeds above 1
-    if base['seeds_step_ms']:
-        head.append(f"{base['seeds']} seeds ms (of one)")
+    """Returns TimedModel's results as an aligned table."""
+    head = ['variant', 'params', 'MFLOPs/token', 'step ms', 'tokens/s', 'peak MiB', 'MFU', 'decode tok/s']
     rows = [head]
     for r in results:
-        row = [r['variant'],
-               f"{r['params'] / 1e6:.2f}M",
-               f"{r['flops_per_token'] / 1e6:.1f}",
-               with_ratio(r, 'forward_ms'),
-               with_ratio(r, 'forward_backward_ms'),
-               with_ratio(r, 'step_ms'),
-               f"{r['tokens_per_s']:,.0f}",
-               f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-',
-               f"{r['mfu']:.1%}" if r['mfu'] else '-',
-               f"{r['decode_tokens_per_s']:,.0f}"]
-        if r['seeds_step_ms']:
-            row.append(f"{r['seeds_step_ms']:.2f} ({r['seeds_step_ms'] / r['step_ms']:.2f}x)")
-        rows.append(row)
+        rows.append([r['variant'],
+                     f"{r['params'] / 1e6:.2f}M",
+                     f"{r['flops_per_token'] / 1e6:.1f}",
+                     f"{r['step_ms']:.2f}",
+                     f"{r['tokens_per_s']:,.0f}",
+                     f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-',
+                     f"{r['mfu']:.1%}" if r['mfu'] else '-',
+                     f"{r['decode_tokens_per_s']:,.0f}"])
+    return aligned(rows)
+
+
+def ratio_table(results):
+    """Returns TimedModel's times as an aligned table: the baseline's in ms, then ratios to them."""
+    columns = dict(forward='forward', forward_backward='fwd+bwd', step='step')
+    # only with --seeds above 1
+    if results[0]['seeds'] > 1:
+        columns['seeds_step'] = f"step of {results[0]['seeds']} seeds"
+    base, *others = results
+    rows = [['over base', *columns.values()],
+            ['base, ms', *(f"{base[f'{name}_ms']:.2f}" for name in columns)]]
+    for r in others:
+        ratios = [ratio_text(r[f'{name}_ratio'], r[f'{name}_ratio_interval']) for name in columns]
+        rows.append([r['variant'], *ratios])
     return aligned(rows)
 
 
 def attention_table(results):
     """Returns TimedAttention's results as an aligned table; time and memory come with their ratios."""
     base = results[0]
-
-    def with_ratio(r, name, text):
-        return text + (f' ({r[name] / base[name]:.2f}x)' if r is not base else '')
-
-    rows = [['variant', 'attention by', 'fwd+bwd ms', 'peak MiB']]
+    rows = [['variant', 'attention by', 'fwd+bwd ms', 'over base', 'peak MiB']]
     for r in results:
-        ms = with_ratio(r, 'ms', f"{r['ms']:.3f}")
-        mebibytes = with_ratio(r, 'peak_bytes', f"{r['peak_bytes'] / 2**20:,.0f}") if r['peak_bytes'] else '-'
-        rows.append([r['variant'], ', '.join(r['attention']), ms, mebibytes])
+        ratio = '' if r is base else ratio_text(r['ratio'], r['ratio_interval'])
+        mebibytes = f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-'
+        if r['peak_bytes'] and r is not base:
+            mebibytes += f" ({r['peak_bytes'] / base['peak_bytes']:.2f}x)"
+        rows.append([r['variant'], ', '.join(r['attention']), f"{r['ms']:.3f}", ratio, mebibytes])
     return aligned(rows)
 
 
@@ -173,15 +172,18 @@ def main():
     else:
         timed = [TimedModel(v, m, model_args, o.batch_size, o.decode_tokens, o.optimizer, o.seed, o.seeds, pool)
                  for v in variants]
-    interleave(timed, o.rounds, o.seconds)
+    # all rounds of one kind of call before the next kind: decoding hardly warms a GPU, so the model timed
+    # right after it would run at a higher clock than the others
+    for call in timed[0].samples:
+        interleave(timed, call, o.seconds, o.rounds)
 
-    # a table for people, then one line of JSON for programs
+    # tables for people, then one line of JSON for programs
     peak = o.peak_tflops * 1e12 if o.peak_tflops else m.peak_flops()
-    results = [one.result(peak) for one in timed]
+    results = [one.result(peak, timed[0]) for one in timed]
     mode = 'compiled' if m.compile else 'eager'
     no_mfu = '' if peak or o.module else '; no MFU: give --peak_tflops'
     print(f'\n{m.name}, {m.dtype}, {mode}, batch {o.batch_size} x {timed[0].config.block_size}{no_mfu}')
-    print(attention_table(results) if o.module else model_table(results))
+    print(attention_table(results) if o.module else f'{model_table(results)}\n\n{ratio_table(results)}')
     record = dict(device=m.name, dtype=m.dtype, compile=m.compile, versions=versions(), results=results)
     print(json.dumps(record))
 

@@ -1,7 +1,14 @@
-"""Times variants in turn: forward, backward, a training step and decoding, or an attention module alone."""
+"""Times variants in turn: forward, backward, a training step and decoding, or an attention module alone.
+
+Each round times every variant once, so that a ratio to the first one, the baseline, is of two samples taken
+close together. Times and ratios are medians over the rounds, with 95 % intervals.
+"""
 import statistics
+import sys
 import time
 from dataclasses import fields
+from itertools import accumulate
+from math import comb
 
 import torch
 
@@ -10,17 +17,23 @@ from core.rng import generator
 from core.training.train_step import TrainStep
 from model import Step, build, load_classes
 
+# by kind of call, what its figures are named: step_ms, step_ms_interval, step_ratio, step_ratio_interval
+FIGURES = dict(forward='forward', backward='forward_backward', step='step', together='seeds_step')
+# the half width of a ratio's interval, over the ratio, at which it is known well enough
+PRECISION = 0.01
+
 
 class TimedModel:
     """A variant, ready for interleave(): each key of `samples` names a method and collects milliseconds.
 
     machine: a core.device.machine.Machine. batch_size: rows per step. decode_tokens: how many tokens decode()
     generates, in one row, with the cache. optimizer: adamw or muon. seeds: above 1, together() is timed too,
-    one step of that many models. pool: on CUDA a GraphPool, shared by all that are timed.
+    one step of that many models. pool: on CUDA a GraphPool, shared by all that are timed. calls: what will be
+    timed; on CUDA forward and backward have graphs of their own, which take seconds to compile.
     """
 
     def __init__(self, variant, machine, model_args, batch_size, decode_tokens, optimizer='adamw', seed=1337,
-                 seeds=1, pool=None):
+                 seeds=1, pool=None, calls=('forward', 'backward', 'step', 'decode')):
         self.variant, self.machine = variant, machine
         self.batch_size, self.decode_tokens, self.optimizer = batch_size, decode_tokens, optimizer
         self.seed, self.seeds = seed, seeds
@@ -49,9 +62,12 @@ class TimedModel:
             # a step becomes a CUDA graph after three ordinary calls
             for _ in range(3):
                 self.together()
-            self.forward, self.backward = pool.replayable(self.forward), pool.replayable(self.backward)
+            if 'forward' in calls:
+                self.forward = pool.replayable(self.forward)
+            if 'backward' in calls:
+                self.backward = pool.replayable(self.backward)
 
-        self.samples = {'forward': [], 'backward': [], 'step': [], 'decode': []}
+        self.samples = {call: [] for call in calls}
         if seeds > 1:
             self.samples['together'] = []
 
@@ -90,29 +106,31 @@ class TimedModel:
                 pass
         self.model.train()
 
-    def result(self, peak_flops):
-        """Returns medians and what follows from them, a dict for JSON. peak_flops: FLOP/s; None: no MFU."""
-        # medians, because a busy machine slows single samples
-        median = {call: statistics.median(ms) for call, ms in self.samples.items()}
+    def result(self, peak_flops, baseline):
+        """Returns medians with their intervals and what follows from them, a dict for JSON.
+
+        peak_flops: FLOP/s; None: no MFU. baseline: the TimedModel that ratios are to.
+        """
         tokens = self.batch_size * self.config.block_size
-        step_seconds = median['step'] / 1000
-        return dict(
+        step_ms, decode_ms = (statistics.median(self.samples[call]) for call in ('step', 'decode'))
+        result = dict(
             variant=self.variant,
             params=self.model.num_params(),
             forward_flops_per_token=self.forward_flops,
             flops_per_token=self.train_flops,
-            forward_ms=median['forward'],
-            forward_backward_ms=median['backward'],
-            step_ms=median['step'],
-            tokens_per_s=1000 * tokens / median['step'],
+            tokens_per_s=1000 * tokens / step_ms,
             peak_bytes=self.peak_bytes,
-            mfu=self.train_flops * tokens / step_seconds / peak_flops if peak_flops else None,
-            decode_tokens_per_s=1000 * self.decode_tokens / median['decode'],
+            mfu=1000 * self.train_flops * tokens / step_ms / peak_flops if peak_flops else None,
+            decode_tokens_per_s=1000 * self.decode_tokens / decode_ms,
             seeds=self.seeds,
-            seeds_step_ms=median.get('together'),
             first_step_seconds=self.first_step_seconds,
             samples_ms=self.samples,
         )
+        for call, name in FIGURES.items():
+            if call in self.samples:
+                figures = time_and_ratio(self.samples[call], baseline.samples[call])
+                result |= {f'{name}_{field}': value for field, value in figures.items()}
+        return result
 
 
 class TimedAttention:
@@ -167,10 +185,13 @@ class TimedAttention:
             # allow_unused: a parameter that only the rest of the layer reads has no gradient here
             torch.autograd.grad(y, inputs, self.dy.to(y.dtype), allow_unused=True)
 
-    def result(self, peak_flops):
-        """Returns the median and the backends of attention, a dict for JSON; peak_flops is not used."""
-        median = statistics.median(self.samples['backward'])
-        return dict(variant=self.variant, ms=median, peak_bytes=self.peak_bytes, attention=self.backends,
+    def result(self, peak_flops, baseline):
+        """Returns the median with its interval and the backends of attention, a dict for JSON.
+
+        peak_flops is not used. baseline: the TimedAttention that the ratio is to.
+        """
+        figures = time_and_ratio(self.samples['backward'], baseline.samples['backward'])
+        return dict(variant=self.variant, **figures, peak_bytes=self.peak_bytes, attention=self.backends,
                     samples_ms=self.samples)
 
 
@@ -182,28 +203,99 @@ def build_from_known(variant, seed, machine, model_args):
     return model.to(machine.device).train()
 
 
+# -----------------------------------------------------------------------------
+# rounds
+
+def clock_for(machine):
+    """Returns the clock to time a machine's work by, in seconds.
+
+    One thread on a CPU is timed by the time that the CPU gave to this process, because others interrupt it;
+    several threads, and a GPU, by the time that passed.
+    """
+    # Windows counts a process's time in units of 15.6 ms
+    one_thread = machine.type == 'cpu' and torch.get_num_threads() == 1 and sys.platform != 'win32'
+    return time.process_time if one_thread else time.perf_counter
+
+
 def milliseconds(call, n, machine):
     """Returns the mean time of n calls, in milliseconds per call."""
+    clock = clock_for(machine)
     machine.synchronize()
-    t0 = time.perf_counter()
+    t0 = clock()
     for _ in range(n):
         call()
     machine.synchronize()
-    return 1000 * (time.perf_counter() - t0) / n
+    return 1000 * (clock() - t0) / n
 
 
-def interleave(models, rounds, seconds):
-    """Times every TimedModel or TimedAttention in turn, so that a machine that drifts drifts for all of them.
+def interleave(models, call, seconds, rounds, limit=0.0):
+    """Times one kind of call of every TimedModel or TimedAttention in turn, so that a drift drifts for all.
 
-    A sample is the mean over calls that take about `seconds` together; each model gets `rounds` samples of
-    each kind of call.
+    A sample is the mean over calls that take about `seconds` together. Each model gets `rounds` samples, and
+    more until each ratio to the first model is known to PRECISION or `limit` seconds have passed.
     """
-    # all rounds of one kind of call before the next kind: decoding hardly warms a GPU, so the model timed
-    # right after it would run at a higher clock than the others
-    for call in models[0].samples:
-        # as many calls for all models as fit into `seconds` for the first one
-        once = milliseconds(getattr(models[0], call), 2, models[0].machine)
-        n = max(1, round(1000 * seconds / once))
-        for _ in range(rounds):
-            for model in models:
-                model.samples[call].append(milliseconds(getattr(model, call), n, model.machine))
+    end = time.perf_counter() + limit
+    # as many calls for all models as fit into `seconds` for the first one
+    once = milliseconds(getattr(models[0], call), 1, models[0].machine)
+    n = max(1, round(1000 * seconds / once))
+    samples = [model.samples[call] for model in models]
+    for order in orders(len(models)):
+        for i in order:
+            samples[i].append(milliseconds(getattr(models[i], call), n, models[i].machine))
+        if len(samples[0]) >= rounds and (time.perf_counter() >= end or precise(samples)):
+            return
+
+
+def orders(n):
+    """Yields the order of n models in each round: a random one, then the same backwards, then another.
+
+    A model that always came after the same one would find the caches and the clock as that one left them.
+    """
+    rng = generator(0, 'rounds')
+    while True:
+        order = torch.randperm(n, generator=rng).tolist()
+        yield order
+        yield order[::-1]
+
+
+def precise(samples):
+    """Returns True if the ratios of all models' samples to the first model's are known to PRECISION."""
+    intervals = [median_interval(ratios(ms, samples[0])) for ms in samples]
+    return all(interval and interval[1] <= interval[0] * (1 + 2 * PRECISION) for interval in intervals)
+
+
+# -----------------------------------------------------------------------------
+# intervals
+
+def time_and_ratio(ms, baseline_ms):
+    """Returns dict(ms, ms_interval, ratio, ratio_interval). baseline_ms: samples of the same rounds."""
+    pairs = ratios(ms, baseline_ms)
+    return dict(ms=statistics.median(ms), ms_interval=median_interval(ms),
+                ratio=statistics.median(pairs), ratio_interval=median_interval(pairs))
+
+
+def ratios(ms, baseline_ms):
+    """Returns each round's ratio."""
+    return [one / baseline for one, baseline in zip(ms, baseline_ms, strict=True)]
+
+
+def median_interval(x):
+    """Returns the 95 % interval [low, high] of the median of what x is drawn from, or None below 6 values.
+
+    Its ends are values of x, the k-th from below and from above. How many of n values lie below the median is
+    binomial with p = 1/2, whatever their distribution: David and Nagaraja, Order Statistics, section 7.1.
+    """
+    n, values = len(x), sorted(x)
+    # the largest k for which fewer than k of n values lie below with a probability of at most 2.5 %
+    k = sum(40 * count <= 2**n for count in accumulate(comb(n, below) for below in range(n)))
+    return [values[k - 1], values[n - k]] if k else None
+
+
+def ratio_text(ratio, interval):
+    """Returns '1.09x [1.08, 1.11]'; without an interval '1.09x'."""
+    return f'{ratio:.2f}x' + (f' [{interval[0]:.2f}, {interval[1]:.2f}]' if interval else '')
+
+
+def holds_one(interval):
+    """Returns True if a ratio with this interval, rounded as ratio_text() does, cannot be told from 1."""
+    return interval is not None and round(interval[0], 2) <= 1 <= round(interval[1], 2)

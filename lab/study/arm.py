@@ -214,8 +214,12 @@ def matched_baseline(baseline, arm, match, prices):
         return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, variant=variant),
                                    model_args=wide_args, given=dict(mlp_ratio=f'{mlp_ratio:.4f}'))
     # the same model, trained longer, until it has cost what the arm costs
-    cost = dict(flops='flops_per_token', time='step_ms')[match]
-    ratio = prices[arm.name][cost] / prices[baseline.name][cost]
+    price = prices[arm.name]
+    if match == 'time' and 'step_ratio' in price:
+        ratio = price['step_ratio']
+    else:
+        cost = dict(flops='flops_per_token', time='step_ms')[match]
+        ratio = price[cost] / prices[baseline.name][cost]
     longer = {n: round(getattr(o, n) * ratio) for n in ('max_iters', 'lr_decay_iters')}
     return dataclasses.replace(baseline, name=name, options=dataclasses.replace(o, **longer),
                                given={n: str(v) for n, v in longer.items()})

@@ -9,6 +9,7 @@ from lab.study.pool import WorkerDied
 from lab.study.results import load_run
 from lab.study.study import write_json
 from lab.study.worker import CheckTask, PriceTask
+from lab.timing import holds_one, ratio_text
 
 
 def prepare(study, runner, factors):
@@ -29,9 +30,13 @@ def prepare(study, runner, factors):
         study.matches = {arm.name: matched_baseline(study.baseline, arm, o.match, findings.prices)
                          for arm in study.judged_arms()}
         study.arms += study.matches.values()
-        # timed again, together with the matched baselines: ratios hold within one session
-        if o.price:
+        # wider baselines are timed, together with all others, because ratios hold within one session; longer
+        # ones are the baseline's own model
+        if o.price and o.match == 'params':
             findings.prices = price_arms(study, runner, 'price_matched.json')
+        elif o.price:
+            findings.prices |= {match.name: findings.prices[study.baseline.name]
+                                for match in study.matches.values()}
     # the device's name, dtype and compile, as the workers saw them
     device = read_json(study.folder / 'price.json') or {}
     findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
@@ -82,7 +87,9 @@ def price_arms(study, runner, file):
     # the same arms and the same code: the same prices
     saved = read_json(path)
     if saved is None or saved['identity'] != identity:
-        (_, result), = runner.run([PriceTask(tuple(study.arms))])
+        # a baseline is trained for minutes by this ratio, so that it is worth some seconds on a noisy machine
+        seconds = 5.0 if study.options.match == 'time' else PriceTask.seconds
+        (_, result), = runner.run([PriceTask(tuple(study.arms), seconds)])
         if why := failure(result):
             raise Stop(f'timing the arms: {why}')
         saved = dict(identity=identity, status='done', **result.value)
@@ -90,11 +97,19 @@ def price_arms(study, runner, file):
     prices = saved['results']
     baseline = prices[study.baseline.name]
     for name, p in prices.items():
-        ratio = p['step_ms'] / baseline['step_ms']
         memory = f", {p['peak_bytes'] / 2**20:,.0f} MiB" if p['peak_bytes'] else ''
+        slower = '' if p is baseline else f', {ratio_sentence(p, baseline)}'
         print(f"price, {name}: {p['params'] / 1e6:.2f}M parameters, {p['flops_per_token'] / 1e6:.1f} MFLOPs "
-              f"a token, {p['step_ms']:.2f} ms a step ({ratio:.2f}x){memory}")
+              f"a token{memory}, {p['step_ms']:.2f} ms a step{slower}")
     return prices
+
+
+def ratio_sentence(price, baseline):
+    """Returns '1.09x [1.08, 1.11]', a step's time over the baseline's, and whether it can be told from 1."""
+    # files that older code wrote have no interval
+    interval = price.get('step_ratio_interval')
+    ratio = price.get('step_ratio', price['step_ms'] / baseline['step_ms'])
+    return ratio_text(ratio, interval) + (', no dearer than can be seen' if holds_one(interval) else '')
 
 
 def sweep_lr(study, runner, factors):

@@ -270,11 +270,13 @@ def arm_result(study, arm, runs):
     prices = study.findings.prices or {}
     if price := prices.get(arm.name):
         baseline = prices[study.baseline.name]
-        time_ratio, flops_ratio = (price[cost] / baseline[cost] for cost in ('step_ms', 'flops_per_token'))
+        time_ratio, flops_ratio = time_ratio_of(price, baseline), price['flops_per_token'] / baseline['flops_per_token']
         result.params = price['params']
         result.price = Price(price['step_ms'], time_ratio, flops_ratio, price['forward_flops_per_token'],
                              price['flops_per_token'], price['peak_bytes'], price['decode_tokens_per_s'],
-                             compile_seconds=price['first_step_seconds'])
+                             compile_seconds=price['first_step_seconds'],
+                             step_ms_interval=price.get('step_ms_interval'),
+                             step_ratio_interval=price.get('step_ratio_interval'))
         result.loss_at_equal_time = loss_at_cost(curve, time_ratio)
         result.loss_at_equal_flops = loss_at_cost(curve, flops_ratio)
     return result
@@ -340,13 +342,20 @@ def price_columns(verdicts, prices):
     if not baseline:
         return {}
     arms = [arm for arm in verdicts.arms if arm in prices]
-    return {title: {arm: f'{prices[arm][cost] / baseline[cost]:.2f}' for arm in arms}
-            for title, cost in {'ms x': 'step_ms', 'FLOP x': 'flops_per_token'}.items()}
+    return {'ms x': {arm: f'{time_ratio_of(prices[arm], baseline):.2f}' for arm in arms},
+            'FLOP x': {arm: f'{prices[arm]["flops_per_token"] / baseline["flops_per_token"]:.2f}' for arm in arms}}
+
+
+def time_ratio_of(price, baseline):
+    """Returns an arm's time of a step over the baseline's: the median over rounds, where it was measured so."""
+    return price.get('step_ratio', price['step_ms'] / baseline['step_ms'])
 
 
 def check_pairing(study, runs):
     """Returns the Pairing of the arms' runs, and prints one line per seed that arms share."""
-    paired = {arm.name for arm in study.arms if not is_null(arm)}
+    # a baseline that is trained longer has other batches
+    iterations = study.baseline.options.max_iters
+    paired = {arm.name for arm in study.arms if not is_null(arm) and arm.options.max_iters == iterations}
     shared = study.shared_parameters()
     batches_equal = init_equal = True
     for seed in dict.fromkeys(run.seed for run in runs):

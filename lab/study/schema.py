@@ -36,13 +36,15 @@ class Checks:
 class Price:
     """The costs of an arm, timed in turn with the other arms. None: unknown on this device."""
     step_ms: float              # a training step of one micro-batch
-    step_ratio: float           # step_ms over the baseline's
+    step_ratio: float           # to the baseline's step: the median over rounds in which both were timed
     flops_ratio: float          # flops_per_token over the baseline's
     forward_flops_per_token: float
     flops_per_token: float      # forward and backward
     peak_bytes: int | None      # device memory that a step needs beside the weights
     decode_tokens_per_s: float  # one row, with the cache
     compile_seconds: float      # seconds of the first step
+    step_ms_interval: list | None = ABSENT      # 95 %; None: too few rounds
+    step_ratio_interval: list | None = ABSENT   # 95 %
 
 
 @dataclass

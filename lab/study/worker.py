@@ -33,6 +33,8 @@ from lab.study.study import write_json
 from lab.timing import TimedModel, interleave
 
 SAMPLE_TOKENS = 400
+# of a price: the fewest rounds of steps; rounds of decoding, and tokens
+STEP_ROUNDS, DECODE_ROUNDS, DECODE_TOKENS = 10, 3, 32
 
 
 @dataclass
@@ -72,11 +74,12 @@ class CheckTask:
 
 @dataclass
 class PriceTask:
-    """Time all arms in turn.
+    """Time all arms in turn, a step and decoding.
 
     The result's value: dict(results={arm: numbers of lab/timing.py}, device, dtype, compile).
     """
     arms: tuple
+    seconds: float = 0.6        # an arm: after that no more rounds of steps, however wide the intervals
     affinity = ('price', '')
 
 
@@ -290,25 +293,29 @@ def check_arm(task):
 def time_arms(task, slot, worker_state):
     """Builds all arms, then times them in turn, because machines drift; returns PriceTask's value."""
     worker_state.clear()
-    # each arm compiles the same functions, of which Dynamo keeps 8 versions by default
-    torch._dynamo.config.recompile_limit = 8 * len(task.arms)
     timed, pool = {}, None
     for arm in task.arms:
         o = arm.options
         m = machine(slot.device or o.device, o.dtype, o.compile)
+        if m.compile:
+            # each arm compiles the same functions, of which Dynamo keeps 8 versions by default
+            torch._dynamo.config.recompile_limit = 8 * len(task.arms)
         pool = pool or (GraphPool() if m.type == 'cuda' else None)
-        decode_tokens = min(64, arm.model_args['block_size'] - 1)
+        decode_tokens = min(DECODE_TOKENS, arm.model_args['block_size'] - 1)
         try:
             timed[arm.name] = TimedModel(o.variant, m, arm.model_args, o.batch_size, decode_tokens, o.optimizer,
-                                         o.seed, pool=pool)
+                                         o.seed, pool=pool, calls=('step', 'decode'))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             where = f'the memory of {m.name}'
             raise Stop(f'arm {arm.name} does not fit into {where}: lower --batch_size') from None
-    interleave(list(timed.values()), 5, 0.05)
-    # price.json keeps the medians, not the samples
-    results = {name: one.result(None) for name, one in timed.items()}
+    models = list(timed.values())
+    interleave(models, 'step', 0.02, STEP_ROUNDS, limit=task.seconds * len(models))
+    # a rough figure will do for decoding, so one call is one sample
+    interleave(models, 'decode', 0, DECODE_ROUNDS)
+    # price.json keeps medians and intervals, not the samples
+    results = {name: one.result(None, models[0]) for name, one in timed.items()}
     for result in results.values():
         del result['samples_ms']
     return dict(results=results, device=m.name, dtype=m.dtype, compile=m.compile)

@@ -3,6 +3,7 @@ import ast
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +21,11 @@ from core.training import evaluation
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
 from lab.study.arm import matched_baseline, parse_arms
+from lab.study.preparation import price_arms
 from lab.study.results import build_report, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
 from lab.study.study import Findings, Study, write_json
-from lab.study.worker import TaskGroup, TrainTask, run_task, sample_text
+from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, run_task, sample_text
 from model import load_classes
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
@@ -282,3 +284,58 @@ def test_all_losses_of_a_run_are_of_one_precision(data):
     train.evaluate(model, set_, m, 'val', o.batch_size, o.batch_size)
     sample_text(m, set_, model, o)
     assert set(found) == {'tf32'}
+
+
+# -----------------------------------------------------------------------------
+# prices
+
+def test_a_price_has_intervals(data):
+    arms = arms_of(data, variants='soft_window', block_size=24)
+    result = run_task(PriceTask(tuple(arms)), pool.Slot('', 1), {})
+    assert result.status == 'done', result.reason
+    base, soft = result.value['results'].values()
+    assert (base['step_ratio'], base['step_ratio_interval']) == (1, [1, 1])
+    for price in base, soft:
+        low, high = price['step_ms_interval']
+        assert 0 < low <= price['step_ms'] <= high and price['decode_tokens_per_s'] > 0
+        # what the report does not show is not timed
+        assert 'forward_ms' not in price
+    low, high = soft['step_ratio_interval']
+    assert low <= soft['step_ratio'] <= high
+
+
+def test_prices_say_what_can_be_seen(data, capsys):
+    """Ratios have intervals; a study that was priced before there were any is still read."""
+    arms = arms_of(data, variants='soft_window,alibi')
+    study = study_of(arms)
+    study.folder.mkdir()
+    same = dict(params=10_660_000, flops_per_token=71e6, peak_bytes=None)
+    values = dict(base=same | dict(step_ms=4.0, step_ratio=1.0, step_ratio_interval=[1.0, 1.0]),
+                  soft_window=same | dict(step_ms=4.3, step_ratio=1.09, step_ratio_interval=[1.08, 1.11]),
+                  alibi=same | dict(step_ms=3.9, step_ratio=0.98, step_ratio_interval=[0.95, 1.01]))
+    timed = []
+
+    def run(tasks):
+        timed.append(tasks)
+        yield tasks[0], TaskResult('done', value=dict(results=values))
+
+    def lines():
+        assert list(price_arms(study, SimpleNamespace(run=run), 'price.json')) == [arm.name for arm in arms]
+        return capsys.readouterr().out.splitlines()
+
+    words = [f'price, {arm.name}: 10.66M parameters, 71.0 MFLOPs a token, ' for arm in arms]
+    said = ['4.00 ms a step', '4.30 ms a step, 1.09x [1.08, 1.11]',
+            '3.90 ms a step, 0.98x [0.95, 1.01], no dearer than can be seen']
+    assert lines() == [start + end for start, end in zip(words, said, strict=True)]
+    # they are timed once
+    assert lines() == [start + end for start, end in zip(words, said, strict=True)] and len(timed) == 1
+    # iterations that are matched to a ratio are worth more rounds
+    study.options.match = 'time'
+    Path('study/price.json').unlink()
+    assert lines() and timed[1][0].seconds > timed[0][0].seconds
+
+    for price in values.values():
+        del price['step_ratio'], price['step_ratio_interval']
+    saved = json.loads((study.folder / 'price.json').read_text())
+    write_json(study.folder / 'price.json', saved | dict(results=values))
+    assert [line.split(', ')[-1] for line in lines()] == ['4.00 ms a step', '1.07x', '0.97x'] and len(timed) == 2

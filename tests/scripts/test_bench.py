@@ -1,6 +1,7 @@
 """The price of a variant: a table for people, a line of JSON for programs, and the same numbers in both."""
 import json
 import re
+from statistics import median
 
 import pytest
 from helpers import call
@@ -18,17 +19,39 @@ ARMS = 'base', 'surprise', 'soft_window', 'surprise+soft_window'
 
 @pytest.fixture(scope='module')
 def done():
-    return call(bench.main, variants=','.join(ARMS[1:]), peak_tflops=1e-3, prior_width=1.0, **SMALL, **QUICK)
+    # intervals need six rounds
+    options = SMALL | QUICK | dict(rounds=6)
+    return call(bench.main, variants=','.join(ARMS[1:]), peak_tflops=1e-3, prior_width=1.0, seeds=2, **options)
 
 
-def test_a_row_for_every_arm(done):
+def test_a_row_for_every_arm_in_both_tables(done):
     assert (done.code, done.err) == (0, '')
     lines = done.out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.split()[:1] == ['variant'] and 'step ms' in line)
-    assert tuple(line.split()[0] for line in lines[head + 1:-1]) == ARMS
-    assert len({len(line) for line in lines[head:-1]}) == 1     # aligned
-    # three times beside the baseline's
-    assert [line.count('x)') for line in lines[head + 1:-1]] == [0, 3, 3, 3]
+    costs, ratios = lines[head:head + 5], lines[head + 6:-1]
+    assert tuple(line.split()[0] for line in costs[1:]) == ARMS
+    assert lines[head + 5] == '' and len(ratios) == 5
+    assert [line.split()[0].rstrip(',') for line in ratios] == ['over', *ARMS]
+    for table in costs, ratios:
+        assert len({len(line) for line in table}) == 1 and len(table[0]) <= 100 # aligned
+    # forward, forward and backward, a step, a step of both seeds
+    number = r'\d+\.\d\d'
+    ratio = rf' +{number}x \[{number}, {number}\]'
+    assert all(re.fullmatch(rf'\S+({ratio}){{4}}', line) for line in ratios[2:])
+
+
+def test_a_ratio_is_of_samples_of_the_same_round(done):
+    base, *others = json.loads(done.out.splitlines()[-1])['results']
+    names = dict(forward='forward', backward='forward_backward', step='step', together='seeds_step')
+    for kind, name in names.items():
+        assert (base[f'{name}_ratio'], base[f'{name}_ratio_interval']) == (1, [1, 1])
+        for arm in others:
+            pairs = sorted(a / b for a, b in zip(arm['samples_ms'][kind], base['samples_ms'][kind], strict=True))
+            assert arm[f'{name}_ms'] == median(arm['samples_ms'][kind])
+            assert arm[f'{name}_ratio'] == median(pairs)
+            # of six values, the smallest and the largest
+            assert arm[f'{name}_ratio_interval'] == [pairs[0], pairs[-1]]
+            assert arm[f'{name}_ms_interval'] == [min(arm['samples_ms'][kind]), max(arm['samples_ms'][kind])]
 
 
 def test_the_last_line_is_json_with_the_numbers(done):
@@ -41,7 +64,7 @@ def test_the_last_line_is_json_with_the_numbers(done):
         assert arm['params'] == model.num_params()
         flops = flops_per_token(load_classes(arm['variant']), model.config)
         assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops
-        assert all(len(ms) == 2 and min(ms) > 0 for ms in arm['samples_ms'].values())
+        assert all(len(ms) == 6 and min(ms) > 0 for ms in arm['samples_ms'].values())
         assert arm['tokens_per_s'] == pytest.approx(4 * 16 / arm['step_ms'] * 1000)
         assert arm['mfu'] == pytest.approx(arm['flops_per_token'] * arm['tokens_per_s'] / 1e9)
         assert arm['peak_bytes'] is None                        # a number that a CPU cannot tell is none
@@ -69,6 +92,8 @@ def test_no_peak_no_mfu():
     assert done.code == 0 and 'no MFU: give --peak_tflops' in done.out
     only, = json.loads(done.out.splitlines()[-1])['results']
     assert only['variant'] == 'base' and only['mfu'] is None
+    # two rounds are too few for an interval
+    assert only['step_ms'] > 0 and only['step_ms_interval'] is None
 
 
 @pytest.mark.parametrize('options, says', [
