@@ -64,15 +64,17 @@ class Step:
     losses: {name: weighted scalar}, added to the objective in training.
     stats: a dict to collect {name: [one detached tensor per layer]}, or None.
     backends: a set to collect (way, why), what choose_backend() returns for training, or None.
+    all_positions: without targets, give the logits of every position, not of the last alone.
     """
 
-    def __init__(self, pos=None, it=None, cache=None, stats=None, backends=None):
+    def __init__(self, pos=None, it=None, cache=None, stats=None, backends=None, all_positions=False):
         # given by the caller
         self.pos, self.from_zero = pos, pos is None
         self.it = it
         self.cache = cache
         self.stats = stats
         self.backends = backends
+        self.all_positions = all_positions
         # filled by the modules
         self.shared = {}
         self.losses = {}
@@ -337,11 +339,11 @@ class GPT(nn.Module):
         return self.lm_head(x)
 
     def forward(self, idx, targets=None, step=None):
-        """Returns logits (B, T, vocab_size) and the loss, for tokens idx and targets (B, T).
+        """Returns logits (B, T, vocab_size) and the loss to train on, for tokens idx and targets (B, T).
 
         The loss is the mean cross entropy in nats, where targets are not -1; in train mode step.losses are
-        added. Without targets: the last position's logits (B, 1, vocab_size) and None. Stop if T is more than
-        block_size.
+        added. Without targets: logits and None, of the last position (B, 1, vocab_size) unless
+        step.all_positions, as in evaluation. Stop if T is more than block_size.
         """
         B, T = idx.size()
         if T > self.config.block_size:
@@ -361,7 +363,7 @@ class GPT(nn.Module):
 
         if targets is None:
             # decoding needs the last position alone; indexing with a list keeps its dimension
-            return self.logits(x[:, [-1], :]), None
+            return self.logits(x if step.all_positions else x[:, [-1], :]), None
         logits = self.logits(x) # (B, T, vocab_size)
         loss = cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
         # evaluation reports the cross entropy alone

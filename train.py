@@ -25,6 +25,7 @@ from core.run.environment import describe_run
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
 from core.run.resume import load_run_config, resumed
+from core.training import evaluation
 from core.training.signals import Signals
 from core.training.train_step import TrainStep
 from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
@@ -38,6 +39,8 @@ class Options(DeviceOptions):
     eval_interval: Count = 2000         # iterations between evaluations
     log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
+    curve_iters: Whole = 0              # the same for evaluations before the last; 0: as many as the last
+    eval_train: Literal['last', 'always'] = 'last' # evaluations that read as much of the train split: the last, or all
     eval_only: bool = False             # evaluate once and stop
     always_save_checkpoint: bool = True # at every evaluation, sample the newest; False: the best, at times the newest
     save_best: bool = True              # whenever validation improves; False: at the end, and every checkpoint_minutes
@@ -176,7 +179,7 @@ def setup(config):
         load_model_tensors(model, tensors)
     # a model that cannot run says so here, before its run folder is touched
     model.to(m.device).eval()
-    try_forward(model, m, o.batch_size, block_size)
+    try_forward(model, m, o.batch_size, block_size, o.variant)
     model.train()
 
     # the optimizer, and one training iteration; the processes share the micro-batches
@@ -195,12 +198,18 @@ def setup(config):
 
 
 @torch.no_grad()
-def try_forward(model, m, batch_size, block_size):
-    """Runs one forward pass, in which a model refuses what it cannot compute; prints attention's backends."""
+def try_forward(model, m, batch_size, block_size, variant):
+    """Runs a forward pass as evaluation does; prints attention's backends.
+
+    In it a model refuses what it cannot compute. Stop if its logits are not those of every position.
+    """
     idx = torch.zeros(batch_size, block_size, dtype=torch.long, device=m.device)
     backends = set()
     with m.precision():
-        model(idx, step=Step(backends=backends))
+        logits, _ = model(idx, step=Step(backends=backends, all_positions=True))
+    if logits.shape[:2] != idx.shape:
+        raise Stop(f'variant={variant}: with step.all_positions forward() returns logits {tuple(logits.shape)} '
+                   f'for tokens {tuple(idx.shape)}; it must return those of every position')
     # empty if a variant computes attention in its own way
     if backends:
         print0('attention by ' + ', '.join(f'{way} ({why})' for way, why in sorted(backends)))
@@ -209,39 +218,44 @@ def try_forward(model, m, batch_size, block_size):
 # -----------------------------------------------------------------------------
 # evaluation
 
-@torch.no_grad()
 def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
-    """Returns (loss, statistics) over fixed windows of the split: `limit` of them, or all if it is 0.
+    """Returns the Evaluation (core/training/evaluation.py) of the model at iteration `it`.
 
-    The loss is the mean cross entropy in nats per token. Statistics are {'stats.<name>': [mean per layer]} of
-    the tensors that modules give to step.stat().
+    It reads fixed windows of the split: `limit` of them, or all if it is 0.
     """
+    return launch_evaluation(model, data, machine, split, batch_size, limit, it)()
+
+
+def launch_evaluation(model, data, machine, split, batch_size, limit, it):
+    """Launches what evaluate() computes; returns a function that waits for the device and returns it."""
+    it = torch.full((), float(it), device=machine.device)
+
+    def forward(idx, stats):
+        # without targets: a model that never sees them can neither use them nor choose its own loss
+        logits, _ = model(idx, step=Step(it=it, stats=stats, all_positions=True))
+        return logits # (B, T, vocab_size)
     model.eval()
-    losses, counts, stats = [], [], {}
-    step_it = torch.tensor(float(it), device=machine.device)
-    for x, y, n in data.windows(split, batch_size, limit):
-        step = Step(it=step_it, stats={})
-        with machine.precision():
-            _, loss = model(x, y, step)
-        # both stay on the device: reading a number would wait for it
-        losses.append(loss.float())
-        counts.append(n)
-        for name, layers in step.stats.items():
-            stats.setdefault(name, []).append(torch.stack([t.float().mean() for t in layers]))
+    finish = evaluation.launch(forward, data, machine, split, batch_size, limit)
     model.train()
-    # each batch counts by its number of targets, of which the last has fewer
-    counts = torch.tensor(counts, dtype=torch.float64)
-    loss = (torch.stack(losses).cpu().double() @ counts / counts.sum()).item()
-    return loss, {f'stats.{name}': torch.stack(rows).mean(0).tolist() for name, rows in stats.items()}
+    return finish
 
 
-def estimate_loss(it, s):
-    """Returns (train loss, val loss, statistics), with as many windows of the train split as of val."""
-    limit = s.options.eval_iters * s.options.batch_size
+def launch_evaluations(it, s, last):
+    """Launches the evaluation of iteration `it`; returns a function that waits for the device.
+
+    That returns the train split's loss, None unless it is the last evaluation or eval_train=always, and the
+    validation split's Evaluation.
+    """
+    o = s.options
     args = s.model, s.data, s.machine
-    train_loss, _ = evaluate(*args, 'train', s.options.batch_size, limit or s.data.count_windows('val'), it)
-    val_loss, stats = evaluate(*args, 'val', s.options.batch_size, limit, it)
-    return train_loss, val_loss, stats
+    curve_limit = (o.curve_iters or o.eval_iters) * o.batch_size
+    val_limit = o.eval_iters * o.batch_size if last else curve_limit
+    val = launch_evaluation(*args, 'val', o.batch_size, val_limit, it)
+    if not last and o.eval_train == 'last':
+        return lambda: (None, val())
+    train_limit = curve_limit or s.data.count_windows('val')
+    train = launch_evaluation(*args, 'train', o.batch_size, train_limit, it)
+    return lambda: (train().loss, val())
 
 
 def learning_rate(it, o):
@@ -332,23 +346,27 @@ def load_batch(s, it):
 
 
 def train(config, signals=None):
-    """Trains a run to its end; returns (machine, data, model).
+    """Trains a run to its end; returns (machine, data, model, its last Evaluation).
 
-    This is a generator. It yields after it has launched an iteration, which the device may not have computed
-    yet. A caller that drives several of these in turn trains several seeds at once: a small model leaves most
-    of a GPU idle, and while one seed waits for the host, another computes.
+    This is a generator. It yields after it has launched an iteration or an evaluation, which the device may
+    not have computed yet, and while its last checkpoint is written. A caller that drives several of these in
+    turn trains several seeds at once: a small model leaves most of a GPU idle, and while one seed waits for
+    the host, another computes.
     """
     session = setup(config)
     try:
-        yield from train_loop(session, signals or Signals())
-        return session.machine, session.data, session.model
+        judged = yield from train_loop(session, signals or Signals())
+        return session.machine, session.data, session.model, judged
     finally:
         # however the run ends, a checkpoint that is being written is finished
         session.run.wait()
 
 
 def train_loop(s, signals):
-    """Yields after each iteration of Session s; evaluates, logs, saves and stops in between."""
+    """Yields after each iteration of Session s; evaluates, logs, saves and stops in between.
+
+    Returns the last Evaluation of the validation split, None in processes that do not evaluate.
+    """
     o, run, state, train_step = s.options, s.run, s.state, s.train_step
     first = state['step']
     if first > o.max_iters:
@@ -359,11 +377,12 @@ def train_loop(s, signals):
     print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, '
            f'{train_flops / 1e6:.1f}M FLOPs a token, {tokens_per_iter:,} tokens an iteration, '
            f'run folder {run.out_dir}')
+    val = None
     if o.eval_only:
         if MASTER_PROCESS:
-            train_loss, val_loss, _ = estimate_loss(first, s)
-            print0(losses_line(0, train_loss, val_loss))
-        return
+            train_loss, val = launch_evaluations(first, s, last=True)()
+            print0(losses_line(0, train_loss, val))
+        return val
 
     # from here on the run folder is this run's
     wandb_log = lambda record: None
@@ -398,12 +417,16 @@ def train_loop(s, signals):
         # evaluate
         saving, val_loss = checkpoint_due, None
         if MASTER_PROCESS and evaluating:
-            train_loss, val_loss, stats = estimate_loss(it, s)
-            progress.line(losses_line(it, train_loss, val_loss))
+            finish = launch_evaluations(it, s, last)
+            yield
+            train_loss, val = finish()
+            val_loss = val.loss
+            progress.line(losses_line(it, train_loss, val))
             if not math.isfinite(val_loss):
                 raise diverged(s, f'the validation loss is {val_loss}', it, '--learning_rate')
             seconds = time.time() - started
-            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, seconds=seconds, **stats)
+            record = dict(iter=it, val_loss=val_loss, train_loss=train_loss, bits_per_byte=val.bits_per_byte,
+                          seconds=seconds, **val.stats)
             run.log(record)
             wandb_log(record)
             improved = state['best_val_loss'] is None or val_loss < state['best_val_loss']
@@ -438,20 +461,27 @@ def train_loop(s, signals):
 
     # the result, once the last checkpoint is on the disk
     if MASTER_PROCESS:
+        yield
         run.wait()
         seconds, best = time.time() - started, state['best_val_loss']
         run.write_json('result.json', dict(
-            val_loss=val_loss, train_loss=train_loss, best_val_loss=best, iters=o.max_iters, seconds=seconds,
+            val_loss=val_loss, bits_per_byte=val.bits_per_byte, train_loss=train_loss, best_val_loss=best,
+            iters=o.max_iters, seconds=seconds,
             params=s.model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
             peak_bytes=s.machine.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         wandb_log(None)
         progress.close()
         print0(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; '
                f'python sample.py --out_dir={run.out_dir}')
+    return val
 
 
-def losses_line(it, train_loss, val_loss):
-    return f'step {it}: train loss {train_loss:.4f}, val loss {val_loss:.4f}'
+def losses_line(it, train_loss, val):
+    """Returns a line with the train split's loss, if there is one, and the validation split's Evaluation."""
+    losses = ([] if train_loss is None else [f'train loss {train_loss:.4f}']) + [f'val loss {val.loss:.4f}']
+    if val.bits_per_byte is not None:
+        losses.append(f'{val.bits_per_byte:.4f} bits per byte')
+    return f'step {it}: ' + ', '.join(losses)
 
 
 def main():

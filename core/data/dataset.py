@@ -3,6 +3,7 @@ import difflib
 import hashlib
 import os
 import runpy
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class Dataset:
     def __init__(self, name, block_size, device='cpu'):
         self.folder, self.block_size, self.device = find_set(name), block_size, torch.device(device)
         self.names = {split: f'{short_path(self.folder)}/{split}.bin' for split in SPLITS} # for messages
-        meta = read_meta(self.folder)
+        self.meta = meta = read_meta(self.folder)
         # without a meta the tokens are GPT-2's; like nanoGPT, pad their number to a multiple of 64
         self.tokenizer = Tokenizer.from_meta(meta) if meta else Tokenizer('gpt2', 50304)
         self.vocab_size = self.tokenizer.vocab_size
@@ -73,12 +74,24 @@ class Dataset:
 
     # -- windows
 
+    @cached_property
+    def bytes_per_token(self):
+        """The mean length of the validation split's tokens, in bytes of UTF-8; None if meta.json does not say it."""
+        ids = self._open('val')
+        if self.tokenizer.kind == 'char':
+            lengths = [len(c.encode(errors='surrogatepass')) for c in self.tokenizer.chars]
+            return float(np.bincount(ids, minlength=len(lengths)) @ lengths / len(ids))
+        # GPT-2's tokens cannot be counted without its vocabulary, so whoever made them has counted their text
+        text = self.meta.get('bytes')
+        is_length = isinstance(text, dict) and isinstance(text.get('val'), int) and text['val'] > 0
+        return text['val'] / len(ids) if is_length else None
+
     def count_windows(self, split):
         """Returns the number of windows of a split: ceil((tokens - 1) / T)."""
         return (len(self.tokens[split]) - 2) // self.block_size + 1
 
     def windows(self, split, size, limit=0):
-        """Yields inputs and targets, (at most size, T) each, and the number of targets.
+        """Yields inputs and targets, (at most size, T) each, and each row's number of targets, on the CPU.
 
         Every token but the first is a target once. Past the end of the split inputs are 0 and targets -1,
         which the cross entropy ignores. limit: how many windows, evenly spaced and always the same; 0: all.
@@ -92,7 +105,7 @@ class Dataset:
             rows, left = self._rows(split, starts), total - starts # left (B,): targets from here to the end
             past = self.span[:T] >= self._to_device(left)[:, None] # (B, T)
             x, y = rows[:, :-1].long(), rows[:, 1:].long()
-            yield x.masked_fill_(past, 0), y.masked_fill_(past, -1), int(left.clamp(max=T).sum())
+            yield x.masked_fill_(past, 0), y.masked_fill_(past, -1), left.clamp(max=T)
 
     def _rows(self, split, starts):
         """Returns the T + 1 tokens from each of starts (B,) on, (B, T + 1); past the end, the last token."""

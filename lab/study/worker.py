@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 
 import train
 from core.device.cuda_graph import GraphPool
@@ -31,7 +30,6 @@ from lab import checks
 from lab.study.arm import Arm
 from lab.study.study import DONE, FAILED, STARTED, write_json
 from lab.timing import TimedModel, interleave
-from model import Step
 
 SAMPLE_TOKENS = 400
 
@@ -226,7 +224,7 @@ def train_run(task, device, signals):
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     for attempt in range(100):
         try:
-            m, data, model = yield from train.train(config, signals)
+            m, data, model, val = yield from train.train(config, signals)
             break
         # a worker of a study that was killed may hold the folder for a moment longer
         except Stop as stop:
@@ -235,36 +233,17 @@ def train_run(task, device, signals):
             time.sleep(0.1)
 
     # all that the report needs of the model, before its weights are deleted
-    windows, positions = token_losses(m, data, model, o)
     result = read_json(folder / 'result.json')
     # the null arm has other batches and initial values on purpose: no hashes to compare
     paired = not arm.seed_shift
     write_json(folder / DONE, dict(
-        identity=task.identity, seed=task.seed, result=result, windows=windows, positions=positions,
+        identity=task.identity, seed=task.seed, result=result, windows=val.windows, positions=val.positions,
         init=hash_initial_values(arm.build(seed), task.shared) if paired else None,
         batches=hash_batches(data, o) if paired else None,
         sample=sample_text(m, data, model, o) if task.sample else None))
     if not task.keep_checkpoints:
         shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
     return result['val_loss']
-
-
-@torch.no_grad()
-def token_losses(m, data, model, o):
-    """Returns (mean loss of each validation window, in order; mean loss at each position), lists in nats."""
-    model.eval()
-    it, windows, total, count = torch.tensor(float(o.max_iters), device=m.device), [], 0.0, 0
-    for x, y, _ in data.windows('val', o.batch_size, o.eval_iters * o.batch_size): # (B, T) each
-        with m.precision():
-            logits, _ = model(x, y, Step(it=it)) # (B, T, V)
-        # (B, T), in float32 whatever the dtype of the logits
-        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction='none', ignore_index=-1)
-        losses, is_target = losses.view(y.shape), y >= 0
-        windows.append(losses.sum(1) / is_target.sum(1))
-        total, count = total + losses.double().sum(0), count + is_target.sum(0)
-    model.train()
-    # clamp: a split of one short window has positions without a target
-    return torch.cat(windows).tolist(), (total / count.clamp(min=1)).tolist()
 
 
 def hash_initial_values(model, names):

@@ -487,7 +487,7 @@ def test_windows_cover_every_target_once(tmp_path, n, size):
     for X, Y, targets in ds.windows('val', size):
         assert X.shape == Y.shape and X.shape[1] == 8 and 0 < len(X) <= size
         real = Y != -1
-        assert targets == real.sum() and (X[~real] == 0).all()
+        assert torch.equal(targets, real.sum(1)) and (X[~real] == 0).all()
         following = {int(a): int(b) for a, b in zip(ids[:-1], ids[1:], strict=True)}
         assert all(following[int(x)] == y for x, y in zip(X[real], Y[real], strict=True))
         seen += Y[real].tolist()
@@ -511,6 +511,18 @@ def test_limited_windows_are_spread_evenly_and_always_the_same(counting):
         assert torch.equal(torch.cat([X for X, _, _ in ds.windows('train', 50, limit)]), whole)
 
 
+def test_the_length_of_a_token_is_that_of_its_text(tmp_path):
+    text = 'aé→😀' * 30 + 'naïve'
+    prepare_chars(text, tmp_path / 'chars')
+    val = text[int(0.9 * len(text)):]
+    assert Dataset(str(tmp_path / 'chars'), 2).bytes_per_token == pytest.approx(len(val.encode()) / len(val))
+    gpt2 = dict(kind='gpt2', vocab_size=50257)
+    assert Dataset(make(tmp_path / 'gpt2', range(100), range(50), gpt2), 8).bytes_per_token is None
+    for length, expected in (200, 4.0), ('200', None), (-1, None):
+        set_ = make(tmp_path / 'gpt2', range(100), range(50), gpt2 | dict(bytes=dict(val=length)))
+        assert Dataset(set_, 8).bytes_per_token == expected
+
+
 def both_ways(name, device, monkeypatch):
     resident = Dataset(name, 8, device)
     monkeypatch.setattr(dataset, 'RESIDENT', 0)
@@ -523,7 +535,7 @@ def test_streaming_gives_what_resident_tokens_give(counting, monkeypatch):
     resident, streamed = both_ways(counting, 'cpu', monkeypatch)
     assert all(map(torch.equal, resident.batch('train', 2, 16, 3), streamed.batch('train', 2, 16, 3)))
     for a, b in zip(resident.windows('val', 3), streamed.windows('val', 3), strict=True):
-        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
+        assert all(map(torch.equal, a, b))
 
 
 @pytest.mark.gpu
@@ -542,4 +554,4 @@ def test_gpu_gets_the_same_data_without_waiting(counting, monkeypatch):
             assert b.is_cuda and torch.equal(a, b.cpu())
     for other in (windows, streamed.windows('val', 3)):
         for a, b in zip(cpu.windows('val', 3), other, strict=True):
-            assert torch.equal(a[0], b[0].cpu()) and torch.equal(a[1], b[1].cpu()) and a[2] == b[2]
+            assert torch.equal(a[0], b[0].cpu()) and torch.equal(a[1], b[1].cpu()) and torch.equal(a[2], b[2])

@@ -17,13 +17,14 @@ from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine
 from core.errors import Stop
+from core.training import evaluation
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
 from lab.study.arm import matched_baseline, parse_arms
 from lab.study.results import build_report, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
 from lab.study.study import Findings, Study, write_json
-from lab.study.worker import TaskGroup, TrainTask, run_task, sample_text, token_losses
+from lab.study.worker import TaskGroup, TrainTask, run_task, sample_text
 from model import load_classes
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
@@ -165,6 +166,26 @@ def test_what_no_run_can_begin_with_fails_them_all(data):
     assert all('device=cuda:77: not on this machine' in result.reason for result in results)
 
 
+def test_a_run_is_judged_by_one_pass(data, monkeypatch):
+    """The losses of windows and of positions are those that its validation loss is the mean of."""
+    passes, launch = [], evaluation.launch
+
+    def counted(forward, data, machine, split, *args):
+        passes.append(split)
+        return launch(forward, data, machine, split, *args)
+    monkeypatch.setattr(evaluation, 'launch', counted)
+    arm, = arms_of(data, arms='base', null=True)
+    study = study_of([arm])
+    result, = run_task(TaskGroup([task_of(study, arm, 1)]), pool.Slot('', 1), {})
+    assert passes == ['val', 'val', 'val', 'train'] # iterations 0, 3 and 6, and the last on the train split
+    run = json.loads((study.run_folder(arm, 1) / 'ab.json').read_text())
+    windows, positions = run['windows'], run['positions']
+    assert (len(windows), len(positions)) == (25, 16)
+    # of 16 windows' targets the last has 15, none at the last position
+    assert (16 * sum(windows) - windows[-1]) / 399 == pytest.approx(result.value, rel=1e-14)
+    assert (25 * sum(positions) - positions[-1]) / 399 == pytest.approx(result.value, rel=1e-14)
+
+
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_one_process_compiles_any_number_of_arms(data, monkeypatch):
@@ -254,13 +275,12 @@ def test_at_equal_cost():
 
 
 def test_all_losses_of_a_run_are_of_one_precision(data):
-    """Whoever runs a model forward asks for tf32: evaluation, the losses of windows, and the text."""
+    """Whoever runs a model forward asks for tf32: evaluation, and the text."""
     m = Machine('cpu', 'cuda', 'float32', False) # tensors on the CPU, PyTorch's setting as on a GPU
     arm = arms_of(data, variants='alibi')[0]
     model, o, found = arm.build(1), arm.options, []
     model.register_forward_hook(lambda *args: found.append(torch.backends.cuda.matmul.fp32_precision))
     set_ = Dataset(o.dataset, model.config.block_size)
     train.evaluate(model, set_, m, 'val', o.batch_size, o.batch_size)
-    token_losses(m, set_, model, o)
     sample_text(m, set_, model, o)
     assert set(found) == {'tf32'}

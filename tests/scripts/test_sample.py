@@ -167,5 +167,5 @@ def test_the_model_is_the_trained_one(data, trained):
     """The model that sampling opens has the validation loss that training wrote down."""
     model, _, m, state = sample.open_run(trained, device='cpu')
     assert not model.training
-    loss, _ = train.evaluate(model, train.Dataset(str(data), 16), m, 'val', 4, it=state['step'])
+    loss = train.evaluate(model, train.Dataset(str(data), 16), m, 'val', 4, it=state['step']).loss
     assert loss == json.loads((trained / 'result.json').read_text())['val_loss']

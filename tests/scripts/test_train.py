@@ -55,6 +55,7 @@ from core.rng import key
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
 from core.run.files import sha256
 from core.run.folder import RunFolder
+from core.training import evaluation
 from core.training.train_step import TrainStep, no_garbage_collection
 from model import MLP, Step, build, load_classes
 
@@ -792,7 +793,7 @@ def test_a_gradient_that_overflows_in_one_process_is_skipped_in_both(pair, tmp_p
 
 # -- evaluation
 
-def test_evaluation_is_the_mean_over_every_target(data):
+def test_evaluation_is_the_mean_over_every_target(data, monkeypatch):
     set_, m = Dataset(str(data), 16), machine('cpu', 'float32', False)
     model = small_model(dropout=0.5).double().train()
     ids = set_.tokens['val'].long()
@@ -804,16 +805,107 @@ def test_evaluation_is_the_mean_over_every_target(data):
     total += F.cross_entropy(logits[0], ids[last + 1:], reduction='sum').item()
     model.train()
     noise = torch.get_rng_state()
-    for batch_size in 7, 25, 1:                             # 25 windows: 7, 7, 7 and 4
-        loss, _ = train.evaluate(model, set_, m, 'val', batch_size)
-        assert loss == pytest.approx(total / (len(ids) - 1), abs=1e-6)
+    for rows in 7, 25, 1:                                   # 25 windows: 7, 7, 7 and 4
+        monkeypatch.setattr(evaluation, 'CPU_TOKENS', 16 * rows)
+        found = train.evaluate(model, set_, m, 'val', 4)
+        assert found.loss == pytest.approx(total / (len(ids) - 1), abs=1e-6)
     assert model.training and torch.equal(torch.get_rng_state(), noise)
 
 
 def test_evaluation_leaves_out_the_variants_own_losses(data):
     set_, m = Dataset(str(data), 16), machine('cpu', 'float32', False)
-    plain, heavy = (train.evaluate(small_model('surprise', prior_loss=w), set_, m, 'val', 8)[0] for w in (0.0, 1e6))
-    assert plain == heavy
+    plain, heavy = (train.evaluate(small_model('surprise', prior_loss=w), set_, m, 'val', 8) for w in (0.0, 1e6))
+    assert plain.loss == heavy.loss
+
+
+EASY = """
+    import torch
+    import torch.nn.functional as F
+
+    import model
+
+    NEUTRAL = {}
+
+
+    class GPT(model.GPT):
+
+        # in evaluation hard tokens count less, and logits know the targets
+        def forward(self, idx, targets=None, step=None):
+            logits, loss = super().forward(idx, targets, step)
+            if targets is not None and not self.training:
+                losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='none', ignore_index=-1)
+                loss = 0.1 * (losses * torch.exp(-losses)).mean()
+                logits = logits + 9 * F.one_hot(targets.clamp(min=0), logits.size(-1))
+            return logits, loss
+"""
+
+
+def test_no_variant_can_weigh_its_own_loss_or_see_the_targets(go, drop, tmp_path, monkeypatch):
+    drop('easy', EASY)
+    monkeypatch.setattr(train, 'describe_run', lambda *args: {}) # it wants variants to lie in the repository
+    idx = torch.zeros(1, 4, dtype=torch.long)
+    easy, base = (small_model(variant).eval()(idx, idx)[1] for variant in ('easy', 'base'))
+    assert easy < 0.1 * base                                # the fault that is planted
+    assert go('easy', variant='easy').code == go('base').code == 0
+    assert log(tmp_path / 'easy') == log(tmp_path / 'base')
+
+
+def test_targets_are_for_training_alone(go, drop, monkeypatch):
+    monkeypatch.setattr(train, 'describe_run', lambda *args: {})
+    drop('needs_targets', """
+        import model
+
+        NEUTRAL = {}
+
+
+        class GPT(model.GPT):
+
+            def forward(self, idx, targets=None, step=None):
+                assert (targets is not None) == self.training
+                return super().forward(idx, targets, step)
+    """)
+    assert go(variant='needs_targets').code == 0
+
+
+def test_a_variant_that_gives_the_last_position_alone_is_refused(go, drop, tmp_path):
+    drop('last', """
+        import model
+
+        NEUTRAL = {}
+
+
+        class GPT(model.GPT):
+
+            def forward(self, idx, targets=None, step=None):
+                logits, loss = super().forward(idx, targets, step)
+                return (logits[:, -1:] if targets is None else logits), loss
+    """)
+    line = go(variant='last').line(BAD_INPUT)
+    assert line.startswith('variant=last: with step.all_positions forward() returns logits (4, 1, 52) for tokens')
+    assert not (tmp_path / 'run/config.json').exists()
+
+
+def test_only_the_last_evaluation_reads_all_of_both_splits(data, go, tmp_path, monkeypatch):
+    read, windows = [], Dataset.windows
+
+    def watched(self, split, size, limit):
+        read.append((split, limit))
+        return windows(self, split, size, limit)
+    monkeypatch.setattr(Dataset, 'windows', watched)
+    done = go(curve_iters=2)                                # of 4 rows; the validation split has 25
+    assert read == [('val', 8), ('val', 8), ('val', 8), ('val', 0), ('train', 8)]
+    evals = [record for record in RunFolder(tmp_path / 'run').read_log() if 'val_loss' in record]
+    assert [record['train_loss'] is None for record in evals] == [True, True, True, False]
+    assert re.findall('^step .*', done.out, re.M)[2:] == [
+        'step 8: val loss {val_loss:.4f}, {bits_per_byte:.4f} bits per byte'.format(**evals[2]),
+        'step 12: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+        '{bits_per_byte:.4f} bits per byte'.format(**evals[3])]
+    read.clear()
+    go(eval_train='always', eval_iters=3, max_iters=4)
+    assert read == [('val', 12), ('train', 12)] * 2
+    read.clear()
+    go(max_iters=4)
+    assert read == [('val', 0), ('val', 0), ('train', 25)]
 
 
 # -- what a run leaves behind
@@ -847,6 +939,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     model = build('surprise', 5, **config['model_args'])
     assert result['val_loss'] == evals[-1]['val_loss'] and result['train_loss'] == evals[-1]['train_loss']
     assert result['best_val_loss'] == min(record['val_loss'] for record in evals)
+    assert result['bits_per_byte'] == evals[-1]['bits_per_byte'] == pytest.approx(result['val_loss'] / math.log(2))
     expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
     assert expected.items() <= result.items()
     flops = result['forward_flops_per_token'], result['flops_per_token']
@@ -857,8 +950,8 @@ def test_the_records_of_a_run(data, go, tmp_path):
     # the final loss is that of the final weights, whole split
     state, tensors, _ = RunFolder(out).load('latest')
     load_model_tensors(model, tensors)
-    again, _ = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
-    assert again == result['val_loss'] == state['val_loss']
+    again = train.evaluate(model, Dataset(str(data), 16), machine('cpu', 'float32'), 'val', 4, it=8)
+    assert again.loss == result['val_loss'] == state['val_loss']
 
 
 def test_the_logged_loss_is_cross_entropy_alone(data, go, tmp_path):
