@@ -4,6 +4,7 @@ import torch
 from core.rng import seed_cpu
 from lab.checks.failures import require
 from lab.checks.models import ITERATIONS, iteration, logits_of, tokens
+from lab.checks.precision import float64_throughout
 from model import Step
 
 
@@ -41,7 +42,8 @@ def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
     for it, sizes in zip(its, cuts):
         full = logits_of(model, idx, it) # (B, T, vocab_size)
         # without targets a model computes logits for the last position only
-        last, _ = model(idx, step=Step(it=iteration(it)))
+        with float64_throughout(model):
+            last, _ = model(idx, step=Step(it=iteration(it)))
         require(torch.allclose(last, full[:, -1:], rtol=0, atol=atol),
                 'decoding: without targets, other last logits')
         # one dict per layer, filled by each pass for the next
@@ -50,7 +52,8 @@ def cached_decoding(model, its=ITERATIONS, cuts=None, atol=1e-9):
             new = idx[:, done:done + size]
             # only the first pass may rely on positions that start at 0
             pos = None if done == 0 else torch.arange(done, done + size).expand(2, -1)
-            logits, _ = model(new, new, Step(pos, iteration(it), cache))
+            with float64_throughout(model):
+                logits, _ = model(new, new, Step(pos, iteration(it), cache))
             off = (logits - full[:, done:done + size]).abs().max().item()
             text = f'{size} tokens after {done} in the cache: logits off by {off:.1e} from one full pass'
             require(off <= atol * (1 + full.abs().max().item()), f'decoding: {text}')

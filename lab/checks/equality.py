@@ -18,6 +18,7 @@ from lab.checks.models import (
     tokens,
     uses_rng,
 )
+from lab.checks.precision import float64_throughout
 from lab.checks.settings import neutral_options
 from model import Step
 
@@ -50,12 +51,13 @@ def outputs_and_grads(model, idx, it=0, seed=0):
     """
     leaves, hook = capture_embeddings(model)
     model.zero_grad()
-    with frozen_rng_and_buffers(model):
+    # backward as well, because a buffer that is put back before it may be one that the gradient needs
+    with frozen_rng_and_buffers(model), float64_throughout(model):
         logits, loss = model(idx, idx, Step(it=iteration(it)))
+        # a random cotangent, because a plain sum is blind to what a final softmax cancels
+        cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
+        ((logits * cotangent.to(logits.dtype)).sum() / len(idx) + loss).backward()
     hook.remove()
-    # a random cotangent, because a plain sum is blind to what a final softmax cancels
-    cotangent = torch.randn(logits.shape, generator=generator(seed, 'cotangent'), dtype=torch.float64)
-    ((logits * cotangent.to(logits.dtype)).sum() / len(idx) + loss).backward()
     grads = {}
     # a parameter that the loss does not reach has gradient 0
     for name, p in model.named_parameters():
@@ -100,7 +102,7 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
         model.zero_grad()
         with frozen_rng_and_buffers(model):
             loss, losses = f(idx, idx, iteration(it))
-        loss.backward()
+            loss.backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         return loss.detach(), losses, grads
 

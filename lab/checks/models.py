@@ -1,9 +1,9 @@
 """Small models on the CPU, tokens for them, and weights that let a leak show."""
-import contextlib
-
 import torch
 
 from core.rng import generator, seed_cpu
+from lab.checks.precision import float64_throughout
+from lab.checks.state import same_circumstances
 from model import Step, build
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
@@ -76,22 +76,14 @@ def iteration(it):
 # -----------------------------------------------------------------------------
 # what comes out
 
-@contextlib.contextmanager
 def frozen_rng_and_buffers(model):
-    """Seeds the noise of a pass, and restores the buffers afterwards, which training may update."""
-    before = [(b, b.clone()) for b in model.buffers()]
-    seed_cpu(0)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for b, old in before:
-                b.copy_(old)
+    """Returns a context that seeds the noise of a pass, and restores the buffers, which training may update."""
+    return same_circumstances(model, buffers_only=True)
 
 
 def logits_of(model, idx, it=0):
     """Returns the logits of all positions, (B, T, vocab_size), at iteration it."""
-    with frozen_rng_and_buffers(model):
+    with same_circumstances(model), float64_throughout(model):
         logits, _ = model(idx, idx, Step(it=iteration(it)))
     return logits
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from core.errors import Stop
+from core.errors import Stop, out_of_memory
 from lab.checks.causality import causal, declared_leak, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
 from lab.checks.equality import neutral_is_base, one_graph
@@ -16,30 +16,34 @@ from lab.checks.settings import leak_reason, leak_rules, neutral_options
 
 # the first words of the one check that takes half a minute
 SLOW = 'uniform tokens'
+# and of those that look for leaks
+LEAKS = 'leak', 'causal', SLOW
 
 
 class CheckResult(NamedTuple):
     name: str
-    status: str         # ok, declared leak seen, LEAK found or FAILED
-    why: str            # the failure's message, for the last two; else ''
+    status: str         # ok, declared leak seen, LEAK found, FAILED or CRASHED
+    why: str            # the failure's message, for the last three; else ''
     seconds: float
 
 
 def list_checks(variant, fast=False, **options):
-    """Yields (name, check) for the variant with these options, then for each setting declared to leak.
+    """Returns [(name, check)] for the variant with these options, and for each setting declared to leak.
 
     check() raises Failed, or returns True if it saw a declared leak. fast: leaves out the check named SLOW.
     """
-    names = [name for name in variant.split('+') if name != 'base']
-    # each part of a sum is made neutral, with the other parts as they are
-    for name in names:
-        rest = '+'.join(other for other in names if other != name) or 'base'
-        yield f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)
+    # leaks first: what they say comes before all else
+    found = []
     for rule in {}, *(rule for rule, _ in leak_rules(variant)):
         suffix = ''.join(f', {option}={value}' for option, value in rule.items())
-        for name, check in list_checks_of_options(variant, options | rule):
-            if not (fast and name.startswith(SLOW)):
-                yield name + suffix, check
+        found += [(name + suffix, check) for name, check in list_checks_of_options(variant, options | rule)]
+    found.sort(key=lambda item: not item[0].startswith(LEAKS))
+    # each part of a sum is made neutral, with the other parts as they are
+    names = [name for name in variant.split('+') if name != 'base']
+    for name in names:
+        rest = '+'.join(other for other in names if other != name) or 'base'
+        found.append((f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)))
+    return [(name, check) for name, check in found if not (fast and name.startswith(SLOW))]
 
 
 def neutral(variant, name, rest):
@@ -88,12 +92,23 @@ def run_suite(variant, fast=False, **options):
     # models this small are slower with more threads
     torch.set_num_threads(1)
     try:
-        for name, check in list_checks(variant, fast, **options):
-            t0, why = time.perf_counter(), ''
-            try:
-                status = 'declared leak seen' if check() else 'ok'
-            except (Failed, Stop) as failure:
-                status, why = 'LEAK found' if isinstance(failure, Leak) else 'FAILED', str(failure)
-            yield CheckResult(name, status, why, time.perf_counter() - t0)
+        yield from run_checks(list_checks(variant, fast, **options))
     finally:
         torch.set_num_threads(threads)
+
+
+def run_checks(found):
+    """Runs checks, (name, check) each, and yields a CheckResult after each; none keeps the next from running."""
+    for name, check in found:
+        t0, why = time.perf_counter(), ''
+        try:
+            status = 'declared leak seen' if check() else 'ok'
+        except (Failed, Stop) as failure:
+            status, why = 'LEAK found' if isinstance(failure, Leak) else 'FAILED', str(failure)
+        except Exception as error:
+            # memory that is out is no fault of the variant
+            if out_of_memory(error):
+                raise
+            first_line = (str(error).strip().splitlines() or [''])[0]
+            status, why = 'CRASHED', f'crashed in {name}: {type(error).__name__}: {first_line[:300]}'
+        yield CheckResult(name, status, why, time.perf_counter() - t0)

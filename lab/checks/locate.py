@@ -1,0 +1,56 @@
+"""Finds the module in which two passes with different tokens part, by hooks."""
+import torch
+
+from lab.checks.state import short
+
+
+def first_difference(model, run, one, two, row, end):
+    """Returns where the row's activations before `end` first differ for tokens one and two (B, T), and the size.
+
+    run(idx) makes a pass. The answer is 'first in h.0.attn (1.2e-01)' if the module's own code does it, and
+    'first in h.0 before h.0.ln_2 (1.2e-01)' if the code around its modules does.
+    """
+    recorded = []
+
+    def record(event, x):
+        # parts of a batch, or of a row, cannot be compared
+        if isinstance(x, torch.Tensor) and x.ndim > 2 and x.shape[:2] == one.shape:
+            recorded.append((event, x[row, :end].detach().clone()))
+        else:
+            recorded.append((event, None))
+
+    want, got = (trace(model, run, idx, recorded, record) for idx in (one, two))
+    for (event, a), (_, b) in zip(want, got):
+        if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
+            return f'first in {event} ({(a - b).abs().max().item():.1e})'
+    return 'first in GPT'
+
+
+def trace(model, run, idx, recorded, record):
+    """Returns [(event, activations)] of a pass, in the order of the passes' calls."""
+    recorded.clear()
+    stack, hooks = [], []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=short(name): enter(name, args)))
+        hooks.append(module.register_forward_hook(lambda m, args, out, name=short(name): leave(name, out)))
+
+    def enter(name, args):
+        # what differs on the way in was made by the code around the module
+        around = stack[-1] if stack else 'GPT'
+        record(f'{around} before {name}', first_tensor(args))
+        stack.append(name)
+
+    def leave(name, out):
+        stack.pop()
+        record(name, first_tensor(out))
+    try:
+        run(idx)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(recorded)
+
+
+def first_tensor(x):
+    """Returns x, or the first of a tuple."""
+    return x[0] if isinstance(x, tuple) and x else x
