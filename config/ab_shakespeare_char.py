@@ -3,7 +3,6 @@ At 5,000 iterations that model has overfitted and its last loss says nothing; he
 About 15 s per run on an H100."""
 
 dataset = 'shakespeare_char'
-seeds = 5
 
 eval_interval = 250                 # for the curves; only the last one is judged, on the whole split
 log_interval = 20

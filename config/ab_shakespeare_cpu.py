@@ -3,7 +3,6 @@
 dataset = 'shakespeare_char'
 device = 'cpu'
 compile = False
-seeds = 5
 
 eval_interval = 200
 curve_iters = 36                    # a quarter of the split until the last evaluation, which is judged and reads it all

@@ -3,7 +3,6 @@ A million characters, seen many times, reward whatever regularises (arXiv 2604.2
 data/text/prepare.py, or give --dataset=openwebtext; 2,000 iterations read 131 million tokens."""
 
 dataset = 'text'
-seeds = 5
 
 eval_interval = 250
 eval_iters = 40                     # batches spread over the validation split, the same ones always
