@@ -11,8 +11,9 @@ equivalent      not better or worse, and the difference lies within +-delta by t
                 after Holm; no run diverged.
 can't tell      all else, fewer than MIN_SEEDS seeds too, with the runs that would probably settle it.
 
-A diverged run, or one far above the rest of its arm, is a bad run. An arm in which more of them are bad than in
-the baseline's is never better. A diverged run leaves no mean.
+A diverged run has no loss: losses of the runs that ended are compared, and by a share of the level the numbers of
+those that did not (Fisher's exact test). A bad run is one that diverged or lies far above the rest of its arm; an
+arm of whose runs more are bad than of the baseline's is never better.
 """
 import csv
 import io
@@ -32,7 +33,7 @@ except ImportError:
     scipy = None
 
 from core.errors import Stop
-from lab.look import Look, look_paired, look_unpaired
+from lab.look import LOST, Look, look_paired, look_unpaired
 
 MIN_SEEDS = 5           # of a fixed study; fewer: can't tell
 MAX_SEEDS = 64          # that planning considers
@@ -83,6 +84,7 @@ class Comparison:
     next_look: int | None = None        # runs of the variant at the next look, if it is not decided
     # can't tell: runs of the variant that would settle it in 4 of 5 cases; None: not even MAX_SEEDS
     runs_to_settle: int | None = None
+    settle_chance: float | None = None  # that they would, or MAX_SEEDS
 
 
 @dataclass
@@ -122,19 +124,21 @@ def compare(base, var, delta=0.005, alpha=0.05, paired=True):
     base, var = np.asarray(base, float), np.asarray(var, float)
     c = describe(base, var, paired)
     look = (look_paired if paired else look_unpaired)(base[None], var[None])
-    c.p, c.side = float(look.p()[0]), int(np.sign(look.difference[0]))
+    p, side = look.evidence()
+    c.p, c.side = float(p[0]), int(side[0])
     # equivalence: of two one-sided tests the weaker one counts
     c.tost_p = max(one_sided_p(look, -delta, 1), one_sided_p(look, delta, -1))
-    if paired:
-        c.flip_p = sign_flip_test(counted_differences(base, var))[0]
-    # a diverged run leaves no mean
-    if any(c.diverged.values()):
+    # too few of the runs ended
+    if c.raw_mean is None:
         return c
     c.mean = c.raw_mean
     c.interval = look.difference_of_score(scipy.special.ndtri([1 - alpha / 2, alpha / 2])).tolist()
     if paired:
         bars = scipy.stats.t.ppf([1 - alpha / 2, POWER], c.n - 1)
         c.mde = float(bars.sum() * look.se[0])
+        # it has no say where the numbers of diverged runs decide
+        if look.lost_p is None or look.lost_p[0] / LOST > look.p()[0] / (1 - LOST):
+            c.flip_p = sign_flip_test((var - base)[np.isfinite(base) & np.isfinite(var)])[0]
     state(c, believe(differences(look), c.sd_base, delta))
     return c
 
@@ -150,14 +154,17 @@ def describe(base, var, paired):
     c = Comparison(n, n_base, diverged, bad_runs(base, var), float(beaten), 'paired t' if paired else 'Welch')
     if paired:
         c.wins = int((var < base).sum())
-    if n < 2 or n_base < 2 or any(diverged.values()):
+    # of the runs that ended
+    ends = ~(lost[0] | lost[1]) if paired else None
+    base, var = (base[ends], var[ends]) if paired else (base[~lost[0]], var[~lost[1]])
+    if min(len(base), len(var)) < 2:
         return c
     c.raw_mean = float(var.mean() - base.mean())
     c.sd_base, c.sd_var = float(base.std(ddof=1)), float(var.std(ddof=1))
     if paired:
         c.raw_mean, c.sd = float((var - base).mean()), float((var - base).std(ddof=1))
         # undefined where an arm's losses are all equal
-        if n > 2 and c.sd_base and c.sd_var:
+        if len(var) > 2 and c.sd_base and c.sd_var:
             c.rho = float(np.corrcoef(base, var)[0, 1])
     return c
 
@@ -185,14 +192,6 @@ def bad_runs(base, var):
 def has_more_bad(bad, n_base, n):
     """Returns whether more of an arm's n runs are bad than of the baseline's; bad: see bad_runs."""
     return bad['var'] * n_base > bad['base'] * n
-
-
-def counted_differences(base, var):
-    """Returns the differences that look_paired counts, for one study: those of diverged runs in excess too."""
-    ends = np.isfinite(base) & np.isfinite(var)
-    d = var[ends] - base[ends]
-    excess = int(np.isfinite(base).sum()) - int(np.isfinite(var).sum())
-    return np.concatenate((d, np.full(abs(excess), np.sign(excess) * max(abs(d), default=1.0))))
 
 
 def sign_flip_test(d):
@@ -273,31 +272,35 @@ def state(c, belief):
 
 @cache
 def seeds_to_settle(look, scale, delta, alpha):
-    """Returns how many runs of an arm a new study needs to settle it in 4 of 5 cases; None: above MAX_SEEDS.
+    """Returns how many runs of an arm a new study needs to settle it in 4 of 5 cases, and how often they do.
 
-    look: what was seen, figures as a tuple of Look's fields. Studies are simulated with the true difference drawn
-    from what is to be believed (scale: see believe) and the sds seen, and judged as compare() and verdict() do.
+    (None, how often MAX_SEEDS do) if no number does.
+
+    look: what was seen, the first five fields of a Look of one study. Studies are simulated with the true
+    difference drawn from what is to be believed (scale: see believe) and the sds seen, and judged as compare()
+    and verdict() do.
     """
-    seen = Look(*look)
+    mean, square_var, square_base, n_var, n_base = look
+    seen = Look(*(x if x is None else np.array([x]) for x in look))
     belief = believe(differences(seen), scale, delta)
     rng = np.random.default_rng(0)
     true = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)
     noise = rng.standard_normal((PLAN_STUDIES, MAX_SEEDS))
-    sd = sqrt(seen.square_var * seen.n_var)
+    sd = sqrt(square_var * n_var)
 
     def power(n):
         return settled(true + sd * noise[:, :n], seen, delta, alpha).mean()
 
     # power grows with n, so a binary search finds it
     n = bisect_left(range(MAX_SEEDS + 1), POWER, lo=MIN_SEEDS, key=power)
-    return n if n <= MAX_SEEDS else None
+    return (n, float(power(n))) if n <= MAX_SEEDS else (None, float(power(MAX_SEEDS)))
 
 
 def settled(d, seen, delta, alpha):
     """Returns which studies, (S,), get a verdict; d: (S, n) differences, or losses less the baseline's mean."""
     S, n = d.shape
-    square_base = np.full(S, seen.square_base)
-    look = Look(d.mean(1), d.var(1, ddof=1) / n, square_base, n, seen.n_base)
+    n_base = seen.n_base if seen.n_base is None else np.repeat(seen.n_base, S)
+    look = Look(d.mean(1), d.var(1, ddof=1) / n, np.repeat(seen.square_base, S), np.full(S, n), n_base)
     differs = look.p() < alpha
     # the sign-flip test disagrees with few seeds only
     if seen.n_base is None and n <= 12:
@@ -409,12 +412,16 @@ def decide(comparisons, delta, level):
     for c, holm_p, tost_holm_p in zip(family, holm([c.p for c in family]), holm([c.tost_p for c in family])):
         c.holm_p, c.tost_holm_p = holm_p, tost_holm_p
         c.verdict = verdict(c, level, holm_p, tost_holm_p)
-        if c.verdict == "can't tell" and c.mean is not None:
+        settled_but_for_bad_runs = holm_p < level and has_more_bad(c.bad, c.n_base, c.n)
+        if c.verdict == "can't tell" and c.mean is not None and not settled_but_for_bad_runs:
             paired = c.test == 'paired t'
-            squares = (c.sd ** 2 / c.n, 0.0) if paired else (c.sd_var ** 2 / c.n, c.sd_base ** 2 / c.n_base)
-            look = c.mean, *squares, c.n, None if paired else c.n_base
+            n, n_base = c.n - c.diverged['var'], c.n_base - c.diverged['base']
+            if paired:
+                n = n_base = c.n - c.diverged['base'] - c.diverged['var'] + c.diverged['both']
+            squares = (c.sd ** 2 / n, 0.0) if paired else (c.sd_var ** 2 / n, c.sd_base ** 2 / n_base)
+            look = c.mean, *squares, n, None if paired else n_base
             # at the level that Holm's correction asks of the smallest p
-            c.runs_to_settle = seeds_to_settle(look, c.sd_base, delta, level / len(family))
+            c.runs_to_settle, c.settle_chance = seeds_to_settle(look, c.sd_base, delta, level / len(family))
 
 
 def summarize(runs):
