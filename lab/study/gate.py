@@ -5,9 +5,9 @@ a stream keeps any idea that does nothing is at most alpha, however long it is:
 
 level       What the k-th share of alpha allows, k^-1.3 / zeta(1.3) of it. An idea takes the largest share that
             is free (alpha spending), before it trains, and is tested at half of it.
-keep        p <= level, one-sided. p is the larger of the sequential test's (lab/sequential.py), which allows
-            other variances, and of an exact rank test's, which allows any distribution of the noise. The share
-            is free again, as in the fallback procedure (Wiens and Dmitrienko 2005).
+keep        p <= level, one-sided, by the sequential test (lab/sequential.py), which allows other variances, and
+            by an exact rank test, which allows any distribution of the noise. The share is free again, as in
+            the fallback procedure (Wiens and Dmitrienko 2005).
 drop        Below the baseline in more than half of the pairs of a run of each, at the first look. Half of the
             ideas that do nothing end here, so that the others may be charged twice their level and these
             nothing (discarding: Tian and Ramdas 2021, "Online control of the familywise error rate").
@@ -38,8 +38,9 @@ from filelock import FileLock
 
 from core.errors import DROP, KEEP, UNDECIDED, Stop
 from core.run.files import to_json
-from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
-from lab.study.words import short_number
+from lab import stats
+from lab.look import look_unpaired
+from lab.sequential import LOOKS, Design, estimate, follow, word_at
 
 DECAY = 1.3         # of 1.1 to 1.5, the largest levels for the first 100 ideas
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
@@ -267,6 +268,8 @@ def gate(idea, stream, train_to, rules):
         free = judge_look(base, arm[:look], decision, rules)
         if decision.decision != 'undecided':
             break
+    if decision.runs:
+        estimate_difference(base, arm[:decision.runs], decision, rules)
     # after the last look there is nothing left to ask for
     final = decision.decision != 'undecided' or decision.runs == rules.looks[-1]
     if not final:
@@ -283,36 +286,43 @@ def judge_look(base, arm, decision, rules):
     n, n_base, last = len(arm), len(base), rules.looks[-1]
     design = Design('welch', rules.looks, n_base)
     path = follow(base[None], arm[None], design, rules.delta)
-    # the estimate is of a study that stops where an idea is kept
-    look, stop_level = len(path.looks) - 1, 2 * decision.level
-    c = comparison_at((base, arm), path, look, design, rules.delta, rules.alpha, stop_level)
-    better_p = c.p / 2 if c.side < 0 else 1 - c.p / 2
-    shares = {k: k / sum(rules.looks) for k in rules.looks}
-    rank_p = min(rank_test(arm[:k], base) / shares[k] for k in rules.looks if k <= n)
-    decision.p = min(max(better_p, rank_p), 1.0)
-    alone = c.p < rules.alpha, c.tost_p < rules.alpha
-    decision.verdict = word_at((base, arm), path, look, design, *alone)
-    decision.difference, decision.interval = c.mean, c.interval
-    decision.shrunk, decision.p_better = c.shrunk, c.p_better
-    decision.runs, decision.baseline_runs = n, n_base
+    p, side, tost_p = float(path.p[0, -1]), path.side[0, -1], path.tost_p[0, -1]
+    alone = p < rules.alpha, tost_p < rules.alpha
+    verdict = word_at((base, arm), path, len(path.looks) - 1, design, *alone)
 
-    won, asked = share_won(arm, base), f'p {decision.p:.1g}, {decision.level:.1g} is asked'
-    chance = chance_to_be_kept(won, n, n_base, last, shares[last] * decision.level) if n < last else 1.0
-    free = False
-    if decision.verdict == 'better' and decision.p <= decision.level:
-        by = f' by {short_number(abs(c.mean))}' if c.mean is not None else ''
-        decision.decision, decision.words, free = 'keep', f'kept: better{by} after {n} runs ({asked})', True
+    p = p / 2 if side < 0 else 1 - p / 2
+    # each look has a share of the level, in proportion to its runs
+    shares = {k: k / sum(rules.looks) for k in rules.looks}
+    if p <= decision.level:
+        p = max(p, min(rank_test(arm[:k], base) / shares[k] for k in rules.looks if k <= n))
+    decision.p, decision.verdict, decision.runs, decision.baseline_runs = p, verdict, n, n_base
+
+    won, asked, free = share_won(arm, base), f'p {p:.1g}, {decision.level:.1g} is asked', False
+    if verdict == 'better' and p <= decision.level:
+        decision.decision, decision.words, free = 'keep', f'kept: better after {n} runs ({asked})', True
     elif n == rules.looks[0] and won < PASSING:
         words = f'dropped: its first {n} runs are no better than the baseline; this costs no level'
         decision.decision, decision.words, free = 'drop', words, True
-    elif decision.verdict in ('worse', 'equivalent'):
-        decision.decision, decision.words = 'drop', f'dropped: {decision.verdict} after {n} runs'
-    elif chance < FUTILE:
+    elif verdict in ('worse', 'equivalent'):
+        decision.decision, decision.words = 'drop', f'dropped: {verdict} after {n} runs'
+    elif n == last:
+        decision.words = f'undecided: all {n} runs are used up ({asked})'
+    elif chance_to_be_kept(won, n, n_base, last, shares[last] * decision.level) < FUTILE:
         words = f'dropped: after {n} runs, {last} would hardly show it to be better ({asked})'
         decision.decision, decision.words = 'drop', words
-    else:
-        decision.words = f'undecided: all {n} runs are used up ({asked})'
     return free
+
+
+def estimate_difference(base, arm, decision, rules):
+    """Sets the difference of a Decision, and what is to be believed of it; base, arm: as for judge_look."""
+    if not (np.isfinite(arm).all() and np.isfinite(base).all()):
+        return
+    look, design = look_unpaired(base[None], arm[None]), Design('welch', rules.looks, len(base))
+    # as the estimate sees it, a study stops where an idea is kept
+    stops = rules.looks.index(len(arm)), 2 * decision.level
+    decision.difference, decision.interval = estimate(look, *stops, design, rules.alpha)
+    belief = stats.believe(stats.differences(look), float(base.std(ddof=1)), rules.delta)
+    decision.shrunk, decision.p_better = belief.mean, belief.p_better
 
 
 def share_won(arm, base):

@@ -5,14 +5,18 @@ import multiprocessing
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from math import comb, inf
 
 import numpy as np
 import pytest
 from helpers import ROOT
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu
 
 from core.errors import BAD_INPUT, OUT_OF_MEMORY, Stop, run_main
+from lab import sequential
+from lab.sequential import Design
+from lab.study import gate as lab_gate
 from lab.study.gate import (
     LOOKS,
     Idea,
@@ -86,7 +90,8 @@ def test_an_idea_that_does_nothing_but_starts_well_costs_its_share(stream):
         if decision.level_left < 0.05:
             break
     assert decision.level_left == pytest.approx(0.05 * (1 - 1 / 3.9319), rel=1e-3)
-    assert gate(idea('next'), stream, trainer(-2)[0], RULES).level == pytest.approx(0.025 * 2 ** -1.3 / 3.9319, rel=1e-3)
+    level = gate(idea('next'), stream, trainer(-2)[0], RULES).level
+    assert level == pytest.approx(0.025 * 2 ** -1.3 / 3.9319, rel=1e-3)
 
 
 def test_an_idea_that_diverges_is_dropped(stream):
@@ -208,8 +213,8 @@ def test_a_stream_of_others_is_one_line(stream, line, says):
 # -----------------------------------------------------------------------------
 # the answer
 
-FIELDS = ('decision name number level words verdict p runs baseline_runs stored difference interval shrunk p_better price '
-          'level_left seconds time folder tried').split()
+FIELDS = ('decision name number level words verdict p runs baseline_runs stored difference interval shrunk p_better '
+          'price level_left seconds time folder tried').split()
 
 
 @pytest.mark.parametrize('better_by, most, name, code', [(3, 16, 'keep', 0), (-3, 16, 'drop', 10),
@@ -234,7 +239,8 @@ def test_the_rank_test_is_exact():
     assert rank_test(arm, base) == pytest.approx(mannwhitneyu(arm, base, alternative='less', method='exact').pvalue)
     assert rank_test(base[:4] - 9, base) == pytest.approx(1 / comb(12, 4))
     # ties, and runs of both arms that diverged, count against the arm
-    assert rank_test(np.array([1, 1, inf]), np.array([1, 2, inf])) == rank_test(np.array([3, 3, 9]), np.array([1, 4, 8]))
+    tied, apart = (np.array([1, 1, inf]), np.array([1, 2, inf])), (np.array([3, 3, 9]), np.array([1, 4, 8]))
+    assert rank_test(*tied) == rank_test(*apart)
     assert share_won(np.array([1.0, inf]), np.array([1.0, 2.0, inf])) == pytest.approx((0.5 + 1 + 1 + 0.5) / 6)
 
 
@@ -288,3 +294,67 @@ def test_the_loop_of_the_docs_runs(tmp_path):
                                           'mlp_mish: undecided: mlp_mish', 'mlp_softplus: out of memory', '']
     assert run[1].stdout == ''
     assert [file.name for file in (tmp_path / 'variants').glob('*.py')] == ['mlp_silu.py']
+
+
+# -----------------------------------------------------------------------------
+# streams, simulated with the code that ships
+
+class InMemory(Stream):
+    """A Stream that writes no file."""
+
+    def __init__(self, alpha=0.05):
+        super().__init__('', alpha)
+        self.records = []
+
+    @contextmanager
+    def _locked(self):
+        yield self.records
+
+    def _append(self, event, idea, **fields):
+        self.records.append(dict(event=event, key=idea.key) | fields)
+
+
+def loop(monkeypatch, base, ideas):
+    """Returns the Decisions on a stream of ideas, (n, 16) losses, against runs of the baseline, (n_base,)."""
+    # the statistics of all ideas in one call, and no estimates, are what 100,000 ideas have time for
+    rules, design = Rules('base', delta=1e-9), Design('welch', LOOKS, len(base))
+    paths = sequential.follow(np.broadcast_to(base, (len(ideas), len(base))), ideas, design, rules.delta)
+
+    def follow(base, arm, design, delta):
+        k = LOOKS.index(arm.shape[1]) + 1
+        return sequential.Path(paths.looks[:k], *(x[i:i + 1, :k] for x in (paths.p, paths.side, paths.tost_p)))
+    monkeypatch.setattr(lab_gate, 'follow', follow)
+    monkeypatch.setattr(lab_gate, 'estimate_difference', lambda *args: None)
+    stream, decisions, stored = InMemory(), [], dict(enumerate(base))
+    for i, losses in enumerate(ideas):
+        train_to = lambda n, losses=losses: dict(base=stored, mine=dict(enumerate(losses[:n])))
+        decisions.append(gate(idea(str(i)), stream, train_to, rules))
+    return decisions
+
+
+@pytest.mark.slow
+def test_of_100_ideas_that_do_nothing_a_loop_keeps_one_in_5_percent_of_cases(monkeypatch):
+    rng, streams, kept, runs, held = np.random.default_rng(0), 1000, 0, 0, []
+    for _ in range(streams):
+        decisions = loop(monkeypatch, rng.standard_normal(40), rng.standard_normal((100, 16)))
+        kept += any(d.decision == 'keep' for d in decisions)
+        runs += sum(d.runs for d in decisions)
+        held.append(decisions[-1].level)
+    runs /= 100 * streams
+    print(f'{kept / streams:.3f} of streams keep an idea; {runs:.2f} runs an idea, the last level {np.mean(held):.1e}')
+    assert kept <= binom.ppf(0.99, streams, 0.05)
+    assert runs < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('at', [0, 30, 99])
+def test_an_improvement_by_two_sds_is_kept_anywhere_in_a_stream(monkeypatch, at):
+    rng, streams, kept, runs = np.random.default_rng(at), 300, 0, []
+    for _ in range(streams):
+        ideas = rng.standard_normal((at + 1, 16))
+        ideas[at] -= 2
+        decision = loop(monkeypatch, rng.standard_normal(40), ideas)[at]
+        kept += decision.decision == 'keep'
+        runs.append(decision.runs)
+    print(f'number {at + 1}: {kept / streams:.3f} are kept, after {np.mean(runs):.1f} runs')
+    assert kept / streams >= 0.8
