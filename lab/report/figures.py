@@ -174,13 +174,13 @@ class ForestPlot:
         return figure
 
     def draw_row(self, ax, row, y):
-        """Draws one arm: its name and numbers, below them the interval over seeds, the seeds, the one over text.
+        """Draws one arm: name and numbers, below them the interval over seeds, the seeds, the one over text.
 
-        y: the row's upper edge. Nothing lies on anything else, except a strip that shows zero and +-delta.
+        y: the row's upper edge. Nothing lies on anything else, except on a strip with zero and +-delta.
         """
         c, color = row.comparison, COLORS[verdict_class(row.comparison.verdict)]
         numbers = with_minus_signs(f'{format_number(c.mean, sign="+")} {format_ends(c.interval)}'.strip())
-        name = label_text(shorten(row.title, 46 - len(numbers)))
+        name = label_text(shorten(row.title, 47 - len(numbers)))
         from_left = ax.get_yaxis_transform()            # x from 0 to 1, y in rows
         ax.text(0, y + 10, name, transform=from_left, color=COLORS['ink'], weight='bold', gid='name')
         ax.text(1, y + 10, numbers, transform=from_left, color=COLORS['soft'], ha='right')
@@ -190,7 +190,7 @@ class ForestPlot:
         ax.plot([0, 0], [top, bottom], color=COLORS['soft'], linewidth=1)
 
         def plot(x, below, *marker, **style):
-            """Plots at x, clipped to the axis, `below` the strip's upper edge; a marker at an end stays whole."""
+            """Plots at x, clipped to the axis, `below` the strip's upper edge; markers stay whole."""
             x = np.clip(x, -self.reach, self.reach)
             ax.plot(x, np.full_like(x, top + below), *marker, color=color, clip_on=False, **style)
         low, high = c.interval or (c.mean, c.mean)
@@ -297,9 +297,10 @@ def paired_differences(arm, base, alpha):
 
 
 def unpaired_differences(arm, base, alpha):
-    """Returns a Series of mean of the arm minus mean of the baseline, with Welch's intervals; None without any."""
+    """Returns a Series of the arm's mean minus the baseline's, with Welch's intervals; None without any."""
     iters, at, base_at = common_iters(arm, base)
-    var, ref = ([values[places] for values in x.curves['val'].values()] for x, places in ((arm, at), (base, base_at)))
+    var = [values[at] for values in arm.curves['val'].values()]
+    ref = [values[base_at] for values in base.curves['val'].values()]
     if min(len(var), len(ref)) < 2 or not iters:
         return None
     mean = np.mean(var, axis=0) - np.mean(ref, axis=0)
@@ -364,7 +365,7 @@ def position_chart(r):
     if not series:
         return None
     return Chart('position', 'Difference by position in the context', 'position, 1 is the first', 'nats',
-                 series, sentences.POSITION_NOTE, log=True, delta=0)
+                 series, sentences.POSITION_NOTE + sentences.drawn_note(r), log=True, delta=0)
 
 
 def forest_plot(r):

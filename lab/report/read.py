@@ -25,11 +25,11 @@ CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
            train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
 CURVE = dict(iters=[], val=[], train=[], seeds=[])
-COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test='paired t', n=None, n_base=None,
-                  decided_at=None, wins=None, mean=None, raw_mean=None, shrunk=None, sd=None, rho=None,
-                  mde=None, p=None, holm_p=None, flip_p=None, p_improve=None, p_better=None, p_within=None,
-                  step_equivalents=None, level=None, interval=None, shrunk_interval=None, text_interval=None,
-                  suspicions=[], equal_time={})
+COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test='paired t', n=None,
+                  n_base=None, decided_at=None, wins=None, mean=None, raw_mean=None, shrunk=None, sd=None,
+                  rho=None, mde=None, p=None, holm_p=None, flip_p=None, p_improve=None, p_better=None,
+                  p_within=None, step_equivalents=None, level=None, interval=None, shrunk_interval=None,
+                  text_interval=None, suspicions=[], equal_time={})
 EQUAL_TIME = dict(words='', verdict='', mean=None, interval=None)
 MOST_DRAWN = 14     # arms in one chart: seven colors, solid and dashed
 
@@ -135,7 +135,8 @@ def read_comparison(given):
     c = with_defaults(given, COMPARISON)
     c.equal_time = with_defaults(c.equal_time, EQUAL_TIME)
     # an interval with an end that is not finite is none
-    for part, field in (c, 'interval'), (c, 'text_interval'), (c, 'shrunk_interval'), (c.equal_time, 'interval'):
+    intervals = (c, 'interval'), (c, 'text_interval'), (c, 'shrunk_interval'), (c.equal_time, 'interval')
+    for part, field in intervals:
         if None in (getattr(part, field) or []):
             setattr(part, field, None)
     c.paired = c.test.startswith('paired')

@@ -228,8 +228,8 @@ def plan_sentences(r):
     if p.stored:
         before, new = p.stored.get('before', 0), p.stored.get('new', 0)
         where = f' in {p.store}' if p.store else ''
-        yield (f'The baseline stands on {count(before + new, "run")}: {before} that were stored before{where}, '
-               f'{new} trained for this study.')
+        yield (f'The baseline stands on {count(before + new, "run")}: {before} that were stored '
+               f'before{where}, {new} trained for this study.')
     if p.match in MATCHED:
         yield (f'Each arm is also compared with a baseline made for it, of {MATCHED[p.match]} '
                f'(match={p.match}).')
@@ -258,24 +258,25 @@ def statistics_sentences(r):
            + ('.' if r.from_file else ', however much text it is evaluated on.'))
     if paired:
         note = f' {r.paired.note}.' if r.paired.note else ''
-        shared = '' if r.from_file else (' Runs of one seed share their batches and the initial values of the '
-                                         f'parameters that both arms have.{note}')
+        shared = (' Runs of one seed share their batches and the initial values of the parameters that both '
+                  f'arms have.{note}') * (not r.from_file)
         yield (f"Paired: arm minus baseline at the same seed; Student's t over the seeds.{shared} Better and "
                f'worse: its p is below {level}{holm} and the exact sign-flip test, which assumes no normal '
                'distribution, agrees.')
     if unpaired:
-        yield ("Unpaired: all runs of the arm against all runs of the baseline, whatever their seeds; Welch's "
-               f'test, which does not assume equal spreads. Better and worse: its p is below {level}{holm}.')
+        yield ('Unpaired: all runs of the arm against all runs of the baseline, whatever their seeds, by '
+               f"Welch's test, which does not assume equal spreads. Better and worse: its p is below {level}"
+               f'{holm.rstrip(",")}.')
     yield (f'Equivalent: two one-sided tests show that the difference is within {delta}, set in advance. '
            'Can\'t tell: neither is shown; this is not "no effect".')
     if any(c.shrunk is not None for c in compared):
-        yield ('Corrected for luck: an arm that is called better was also lucky, the more so if it was decided '
-               'early or is the best of many. This estimate is pulled towards zero by as much as that is worth '
-               'on average.')
+        yield ('Corrected for luck: an arm that is called better was also lucky, the more so if it was '
+               'decided early or is the best of many. This estimate is pulled towards zero by as much as '
+               'that is worth on average.')
     if any(c.text_interval or c.step_equivalents for c in compared):
-        yield ('The interval over text says how far the difference could move on other text of the same kind, '
-               "with these seeds. Steps: the baseline's iterations that the difference is worth at the end of "
-               'its curve.')
+        yield ('The interval over text says how far the difference could move on other text of the same '
+               "kind, with these seeds. Steps: the baseline's iterations that the difference is worth at the "
+               'end of its curve.')
 
 
 # -----------------------------------------------------------------------------
@@ -308,8 +309,9 @@ def drawn_note(r):
 
 def difference_note(percent, paired, outside):
     """Returns the note of the differences while training; outside: arms whose mean is beyond the axis."""
-    note = (f'{"Same seed, same batches" if paired else "Mean of the arm minus mean of the baseline"}. Shaded: '
-            f'{percent}interval of the mean at each iteration, not for all of them at once. Grey: ±delta.')
+    what = 'Same seed, same batches' if paired else "Mean of the arm's runs minus mean of the baseline's"
+    note = (f'{what}. Shaded: {percent}interval of the mean at each iteration, not for all of them at once. '
+            'Grey: ±delta.')
     return note + (f' Outside the axis: {", ".join(outside)}.' if outside else '')
 
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from lab.report import figures, write_html, write_plots
 from lab.report.read import read_report
@@ -109,6 +110,7 @@ def troubled():
 STUDIES = {
     'realistic': realistic, 'screen': lambda: realistic(n=3), 'troubled': troubled,
     'many': lambda: realistic(('base', *(f'variant_{i}' for i in range(9))), n=8),
+    'looking': lambda: looking(), 'from a file': lambda: from_file(),
     'minimal': lambda: {'arms': [{'name': 'base', 'baseline': True}]}, 'empty': dict,
 }
 
@@ -127,6 +129,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.text, self.open, self.tags, self.elements, self.texts, self.tables = text, [], [], [], [], []
+        self.details, self.unfinished = [], [] # [attributes, text] of what is folded
         self.feed(text)
         self.close()
         assert not self.open
@@ -136,6 +139,8 @@ class Page(HTMLParser):
         assert len(names) == len(set(names)), names
         self.tags.append(tag)
         self.elements.append((tag, dict(attributes)))
+        if tag == 'details':
+            self.unfinished.append([dict(attributes), ''])
         if tag == 'table':
             self.tables.append([])
         elif tag == 'tr':
@@ -152,9 +157,13 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open and self.open.pop() == tag, tag
+        if tag == 'details':
+            self.details.append(self.unfinished.pop())
 
     def handle_data(self, text):
         self.texts.append((self.open[-1] if self.open else '', text))
+        for details in self.unfinished:
+            details[1] += text
         if self.tables and ('td' in self.open or 'th' in self.open):
             self.tables[-1][-1][-1][0] += text
 
@@ -250,48 +259,220 @@ def test_text_of_users_stays_text(name, harmless_page, tmp_path):
 
 
 NUMBERS = [ # column, field of lab.stats, digits shown
-    ('d', 'mean', 4), ('p', 'p', 3), ('Holm', 'holm_p', 3), ('flip p', 'flip_p', 3), ('sd of d', 'sd', 4),
+    ('difference', 'mean', 4), ('p', 'holm_p', 3), ('p alone', 'p', 3), ('flip p', 'flip_p', 3), ('sd of d', 'sd', 4),
     ('rho', 'rho', 2), ('P(imp)', 'p_improve', 2), ('MDE80', 'mde', 4), ('steps', 'step_equivalents', 0),
+    ('raw', 'raw_mean', 4), ('corrected', 'shrunk', 4), ('decided at', 'decided_at', 0),
+    ('P(better)', 'p_better', 2), ('P(within)', 'p_within', 2),
 ]
 
 
-def test_numbers_of_the_verdicts_are_the_reports(report, page):
-    if not report.get('arms'):
-        return
-    (titles, *rows), found = page.tables[0], {c['arm']: c for c in report.get('comparisons', ())}
-    columns = [title for title, _ in titles]
-    assert [row[0][0] for row in rows] == [arm['name'] for arm in report['arms']]
-    for row in rows:
-        cells, c = dict(zip(columns, row)), found.get(row[0][0])
-        if c is None:
-            assert cells['verdict'][0] == 'baseline' and cells['d'][0] == '–'
-            continue
-        answers = {'better': 'helps', 'worse': 'hurts', 'screen': 'screen only'}
-        assert cells['verdict'][0] == answers.get(c['verdict'], c['verdict'])
+def rows_of(table):
+    """Returns {first cell: {title: (text, exact value)}} of a page's table."""
+    titles, *rows = table
+    return {row[0][0]: {title: cell for (title, _), cell in zip(titles, row)} for row in rows}
+
+
+def number(text):
+    return float(text.replace('−', '-').lstrip('<>'))
+
+
+def same_numbers(page, comparisons):
+    """Asserts that the two tables of verdicts show the numbers of these comparisons."""
+    verdicts, statistics = map(rows_of, page.tables[:2])
+    for c in comparisons:
+        cells = verdicts[c['arm']] | statistics[c['arm']]
+        assert cells['verdict'][0].removesuffix('suspicious') == c['verdict']
         for title, field, digits in NUMBERS:
-            shown, exact = cells[title]
+            shown, exact = cells.get(title, ('–', None))
             if c.get(field) is None:
                 assert shown == '–' and exact is None, title
                 continue
             assert float(exact) == c[field], title
-            if shown != '<0.001':
-                rounded = pytest.approx(c[field], abs=0.5001 * 10 ** -digits)
-                assert float(shown.replace('−', '-')) == rounded, title
-        for title, field in (('95 % interval', 'interval'), ('other text', 'text_interval')):
-            shown = [float(x.replace('−', '-')) for x in cells[title][0].split(', ')] if c.get(field) else []
-            assert shown == pytest.approx(c.get(field) or [], abs=0.5001e-4)
-        assert cells['wins'][0] == f'{c["wins"]}/{c["n"]}'
+            # an interval stands below
+            shown = shown.split('[')[0]
+            if shown[0] not in '<>':
+                assert number(shown) == pytest.approx(c[field], abs=0.5001 * 10 ** -digits), title
+        intervals = ('difference', 'interval'), ('corrected', 'shrunk_interval'), ('other text', 'text_interval')
+        for title, field in intervals:
+            ends = cells.get(title, ('', None))[0].partition('[')[2].rstrip(']')
+            shown = [number(x) for x in ends.split(', ')] if ends else []
+            assert shown == pytest.approx(c.get(field) or [], abs=0.5001e-4), title
+        if c.get('wins') is not None:
+            assert cells['wins'][0] == f'{c["wins"]}/{c["n"]}'
 
 
-def test_first_lines_say_what_follows(tmp_path, no_charts):
+def test_numbers_of_the_verdicts_are_the_reports(report, page):
+    if not report.get('comparisons'):
+        return
+    same_numbers(page, report['comparisons'])
+    shown = rows_of(page.tables[0])
+    assert sorted(shown) == sorted(arm['name'] for arm in report['arms'])
+    assert shown['base']['verdict'][0] == 'baseline' and shown['base']['difference'][0] == '–'
+
+
+def test_arms_are_sorted_by_verdict_and_undecided_ones_folded(tmp_path, no_charts):
+    r = realistic(('base', 'soft_window', 'alibi', 'same', 'gated', 'far'))
+    r['comparisons'].reverse()
+    page = read(r, tmp_path)
+    verdicts = [cells['verdict'][0] for cells in rows_of(page.tables[0]).values()]
+    assert verdicts == ['baseline', 'better', 'worse', 'worse', 'equivalent', "can't tell"]
+    # gated hurts less than far
+    assert list(rows_of(page.tables[0]))[2:4] == ['alibi', 'far']
+    groups = [text for attributes, text in page.details if attributes.get('class') == 'group']
+    assert len(groups) == 1 and groups[0].startswith("can't tell gated")
+    assert '1 better · 2 worse · 1 equivalent · 1 can\'t tell' in page.words('p')
+    # where nothing is decided, nothing is folded
+    r['comparisons'] = [c | dict(verdict="can't tell") for c in r['comparisons']]
+    assert not [1 for attributes, _ in read(r, tmp_path).details if attributes.get('class') == 'group']
+
+
+def test_words_are_printed_as_given(tmp_path, no_charts):
+    """The page's words are the terminal's; the numbers stand below them."""
     r = realistic()
     said = read(r, tmp_path).words()
-    for c, word in zip(r['comparisons'], ('helps', 'hurts', 'equivalent', "can't tell")):
+    for c in r['comparisons']:
         low, high = c['interval']
-        assert f'{word} {c["arm"]}: {c["mean"]:+.4f} nats, 95 % interval {low:+.4f} to {high:+.4f}' in said
-    assert re.search(r"can't tell gated: .* about \d+ more seeds would settle a difference of \+0\.\d+", said)
+        assert f'{c["arm"]} {c["words"]}' in said
+        assert f'{c["mean"]:+.4f} nats, 95 % interval {low:+.4f} to {high:+.4f}; 5 seeds' in said
     assert '1.11 × ms a step' in said and "loss at the baseline's time: 1.4" in said
-    assert '3 seeds give no verdict, 5 do' in read(realistic(n=3), tmp_path).words()
+    # of an older version
+    assert 'soft_window screen; 3 seeds give no verdict' in read(
+        realistic(n=3) | dict(comparisons=[r['comparisons'][0] | dict(
+            verdict='screen', words='screen; 3 seeds give no verdict, 5 do')]), tmp_path).words()
+
+
+def looking(n_base=12, ns=(4, 16)):
+    """Returns a study with seeds=auto: arms of different numbers of runs against the baseline's stored ones."""
+    r = realistic(('base', 'early', 'long'), n=max(n_base, *ns))
+    for arm, n in zip(r['arms'], (n_base, *ns)):
+        shift = 0 if arm is r['arms'][0] else 1000
+        arm['runs'] = [run | dict(seed=run['seed'] + shift, bits_per_byte=run['val_loss'] / math.log(2))
+                       for run in arm['runs'][:n]]
+        curve = arm['curve']
+        curve['val'], curve['seeds'] = curve['val'][:n], [run['seed'] for run in arm['runs']]
+        # evaluated at the last point only
+        curve['train'] = [[None] * 8 + [2.0]] * n
+    r['comparisons'] = [
+        dict(arm='early', baseline='base', n=4, n_base=n_base, test='welch', verdict='better', level=0.008,
+             words='better by .0071, 4 runs against 12', mean=-0.0071, raw_mean=-0.0079, interval=[-0.01, -0.004],
+             shrunk=-0.0066, shrunk_interval=[-0.009, -0.003], p_better=0.9991, p_within=0.003, p=0.0004, holm_p=0.0008,
+             decided_at=4, suspicions=['the gain sits at positions 48 & 96'], p_improve=1.0,
+             equal_time=dict(words="can't tell; 3 more runs", verdict="can't tell", mean=0.0011,
+                             interval=[-0.01, 0.02])),
+        dict(arm='long', baseline='base', n=16, n_base=n_base, test='welch', verdict='worse', level=0.008,
+             words='worse by .0087', mean=0.0087, interval=[0.004, 0.013], p=0.001, holm_p=0.001, p_improve=0.1)]
+    r['plan'] |= dict(design="Welch's test, because <stored> runs cost nothing.", looks='4, 6, 8',
+                      stored=dict(before=10, new=2), store='out-ab/runs/5f')
+    r['arms'][1]['price']['step_ratio_interval'] = [1.08, 1.13]
+    r['arms'][1]['checks']['outcomes'] = {'suffix swap': 'ok', 'decode': 'crashed in h.0.attn'}
+    r['noise_floor'] = dict(n=8, mean=0.0001, sd=0.004)
+    return r
+
+
+def test_a_study_with_looks(tmp_path, no_charts):
+    r = looking()
+    page = read(r, tmp_path)
+    same_numbers(page, r['comparisons'])
+    cells = rows_of(page.tables[0])['early']
+    assert cells['runs'][0] == '4/4against 12' and cells['verdict'][0] == 'bettersuspicious'
+    assert cells['equal time'][0] == "+0.0011can't tell" and cells['ms ×'][0] == '1.110[1.080, 1.130]'
+    assert float(cells['bits a byte'][1]) == np.mean([run['bits_per_byte'] for run in r['arms'][1]['runs']])
+    said = page.words('p', 'b', 'strong')
+    for words in ('Suspicious: the gain sits at positions 48 & 96', 'early better by .0071, 4 runs against 12',
+                  "Against a baseline trained as long: can't tell; 3 more runs (+0.0011 nats, interval -0.0100",
+                  'differs from itself by 0.0040 nats', "Welch's test, because <stored> runs cost nothing.",
+                  'stands on 12 runs: 10 that were stored before in out-ab/runs/5f, 2 trained',
+                  'early: the check decode crashed in h.0.attn', '1.11 × [1.08, 1.13] ms a step', '4 runs against 12'):
+        assert words in said, words
+    assert 'sign-flip' not in plan_of(page) and 'does not assume equal spreads' in plan_of(page)
+
+
+def test_runs_that_are_not_paired_are_not_drawn_as_pairs():
+    """Rings are runs minus the baseline's mean, and curves are differences of means, though seeds agree."""
+    r = looking(n_base=6, ns=(6, 6))
+    for arm in r['arms']:
+        for seed, run in enumerate(arm['runs']):
+            run['seed'] = arm['curve']['seeds'][seed] = seed
+    report = read_report(r)
+    base, early = ([run['val_loss'] for run in arm['runs']] for arm in r['arms'][:2])
+    row, _ = figures.forest_plot(report).rows
+    assert row.differences == pytest.approx(np.array(early) - np.mean(base))
+    chart = figures.difference_chart(report)
+    assert not chart.has_seeds and 'Same seed' not in chart.note
+    var, ref = (np.array(r['arms'][i]['curve']['val']) for i in (1, 0))
+    (s, _), at = chart.series, len(r['arms'][0]['curve']['iters']) - 1
+    test = ttest_ind(var[:, at], ref[:, at], equal_var=False).confidence_interval(1 - 0.008)
+    assert [s.y[at], s.low[at], s.high[at]] == pytest.approx([var[:, at].mean() - ref[:, at].mean(), *test])
+    # the same runs, paired
+    for c in r['comparisons']:
+        c['test'] = 'paired t'
+    row, _ = figures.forest_plot(read_report(r)).rows
+    assert row.differences == pytest.approx(np.array(early) - base)
+
+
+def from_file():
+    """Returns the report of accuracies from a file, and what it was made of."""
+    whole = realistic(('base', 'good', 'bad'))
+    runs = {arm['name']: [dict(seed=run['seed'], status='done', val_loss=run['val_loss']) for run in arm['runs']]
+            for arm in whole['arms']}
+    arms = [dict(name=name, variant=None, baseline=name == 'base', options={}, runs=x) for name, x in runs.items()]
+    plan = dict(seeds=[1, 2, 3, 4, 5], delta=0.005, alpha=0.05, looks=None, metric='acc, as given',
+                unit='accuracy', higher_is_better=True)
+    words = dict(better='worse', worse='better')
+    comparisons = [c | dict(verdict=words[c['verdict']], words=c['words'].replace(c['verdict'], words[c['verdict']]),
+                            text_interval=None, step_equivalents=None) for c in whole['comparisons']]
+    return dict(name='r', command='python ab.py', config=None, created='now', plan=plan, arms=arms,
+                environment=dict(versions={}), comparisons=comparisons, tables=[])
+
+
+def test_a_file_of_losses_has_only_losses(tmp_path):
+    page = read(from_file(), tmp_path)
+    sections = [attributes['id'] for tag, attributes in page.elements if tag == 'section']
+    assert sections == ['verdicts', 'figures', 'runs', 'environment', 'command', 'statistics']
+    titles = [[title for title, _ in table[0]] for table in page.tables]
+    assert titles == [['arm', 'verdict', 'difference', 'runs', 'value', 'p'],
+                      ['arm', 'test', 'p alone', 'flip p', 'sd of d', 'rho', 'wins', 'P(imp)', 'MDE80'],
+                      ['arm', 'seed', 'status', 'value']]
+    said = page.words('p', 'figcaption', 'text', 'dd', 'h2', 'h3')
+    for absent in ('nats', 'batches', 'initial values', 'iteration', 'leak', 'text', 'best one on the way'):
+        assert absent not in said, absent
+    assert 'accuracy; above zero the arm is better' in said and 'above zero better' in said
+    assert '+0.0095 accuracy, 95 %' in said
+    # the arm that is higher comes first
+    assert list(rows_of(page.tables[0])) == ['base', 'bad', 'good']
+
+
+def test_fifty_arms_can_be_used(tmp_path):
+    """Words instead of paragraphs, folded groups, a forest plot of all arms, curves of seven."""
+    r = looking()
+    fifty = [copy.deepcopy(r['arms'][1 + i % 2]) | dict(name=f'arm_{i}') for i in range(50)]
+    r['comparisons'] = [r['comparisons'][i % 2] | dict(arm=f'arm_{i}', mean=0.001 * (i - 25), suspicions=[])
+                        for i in range(50)]
+    r['arms'] = [r['arms'][0], *fifty]
+    report = read_report(r)
+    forest = figures.forest_plot(report)
+    assert [row.title for row in forest.rows][:3] == ['arm_0', 'arm_2', 'arm_4'] and len(forest.rows) == 50
+    for chart in figures.build_charts(report)[1:]:
+        assert 7 <= len(chart.series) <= 8 and 'The first 7 of 50 arms' in chart.note
+        assert len({(s.legend_entry.color, s.legend_entry.dashed) for s in chart.series}) == len(chart.series)
+    write_html(r, tmp_path / 'r.html')
+    page = Page((tmp_path / 'r.html').read_text(encoding='utf-8'))
+    groups = [text for attributes, text in page.details if attributes.get('class') == 'group']
+    assert len(groups) == 1 and groups[0].startswith('worse arm_1') and '15 more' in groups[0]
+    assert len(rows_of(page.tables[0])) == 51
+
+
+@pytest.mark.parametrize('study', [realistic, looking])
+def test_texts_of_the_forest_plot_lie_on_nothing(study):
+    """Not on a line, a marker, an area or another text, at the widths of matplotlib's font."""
+    figure = figures.forest_plot(read_report(study())).draw()
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    texts = [text.get_window_extent() for text in ax.texts]
+    marks = [artist.get_window_extent() for artist in (*ax.lines, *ax.collections)]
+    for i, text in enumerate(texts):
+        assert not any(text.overlaps(mark) for mark in marks)
+        assert not any(text.overlaps(other) for other in texts[:i])
 
 
 def test_an_arm_may_have_a_baseline_of_its_own(tmp_path, no_charts):
@@ -300,11 +481,11 @@ def test_an_arm_may_have_a_baseline_of_its_own(tmp_path, no_charts):
     matched, = comparisons_of([r['arms'][2], r['arms'][1]])
     r['comparisons'] = [c | {'level': 0.01} for c in (r['comparisons'][0], matched)]
     page = read(r, tmp_path)
-    assert [(row[0][0], row[1][0]) for row in page.tables[0][1:]] == [
-        ('base', 'baseline'), ('wide', 'helps'), ('wide against base_wide', 'helps'),
-        ('base_wide', 'matched baseline')]
-    assert page.tables[0][0][3][0] == '99 % interval'
-    for row, base in zip(figures.forest_plot(read_report(r)).rows, ('base', 'base_wide')):
+    assert {(row[0][0], row[1][0]) for row in page.tables[0][1:]} == {
+        ('base', 'baseline'), ('wide', 'better'), ('wide against base_wide', 'better'),
+        ('base_wide', 'matched baseline')}
+    assert '99 % interval' in page.words('p')
+    for row, base in zip(figures.forest_plot(read_report(r)).rows, ('base_wide', 'base')):
         assert row.comparison.baseline == base
         assert np.mean(row.differences) == pytest.approx(row.comparison.mean)
 

@@ -419,6 +419,9 @@ def test_higher_is_better(no_page):
         assert c['mean'] == -turned['mean'] and c['interval'] == [-x for x in turned['interval'][::-1]]
         assert [c[name] for name in ('verdict', 'p', 'holm_p', 'wins', 'p_improve', 'sd')] == [
             turned[name] for name in ('verdict', 'p', 'holm_p', 'wins', 'p_improve', 'sd')]
+    # words.verdict_sentence counts seeds by the sign of the mean, so it still says 0 of 6 here
+    assert [c['words'].split(';')[0] for c in up['comparisons'][:2]] == [
+        f'{c["verdict"]} by {abs(c["mean"]):.4f}, at 0 of 6 seeds'.replace('0.', '.') for c in up['comparisons'][:2]]
     assert up['comparisons'][0]['mean'] > 0 and losses('up')['good'] == dict(enumerate(accuracies['good']))
     assert up['plan']['unit'] == 'accuracy' and up['plan']['higher_is_better']
     assert up['plan']['metric'] == 'accuracy, as given' and '0.6' in up['tables'][0]
