@@ -40,6 +40,7 @@ class RunResult:
     reason: str | None = None       # why it diverged or failed
     val_loss: float | None = None   # after the last iteration
     train_loss: float | None = None
+    bits_per_byte: float | None = None
     seconds: float | None = None
     init: dict | str | None = None  # {parameter: hash of its initial values}; a hash of all, before the store
     batch_hash: str | None = None
@@ -75,6 +76,7 @@ def load_run(study, arm, seed):
         evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
         return RunResult(
             arm.name, seed, 'done', val_loss=result['val_loss'], train_loss=result['train_loss'],
+            bits_per_byte=result.get('bits_per_byte'),
             seconds=result['seconds'], init=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
             evaluations=evaluations)
@@ -89,8 +91,8 @@ def done_runs(runs, arm):
 
 
 def mean_columns(rows):
-    """Returns the mean of each column, for rows of equal length."""
-    return [sum(column) / len(column) for column in zip(*rows)]
+    """Returns the mean of each column, for rows of equal length; None where a column has None."""
+    return [None if None in column else sum(column) / len(column) for column in zip(*rows)]
 
 
 # -----------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def summarize_run(run):
     """Returns the RunSummary of a RunResult."""
     best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
     return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
-                      run.train_loss, run.seconds, init_digest(run.init), run.batch_hash)
+                      run.train_loss, run.seconds, init_digest(run.init), run.batch_hash, run.bits_per_byte)
 
 
 def init_digest(init, names=None):
@@ -219,7 +221,7 @@ def curve_of(done):
     """Returns the Curve of an arm's runs that are done."""
     # all runs of an arm are evaluated at the same iterations
     iters = [e['iter'] for e in done[-1].evaluations] if done else []
-    val, train = ([[e[name] for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
+    val, train = ([[e.get(name) for e in run.evaluations] for run in done] for name in ('val_loss', 'train_loss'))
     return Curve(iters, val, train, [run.seed for run in done])
 
 

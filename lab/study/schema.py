@@ -58,8 +58,9 @@ class RunSummary:
     best_iter: int | None = ABSENT      # the iteration of that evaluation
     train_loss: float | None = ABSENT   # after the last iteration
     seconds: float | None = ABSENT      # of training and evaluation
-    init_hash: str | None = ABSENT      # of the initial values that all arms share; None for the null arm too
-    batch_hash: str | None = ABSENT     # of where its batches' rows begin; None for the null arm too
+    init_hash: str | None = ABSENT      # of the initial values of all its parameters
+    batch_hash: str | None = ABSENT     # of where its batches' rows begin
+    bits_per_byte: float | None = ABSENT # val_loss per byte of text; None: the data set does not say its length
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Curve:
     """Losses of the runs that are done, at each evaluation."""
     iters: list[int]
     val: list[list[float]]      # [run][evaluation]
-    train: list[list[float]]    # [run][evaluation], of windows of the training split
+    train: list[list[float | None]] # [run][evaluation], of windows of the training split; None: not evaluated
     seeds: list[int]            # of the runs
 
 
