@@ -14,16 +14,20 @@ def first_difference(model, run, one, two, row, end):
 
     def record(event, x):
         # parts of a batch, or of a row, cannot be compared
-        if isinstance(x, torch.Tensor) and x.ndim > 2 and x.shape[:2] == one.shape:
+        if isinstance(x, torch.Tensor) and x.ndim > 1 and x.shape[:2] == one.shape:
             recorded.append((event, x[row, :end].detach().clone()))
         else:
             recorded.append((event, None))
 
     want, got = (trace(model, run, idx, recorded, record) for idx in (one, two))
+    first = None
     for (event, a), (_, b) in zip(want, got):
         if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
-            return f'first in {event} ({(a - b).abs().max().item():.1e})'
-    return 'first in GPT'
+            first = first or event
+            # of tokens, the size says nothing
+            if a.is_floating_point():
+                return f'first in {first} ({(a - b).abs().max().item():.1e})'
+    return f'first in {first or "GPT"}'
 
 
 def trace(model, run, idx, recorded, record):
