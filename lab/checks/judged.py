@@ -170,7 +170,7 @@ def explain(case, mixed, later, it):
     """
     for view in case, case.in_float64():
         mixed, kept = mixed.to(view.idx.device), ~later.to(view.idx.device)
-        run = lambda idx: view.logits(idx, it)
+        run = partial(view.logits, it=it)
         size = largest_change(run(mixed), run(view.idx)) * kept # (B, T)
         if size.any() and not is_rounding(view.model, view.eps, run, view.idx, mixed, kept):
             raise Leak(describe_swap(view, mixed, kept, size, it))
@@ -182,7 +182,7 @@ def describe_swap(case, mixed, kept, size, it):
     largest = size.amax(-1) # (B,)
     row = min((largest > 0.01 * largest.max()).nonzero()[:, 0].tolist(), key=lambda r: int(kept[r].sum()))
     t, T = int(kept[row].sum()), kept.size(1)
-    run = lambda idx: case.logits(idx, it)
+    run = partial(case.logits, it=it)
     base, where = run(case.idx), f'in {case.mode}' + ('' if it is None else f' at iteration {it:g}')
     changes = lambda idx: largest_change(run(idx), base)[row, :t] # (t,)
 

@@ -33,20 +33,20 @@ def first_difference(model, run, one, two, row, end):
 def trace(model, run, idx, recorded, record):
     """Returns [(event, activations)] of a pass, in the order of the passes' calls."""
     recorded.clear()
+    names = {module: short(name) for name, module in model.named_modules()}
     stack, hooks = [], []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=short(name): enter(name, args)))
-        hooks.append(module.register_forward_hook(lambda m, args, out, name=short(name): leave(name, out)))
 
-    def enter(name, args):
+    def enter(module, args):
         # what differs on the way in was made by the code around the module
         around = stack[-1] if stack else 'GPT'
-        record(f'{around} before {name}', first_tensor(args))
-        stack.append(name)
+        record(f'{around} before {names[module]}', first_tensor(args))
+        stack.append(names[module])
 
-    def leave(name, out):
+    def leave(module, args, out):
         stack.pop()
-        record(name, first_tensor(out))
+        record(names[module], first_tensor(out))
+    for module in names:
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         run(idx)
     finally:

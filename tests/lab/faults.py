@@ -10,7 +10,8 @@ import model
 NEUTRAL = {{}}
 '''
 # config/ab_shakespeare_cpu.py
-RECIPE = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0, max_iters=800, dtype='float32')
+RECIPE = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0, max_iters=800,
+              dtype='float32')
 
 
 # half precision is slow on many CPUs
@@ -166,7 +167,7 @@ def attn_out(self, y, step):
 # other rows
 
 attn_out('mean_of_batch', f'y + {ROWS}', r'row \d+ sees other rows of the batch, first in h.0 before h.0.ln_2')
-attn_out('ghost_batches', f'y + .1 * y.view(-1, 32, T, C).mean(1).repeat_interleave(32, 0) if B % 32 == 0 else y',
+attn_out('ghost_batches', 'y + .1 * y.view(-1, 32, T, C).mean(1).repeat_interleave(32, 0) if B % 32 == 0 else y',
          'sees other rows', batch_size=64)
 attn_out('row_before', 'y + .1 * y.roll(1, 0)', r'row \d+ sees other rows')
 attn_out('gate_by_batch', 'torch.where(y[..., :1] >= y[..., :1].mean(0), y, 0 * y)', 'sees other rows')
