@@ -100,7 +100,7 @@ class Options:
     at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
     # before training
-    check: bool = True              # look for leaks before training
+    check: Literal['all', 'leaks', 'none', True, False] = 'all' # of each arm before training; True: all, False: none
     price: bool = True              # time the arms before training
     # what becomes of runs that are there
     retry: bool = False             # train again what failed

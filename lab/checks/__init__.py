@@ -6,11 +6,15 @@
     decoding    does decoding give what evaluation gives?
     equality    are the numbers the same: fast path, NEUTRAL, compiled, after a checkpoint?
     learning    does every parameter learn, and does no model predict what cannot be known?
+    judged      the same of the very model that a study judges, in its circumstances
+    locate      in which module do two passes part?
+    state       what may a pass leave in a model?
+    precision   what does rounding explain?
     suite       all checks, as bench.py --check and ab.py run them
 
 They take a model, or a variant's name and options, and know no particular variant. They need only torch and
-the model's code, so other programs can use them. All models are small, on the CPU, without dropout, and in
-float64 where precision matters.
+the model's code, so other programs can use them. All models but those of judged are small, on the CPU,
+without dropout, and in float64 where precision matters.
 """
 from lab.checks.causality import causal, declared_leak, has_leak, jacobian, row_swap, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
@@ -41,14 +45,14 @@ from lab.checks.models import (
     uses_rng,
 )
 from lab.checks.settings import choices, covering_options, is_valid, leak_reason, leak_rules, neutral_options
-from lab.checks.suite import SLOW, CheckResult, list_checks, run_suite
+from lab.checks.suite import LEAKS, SLOW, CheckResult, check_trained, list_checks, run_fresh, run_suite
 
 __all__ = [
-    'ITERATIONS', 'SLOW', 'SMALL', 'CheckResult', 'Failed', 'Leak', 'assert_close', 'assert_grads_close',
-    'below_chance', 'cached_decoding', 'capture_embeddings', 'causal', 'choices', 'covering_options',
-    'declared_leak', 'different_tokens', 'fast_path', 'frozen_rng_and_buffers', 'greedy_generation',
-    'has_leak', 'is_valid', 'iteration', 'jacobian', 'leak_reason', 'leak_rules', 'list_checks', 'logits_of',
-    'neutral_is_base', 'neutral_options', 'one_graph', 'outputs_and_grads', 'plain_loss', 'round_trip',
-    'row_swap', 'run_suite', 'shake_weights', 'shared_start', 'small', 'stateless', 'suffix_swap', 'tokens',
-    'train_small', 'trains', 'uniform_tokens', 'uses_rng',
+    'ITERATIONS', 'LEAKS', 'SLOW', 'SMALL', 'CheckResult', 'Failed', 'Leak', 'assert_close',
+    'assert_grads_close', 'below_chance', 'cached_decoding', 'capture_embeddings', 'causal', 'check_trained',
+    'choices', 'covering_options', 'declared_leak', 'different_tokens', 'fast_path', 'frozen_rng_and_buffers',
+    'greedy_generation', 'has_leak', 'is_valid', 'iteration', 'jacobian', 'leak_reason', 'leak_rules',
+    'list_checks', 'logits_of', 'neutral_is_base', 'neutral_options', 'one_graph', 'outputs_and_grads',
+    'plain_loss', 'round_trip', 'row_swap', 'run_fresh', 'run_suite', 'shake_weights', 'shared_start', 'small',
+    'stateless', 'suffix_swap', 'tokens', 'train_small', 'trains', 'uniform_tokens', 'uses_rng',
 ]

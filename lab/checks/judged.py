@@ -12,12 +12,12 @@ import torch
 
 from core.device.machine import Machine
 from core.rng import generator
-from core.training.evaluation import batch_rows
+from core.training.evaluation import batch_rows, token_losses
 from lab.checks.decoding import cached_decoding
 from lab.checks.failures import Leak, require
 from lab.checks.locate import first_difference
 from lab.checks.models import different_tokens, iteration
-from lab.checks.precision import EPS, ROUNDINGS, Float64, float64_copy, largest_change, rounding
+from lab.checks.precision import EPS, Float64, float64_copy, is_rounding, largest_change
 from lab.checks.settings import leak_reason
 from lab.checks.state import State, same, same_circumstances
 from model import Step
@@ -36,7 +36,7 @@ class Case:
     idx: torch.Tensor           # tokens (B, T), B as in evaluation and training
     max_iters: int
     training: bool = False
-    eps: float = 0.0            # relative rounding error of its products
+    eps: float = 0.0            # a few times the relative rounding error of its products
     wide: bool = False          # float64, whatever the machine's dtype
 
     @property
@@ -46,20 +46,21 @@ class Case:
     def iteration(self, it):
         return iteration(it).to(self.idx.device)
 
-    @torch.no_grad()
     def logits(self, idx, it=None, targets=None, seed=0, restore=True):
         """Returns the logits of all positions (B, T, V), as evaluation or training computes them.
 
         Evaluation is given no targets unless a check asks for it. restore: the pass leaves no trace.
         """
         model, it = self.model.train(self.training), self.iteration(self.max_iters if it is None else it)
-        step = Step(it=it, all_positions=not self.training)
+        # evaluation asks for statistics and has no gradient
+        step = Step(it=it) if self.training else Step(it=it, stats={}, all_positions=True)
         if self.training and targets is None:
             targets = random_tokens(idx, model.config.vocab_size, 'targets')
         circumstances = same_circumstances(model, seed) if restore else contextlib.nullcontext()
-        with circumstances, Float64() if self.wide else self.machine.precision():
+        with (torch.set_grad_enabled(self.training), circumstances,
+              Float64() if self.wide else self.machine.precision()):
             logits, _ = model(idx, targets, step)
-        return logits
+        return logits.detach()
 
     def in_float64(self):
         """Returns the case with a copy of the model in float64."""
@@ -165,48 +166,45 @@ def swap_at(case, base, times, it=None, seed=0):
 def explain(case, mixed, later, it):
     """Raises Leak for a change of logits before t that rounding does not explain.
 
-    It must be as small as rounding in the model's own precision, and in float64 throughout as well.
+    Not in the model's own precision, and not in float64 throughout.
     """
     for view in case, case.in_float64():
-        before = ~later.to(view.idx.device)
-        mixed = mixed.to(view.idx.device)
-        base = view.logits(view.idx, it)
-        size = largest_change(view.logits(mixed, it), base) * before # (B, T)
-        # what the same pass gives again differs on devices whose sums have no order
-        run = lambda: view.logits(view.idx, it)
-        limit = ROUNDINGS * max(rounding(view.model, view.eps, run, base), largest_change(run(), base).max().item())
-        if size.max() > limit:
-            raise Leak(describe_swap(view, mixed, before, size > limit, it))
+        mixed, kept = mixed.to(view.idx.device), ~later.to(view.idx.device)
+        run = partial(view.logits, it=it)
+        size = largest_change(run(mixed), run(view.idx)) * kept # (B, T)
+        if size.any() and not is_rounding(view.model, view.eps, run, view.idx, mixed, kept):
+            raise Leak(describe_swap(view, mixed, kept, size, it))
 
 
-def describe_swap(case, mixed, before, moved, it):
-    """Returns the message for logits that moved (B, T) although their own past stayed as it was."""
-    # the row whose tokens change first
-    leaky = moved.any(-1)
-    row = min(leaky.nonzero()[:, 0].tolist(), key=lambda r: int(before[r].sum()))
-    t = int(before[row].sum())
-    at_it = '' if it is None else f' at iteration {it:g}'
+def describe_swap(case, mixed, kept, size, it):
+    """Returns the message for logits that changed by size (B, T) although their own past was kept (B, T)."""
+    # of the rows that change much, the one whose tokens differ from the earliest position on
+    largest = size.amax(-1) # (B,)
+    row = min((largest > 0.01 * largest.max()).nonzero()[:, 0].tolist(), key=lambda r: int(kept[r].sum()))
+    t, T = int(kept[row].sum()), kept.size(1)
+    run = partial(case.logits, it=it)
+    base, where = run(case.idx), f'in {case.mode}' + ('' if it is None else f' at iteration {it:g}')
+    changes = lambda idx: largest_change(run(idx), base)[row, :t] # (t,)
 
-    # only this row's later tokens, then only the other rows
-    alone, rest = case.idx.clone(), mixed.clone()
-    alone[row], rest[row] = mixed[row], case.idx[row]
-    run = lambda idx: case.logits(idx, it)
-    base = run(case.idx)
-    if largest_change(run(alone), base)[row, :t].any():
+    # only this row's later tokens
+    alone = case.idx.clone()
+    alone[row] = mixed[row]
+    if (change := changes(alone)).any():
         # which token it sees: usually the next one
         seen, idx = f'tokens from {t} on', alone
-        for q in dict.fromkeys([*range(t, min(t + 4, before.size(1))), before.size(1) - 1]):
+        for q in dict.fromkeys([*range(t, min(t + 4, T)), T - 1]):
             single = case.idx.clone()
             single[row, q] = mixed[row, q]
-            if largest_change(run(single), base)[row, :t].any():
-                seen, idx = f'token {q}', single
+            if (by_one := changes(single)).any():
+                seen, idx, change = f'token {q}', single, by_one
                 break
-        p = int((largest_change(run(idx), base)[row, :t] > 0).nonzero()[0])
-        return f'position {p} sees {seen}, {first_difference(case.model, run, case.idx, idx, row, t)} in {case.mode}{at_it}'
-    if largest_change(run(rest), base)[row].any():
-        where = first_difference(case.model, run, case.idx, rest, row, before.size(1))
-        return f'row {row} sees other rows of the batch, {where} in {case.mode}{at_it}'
-    return f'logits of row {row} before {t} change, but only with changes in several rows, in {case.mode}{at_it}'
+        first = first_difference(case.model, run, case.idx, idx, row, t)
+        return f'position {change.argmax()} sees {seen}, {first} {where}'
+    # only the other rows
+    rest = mixed.clone()
+    rest[row] = case.idx[row]
+    first = first_difference(case.model, run, case.idx, rest, row, T)
+    return f'row {row} sees other rows of the batch, {first} {where}'
 
 
 # -----------------------------------------------------------------------------
@@ -350,47 +348,60 @@ def decodes(case):
     cached_decoding(float64_copy(case.model, 'cpu'), its=[case.max_iters], cuts=[sizes])
 
 
+@torch.no_grad()
+def reports_cross_entropy(case):
+    """Checks that the loss that the model reports in evaluation is the cross entropy of its logits."""
+    idx = case.idx[:min(4, affordable(case, CPU_FLOPS['iterations'])[0])]
+    given = random_tokens(idx, case.model.config.vocab_size, 'targets')
+    with same_circumstances(case.model), case.machine.precision():
+        logits, loss = case.model.eval()(idx, given, Step(it=case.iteration(case.max_iters)))
+    want, got = token_losses(logits, given).mean().item(), loss.item()
+    # half-precision logits have a loss of as many digits
+    require(abs(got - want) <= max(1e-4, case.eps) * want,
+            f'in evaluation the model reports a loss of {got:.4f}, where the cross entropy of its logits is {want:.4f}')
+
+
 # -----------------------------------------------------------------------------
 # all of them
 
-def list_judged_checks(one, two, m, idx, rows, max_iters, declared=None):
+def list_judged_checks(one, two, m, o, idx):
     """Yields (name, check) for models in the circumstances in which they are judged.
 
-    one, two: the same model twice, or with other weights, so that what one shuts the other opens. idx: tokens
-    (B, T); rows: those of a batch in training. declared: the variant's reason to leak in training, or None.
+    one, two: the same model twice, or with other weights, so that what one shuts the other opens. m: the
+    Machine; o: train.py's Options; idx: tokens (B, T).
     """
-    evaluation = case_of(one, m, idx, max_iters)
-    cases = [case_of(two, m, idx, max_iters)]
+    evaluation = case_of(one, m, idx, o.max_iters)
+    cases = [case_of(two, m, idx, o.max_iters)]
     yield 'leaks as judged, evaluation', lambda: swap(evaluation, CPU_FLOPS['evaluation'])
-    if not declared:
-        cases.append(case_of(two, m, idx[:rows], max_iters, training=True))
+    # evaluation must be causal even where training has a leak that the variant declares
+    if leak_reason(o.variant, dataclasses.asdict(one.config)) is None:
+        cases.append(case_of(two, m, idx[:o.batch_size], o.max_iters, training=True))
         # in the middle of training, where schedules are under way
-        yield 'leaks as judged, training', lambda: swap(cases[1], CPU_FLOPS['training'], max_iters // 2)
+        yield 'leaks as judged, training', lambda: swap(cases[1], CPU_FLOPS['training'], o.max_iters // 2)
     for case in cases:
         for check in iterations, targets, state:
             yield f'leaks as judged, {check.__name__}, {case.mode}', partial(check, case)
     yield 'decoding as judged', lambda: decodes(evaluation)
+    yield 'loss as judged', lambda: reports_cross_entropy(evaluation)
 
 
-def list_fresh_checks(build_model, m, idx, rows, max_iters, declared=None):
-    """Yields (name, check) for models that build_model() returns, their weights moved; the rest is as above."""
+def list_fresh_checks(build_model, m, o, data):
+    """Yields (name, check) for models that build_model() returns, their weights moved away from their start.
+
+    m: the Machine; o: train.py's Options; data: the Dataset.
+    """
     models = []
     for sign in 1, -1:
         models.append(build_model().to(m.device))
         move_weights(models[-1], sign)
-    yield from list_judged_checks(*models, m, idx, rows, max_iters, declared)
+    yield from list_judged_checks(*models, m, o, judged_tokens(m, o, data))
 
 
 def list_trained_checks(model, m, o, data):
-    """Yields (name, check) for a trained model, on text of the validation split.
-
-    o: train.py's Options. What the model and its mode were, they are again afterwards.
-    """
+    """Yields (name, check) for a trained model; its weights and its mode stay as they are."""
     was_training = model.training
-    idx = judged_tokens(m, o, data)
-    declared = leak_reason(o.variant, dataclasses.asdict(model.config))
     try:
-        yield from list_judged_checks(model, model, m, idx, o.batch_size, o.max_iters, declared)
+        yield from list_judged_checks(model, model, m, o, judged_tokens(m, o, data))
     finally:
         model.train(was_training)
 

@@ -14,35 +14,39 @@ def first_difference(model, run, one, two, row, end):
 
     def record(event, x):
         # parts of a batch, or of a row, cannot be compared
-        if isinstance(x, torch.Tensor) and x.ndim > 2 and x.shape[:2] == one.shape:
+        if isinstance(x, torch.Tensor) and x.ndim > 1 and x.shape[:2] == one.shape:
             recorded.append((event, x[row, :end].detach().clone()))
         else:
             recorded.append((event, None))
 
     want, got = (trace(model, run, idx, recorded, record) for idx in (one, two))
+    first = None
     for (event, a), (_, b) in zip(want, got):
         if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
-            return f'first in {event} ({(a - b).abs().max().item():.1e})'
-    return 'first in GPT'
+            first = first or event
+            # of tokens, the size says nothing
+            if a.is_floating_point():
+                return f'first in {first} ({(a - b).abs().max().item():.1e})'
+    return f'first in {first or "GPT"}'
 
 
 def trace(model, run, idx, recorded, record):
     """Returns [(event, activations)] of a pass, in the order of the passes' calls."""
     recorded.clear()
+    names = {module: short(name) for name, module in model.named_modules()}
     stack, hooks = [], []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=short(name): enter(name, args)))
-        hooks.append(module.register_forward_hook(lambda m, args, out, name=short(name): leave(name, out)))
 
-    def enter(name, args):
+    def enter(module, args):
         # what differs on the way in was made by the code around the module
         around = stack[-1] if stack else 'GPT'
-        record(f'{around} before {name}', first_tensor(args))
-        stack.append(name)
+        record(f'{around} before {names[module]}', first_tensor(args))
+        stack.append(names[module])
 
-    def leave(name, out):
+    def leave(module, args, out):
         stack.pop()
-        record(name, first_tensor(out))
+        record(names[module], first_tensor(out))
+    for module in names:
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         run(idx)
     finally:

@@ -7,9 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.rng import generator
 
-EPS = dict(float64=2.0 ** -52, float32=2.0 ** -23, tf32=2.0 ** -10, float16=2.0 ** -10, bfloat16=2.0 ** -7)
-# A change is rounding if it is at most this many times what a perturbation as small as rounding makes
-ROUNDINGS = 32
+# Relative changes of weights that make all rounding errors anew: a few times those errors
+EPS = dict(float64=2.0 ** -48, float32=2.0 ** -20, tf32=2.0 ** -9, float16=2.0 ** -9, bfloat16=2.0 ** -6)
+# The mean correlation from which on changes are more than rounding: it is 0 for rounding, and near 1 for a leak
+CORRELATED = 0.25
 WIDER = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 WIDER |= dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
 
@@ -34,12 +35,12 @@ def float64_throughout(model):
 
 
 @contextlib.contextmanager
-def perturbed(model, eps):
+def perturbed(model, eps, seed):
     """Multiplies each parameter, element by element, by 1 + eps times normal noise, and puts it back."""
     before = [(p, p.data) for p in model.parameters()]
     try:
         for i, (p, data) in enumerate(before):
-            noise = torch.randn(data.shape, generator=generator('perturbed', i)).to(data)
+            noise = torch.randn(data.shape, generator=generator('perturbed', seed, i)).to(data)
             p.data = data * (1 + eps * noise)
         yield
     finally:
@@ -52,10 +53,18 @@ def largest_change(logits, base):
     return (logits.double() - base.double()).abs().amax(-1)
 
 
-def rounding(model, eps, run, base):
-    """Returns by how much logits change when every weight changes by a rounding error, at a median position.
+def is_rounding(model, eps, run, one, two, kept):
+    """Returns True if rounding explains why logits change at positions `kept` (B, T) from tokens one to two.
 
-    run() returns the logits (B, T, V), and base is what it returned. eps: of the model's products, relative.
+    run(idx) returns logits (B, T, V); eps: a few times the relative rounding error. Where the
+    order of a sum depends on other tokens, as in a Fourier transform, the change is as random as its digits:
+    with weights that differ by a rounding error it is another one. What a leak adds stays.
     """
-    with perturbed(model, eps):
-        return largest_change(run(), base).median().item()
+    changes = []
+    for seed in range(4):
+        with perturbed(model, eps if seed else 0.0, seed):
+            change = (run(two).double() - run(one).double())[kept] # (positions, V)
+        changes.append(change / change.norm().clamp(min=torch.finfo(torch.float64).tiny))
+    # of all pairs
+    total = sum(changes).norm().square() - sum(change.norm().square() for change in changes)
+    return total.item() / 12 < CORRELATED

@@ -10,6 +10,7 @@ from lab.checks.causality import causal, declared_leak, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
 from lab.checks.equality import neutral_is_base, one_graph
 from lab.checks.failures import Failed, Leak
+from lab.checks.judged import list_fresh_checks, list_trained_checks
 from lab.checks.learning import uniform_tokens
 from lab.checks.models import small, train_small
 from lab.checks.settings import leak_reason, leak_rules, neutral_options
@@ -44,6 +45,23 @@ def list_checks(variant, fast=False, **options):
         rest = '+'.join(other for other in names if other != name) or 'base'
         found.append((f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)))
     return [(name, check) for name, check in found if not (fast and name.startswith(SLOW))]
+
+
+def run_fresh(build_model, m, o, data, leaks=None):
+    """Runs checks of new models of an arm as they will be judged, and yields a CheckResult after each.
+
+    build_model() returns the model. m: the Machine; o: train.py's Options; data: the Dataset. leaks: as for
+    run_suite().
+    """
+    yield from run_checks(list_fresh_checks(build_model, m, o, data), leaks)
+
+
+def check_trained(model, m, o, data):
+    """Returns a CheckResult for each check of a trained model as it is judged, on text of the validation split.
+
+    m, o, data: as for run_fresh(). The model stays as it is.
+    """
+    return list(run_checks(list_trained_checks(model, m, o, data)))
 
 
 def neutral(variant, name, rest):
@@ -86,20 +104,25 @@ def causal_across_blocks(make, training):
     suffix_swap(model.train(training), times=(127, 128, 129))
 
 
-def run_suite(variant, fast=False, **options):
-    """Runs the checks of list_checks() and yields a CheckResult after each."""
+def run_suite(variant, fast=False, leaks=None, **options):
+    """Runs the checks of list_checks() and yields a CheckResult after each.
+
+    leaks: True runs those for leaks alone, False all others.
+    """
     threads = torch.get_num_threads()
     # models this small are slower with more threads
     torch.set_num_threads(1)
     try:
-        yield from run_checks(list_checks(variant, fast, **options))
+        yield from run_checks(list_checks(variant, fast, **options), leaks)
     finally:
         torch.set_num_threads(threads)
 
 
-def run_checks(found):
+def run_checks(found, leaks=None):
     """Runs checks, (name, check) each, and yields a CheckResult after each; none keeps the next from running."""
     for name, check in found:
+        if leaks is not None and leaks != name.startswith(LEAKS):
+            continue
         t0, why = time.perf_counter(), ''
         try:
             status = 'declared leak seen' if check() else 'ok'

@@ -19,8 +19,10 @@ def prepare(study, runner, factors):
     """
     o, findings = study.options, study.findings
     # leak checks first, because they may refuse an arm
-    if o.check:
-        findings.checks = check_arms(study, runner)
+    # older commands and studies say True or False
+    which = {True: 'all', False: 'none'}.get(o.check, o.check)
+    if which != 'none':
+        findings.checks = check_arms(study, runner, which)
     # from here on the arms have their final learning rates
     if factors:
         findings.sweep = sweep_lr(study, runner, factors)
@@ -42,21 +44,21 @@ def prepare(study, runner, factors):
     findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
 
 
-def check_arms(study, runner):
-    """Returns {arm: dict(status, lines, why)}, the results of the leak suite's fast part.
+def check_arms(study, runner, which):
+    """Returns {arm: dict(status, lines, why)}, the results of its checks.
 
-    Raises Stop if an arm fails a check, or has a leak that its variant does not declare.
+    which: all, or leaks alone. Raises Stop if an arm fails a check, or has a leak that its variant does not
+    declare.
     """
     # filled in the order in which the arms' checks end
     found = {}
-    for task, result in runner.run([CheckTask(arm) for arm in study.arms]):
+    for task, result in runner.run([CheckTask(arm, which) for arm in study.arms]):
         arm = task.arm
         if why := failure(result):
-            raise Stop(f'arm {arm.name}: its variant cannot be checked: {why}')
+            raise Stop(f'arm {arm.name}: its variant cannot be checked: {why}; --check=none trains it unchecked')
         outcomes = result.value # [(check, what it found, why it failed)]
-        for name, _, why in outcomes:
-            if why:
-                raise Stop(f'arm {arm.name}: {name}: {why}; --check=False trains it all the same')
+        if failed := [(name, why) for name, _, why in outcomes if why]:
+            raise Stop(refusal(arm.name, failed))
         # a leak that the variant declares for these options
         why = checks.leak_reason(arm.options.variant, arm.variant_args)
         lines = [f'{name}: {line}' for name, line, _ in outcomes]
@@ -68,6 +70,19 @@ def check_arms(study, runner):
             also = f', {declared} declared leaks of other options seen' if declared else ''
             print(f'leak suite, {arm.name}: {len(outcomes)} checks ok{also}')
     return {arm.name: found[arm.name] for arm in study.arms}
+
+
+def refusal(arm, failed):
+    """Returns the message for the checks that an arm failed, (check, why) each, and prints all but the first."""
+    for name, why in failed[1:]:
+        print(f'arm {arm}: {name}: {why}')
+    name, why = failed[0]
+    # what is wrong beside leaks must not turn off the checks for leaks
+    if name.startswith(checks.LEAKS):
+        advice = 'a leak in training can be declared in LEAKS, --check=none trains without any check'
+    else:
+        advice = '--check=leaks looks for leaks alone'
+    return f'arm {arm}: {name}: {why}; {advice}'
 
 
 def failure(result):

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import torch
 
 import train
+from core.data.dataset import Dataset
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
 from core.errors import BAD_INPUT, DIVERGED, Stop, out_of_memory
@@ -64,8 +65,9 @@ class TaskGroup:
 
 @dataclass
 class CheckTask:
-    """Check one arm for leaks. The result's value: [(check, what it found, why it failed or '')]."""
+    """Check one arm. The result's value: [(check, what it found, why it failed or '')]."""
     arm: Arm
+    which: str = 'all'          # or leaks
 
     @property
     def affinity(self):
@@ -106,7 +108,7 @@ def run_task(task, slot, worker_state):
             except Exception as error:
                 return [failed_run(one, error, worker_state) for one in task.tasks]
     try:
-        value = check_arm(task) if isinstance(task, CheckTask) else time_arms(task, slot, worker_state)
+        value = check_arm(task, slot) if isinstance(task, CheckTask) else time_arms(task, slot, worker_state)
         return TaskResult('done', value=value)
     except Exception as error:
         return result_of_error(error, worker_state)
@@ -284,10 +286,20 @@ def sample_text(m, data, model, o):
 # -----------------------------------------------------------------------------
 # checking and timing
 
-def check_arm(task):
-    """Runs the leak suite without its slow part; returns [(check, what it found, why it failed or '')]."""
-    outcomes = checks.run_suite(task.arm.options.variant, fast=True, **task.arm.variant_args)
-    return [(c.name, c.status, c.why or '') for c in outcomes]
+def check_arm(task, slot):
+    """Runs the checks of an arm, those for leaks first; returns [(check, what it found, why it failed or '')].
+
+    First its own model, on the device and in the circumstances in which it is judged, then small ones, in
+    more settings and in float64.
+    """
+    arm, o = task.arm, task.arm.options
+    m = machine(slot.device or o.device, o.dtype, False)
+    data = Dataset(o.dataset, arm.model_args['block_size'], m.device)
+    outcomes = []
+    for leaks in (True, False) if task.which == 'all' else (True,):
+        outcomes += checks.run_fresh(lambda: arm.build(o.seed), m, o, data, leaks)
+        outcomes += checks.run_suite(o.variant, fast=True, leaks=leaks, **arm.variant_args)
+    return [(c.name, c.status, c.why) for c in outcomes]
 
 
 def time_arms(task, slot, worker_state):
