@@ -442,6 +442,16 @@ def test_a_file_of_losses_has_only_losses(tmp_path):
     assert list(rows_of(page.tables[0])) == ['base', 'bad', 'good']
 
 
+@pytest.mark.parametrize('up', [True, False])
+def test_the_largest_gain_comes_first(up):
+    r = from_file()
+    r['plan']['higher_is_better'] = up
+    for c, mean in zip(r['comparisons'], (0.01, 0.02)):
+        c |= dict(verdict='better', mean=mean)
+    names = [v.title for v in read_report(r).verdicts]
+    assert names == (['base', 'bad', 'good'] if up else ['base', 'good', 'bad'])
+
+
 def test_fifty_arms_can_be_used(tmp_path):
     """Words instead of paragraphs, folded groups, a forest plot of all arms, curves of seven."""
     r = looking()
