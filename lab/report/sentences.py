@@ -5,7 +5,6 @@ from lab.report.labels import (
     COSTS,
     EQUAL_COST,
     count,
-    format_chance,
     format_number,
     format_ratio,
     format_seeds,
@@ -131,16 +130,12 @@ def interval_text(r, interval, percent=''):
 
 
 def difference_sentence(r, c):
-    """Returns a comparison's difference with its interval, its runs, and the chances that go with it."""
+    """Returns a comparison's difference with its interval and its runs."""
     parts = ['no mean difference' if c.mean is None else
              in_units(r, c.mean) + interval_text(r, c.interval, r.plan.percent)]
     if c.n is not None:
         runs = count(c.n, 'seed' if c.paired else 'run')
         parts.append(runs if c.n_base in (None, c.n) else f'{runs} against {c.n_base} of the baseline')
-    if c.shrunk is not None:
-        parts.append(f'corrected for luck {in_units(r, c.shrunk)}')
-    if c.p_better is not None:
-        parts.append(f'P(better) {format_chance(c.p_better)}')
     return '; '.join(parts)
 
 
@@ -207,9 +202,15 @@ def warning_sentences(r):
         subject = ', '.join(names) if len(names) < len(r.arms) else 'All arms'
         yield f'{subject}: leak suite: {finding}.'
     for arm in r.arms:
-        for check, outcome in arm.checks.outcomes.items():
-            if str(outcome).startswith('crashed'):
-                yield f'{arm.name}: the check {check} {outcome}; it says nothing about this arm.'
+        for line in check_lines(arm.checks):
+            if 'crashed in' in line:
+                yield f'{arm.name}: {line}. A check that crashed says nothing about the arm.'
+
+
+def check_lines(checks):
+    """Returns a line for each check: what it found, or only its outcome."""
+    outcomes = [f'{check}: {outcome}' for check, outcome in checks.outcomes.items()]
+    return checks.lines + [line for line in outcomes if line not in checks.lines]
 
 
 # -----------------------------------------------------------------------------
@@ -270,9 +271,9 @@ def statistics_sentences(r):
     yield (f'Equivalent: two one-sided tests show that the difference is within {delta}, set in advance. '
            'Can\'t tell: neither is shown; this is not "no effect".')
     if any(c.shrunk is not None for c in compared):
-        yield ('Corrected for luck: an arm that is called better was also lucky, the more so if it was '
-               'decided early or is the best of many. This estimate is pulled towards zero by as much as '
-               'that is worth on average.')
+        yield ('Shrunk: the difference to expect, if ideas are as published ones are. A claim that is picked '
+               'because it looks good overstates, and this takes off what that is worth on average. P(better) '
+               f'and P(within {delta}) come from the same.')
     if any(c.text_interval or c.step_equivalents for c in compared):
         yield ('The interval over text says how far the difference could move on other text of the same '
                "kind, with these seeds. Steps: the baseline's iterations that the difference is worth at the "

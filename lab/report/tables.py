@@ -11,11 +11,12 @@ from lab.report.labels import (
     verdict_class,
     with_minus_signs,
 )
+from lab.report.sentences import check_lines
 
 # the columns of the tables of verdicts and of statistics, explained below them
 COLUMNS = {
     'difference': 'arm minus baseline, with its interval',
-    'corrected': 'the difference, corrected for the luck that an arm with a verdict had',
+    'shrunk': 'the difference to expect: a claim picked because it looks good overstates',
     'P(better)': 'chance that the arm is truly better',
     'P(within)': 'chance that the difference is truly within ±delta',
     'runs': "that came to their end, of those planned; against: the baseline's",
@@ -31,7 +32,7 @@ COLUMNS = {
     'wins': 'seeds at which the arm is better',
     'P(imp)': 'chance that a run of the arm beats a run of the baseline',
     'MDE80': 'the difference that 4 of 5 such studies would find',
-    'raw': 'the difference before it was corrected',
+    'raw': 'the difference before it was corrected for an early stop',
     'decided at': 'runs of the arm',
     'other text': 'interval of the difference over text',
     'steps': 'baseline iterations that the difference is worth; minus: lost',
@@ -111,7 +112,7 @@ def verdict_table(r):
         'arm': name_cell(title),
         'verdict': Cell(verdict, verdict, verdict_class(verdict), note='suspicious' * bool(c.suspicions)),
         'difference': difference_cell(c.mean, c.interval),
-        'corrected': difference_cell(c.shrunk, c.shrunk_interval),
+        'shrunk': difference_cell(c.shrunk, c.shrunk_interval),
         'P(better)': chance_cell(c.p_better),
         'P(within)': chance_cell(c.p_within),
         'runs': runs_cell(arm, c),
@@ -199,12 +200,6 @@ def arms_table(r):
         'leak suite': Cell(arm.checks.status, details=check_lines(arm.checks)),
         'why': Cell(arm.checks.why or '–'),
     } for arm in r.arms])
-
-
-def check_lines(checks):
-    """Returns a line for each check: what it found, or only its outcome."""
-    outcomes = [f'{check}: {outcome}' for check, outcome in checks.outcomes.items()]
-    return checks.lines + [line for line in outcomes if line not in checks.lines]
 
 
 def failed_table(r):

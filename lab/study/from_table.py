@@ -1,5 +1,6 @@
 """The report of losses trained elsewhere: verdicts on them, without curves, prices, checks or samples."""
 import dataclasses
+import re
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 
@@ -42,7 +43,8 @@ def report_losses(losses, baseline, o, folder, command, created, metric=''):
             level=verdicts.level))
     plan = TablePlan(verdicts.seeds, o.delta, o.alpha, o.looks or None, f'{metric or "loss"}, as given',
                      unit=unit, higher_is_better=o.higher_is_better)
-    table = text_table(verdicts).replace(', in nats', f', in {unit}' if unit else '')
+    # the table's legend names nats
+    table = re.sub(', (in )?nats', lambda _: f', in {unit}' if unit else '', text_table(verdicts))
     report = Report(folder.name, command, None, created, plan, dict(versions=versions()), arms, comparisons,
                     [table])
 

@@ -261,7 +261,7 @@ def test_text_of_users_stays_text(name, harmless_page, tmp_path):
 NUMBERS = [ # column, field of lab.stats, digits shown
     ('difference', 'mean', 4), ('p', 'holm_p', 3), ('p alone', 'p', 3), ('flip p', 'flip_p', 3), ('sd of d', 'sd', 4),
     ('rho', 'rho', 2), ('P(imp)', 'p_improve', 2), ('MDE80', 'mde', 4), ('steps', 'step_equivalents', 0),
-    ('raw', 'raw_mean', 4), ('corrected', 'shrunk', 4), ('decided at', 'decided_at', 0),
+    ('raw', 'raw_mean', 4), ('shrunk', 'shrunk', 4), ('decided at', 'decided_at', 0),
     ('P(better)', 'p_better', 2), ('P(within)', 'p_within', 2),
 ]
 
@@ -292,7 +292,7 @@ def same_numbers(page, comparisons):
             shown = shown.split('[')[0]
             if shown[0] not in '<>':
                 assert number(shown) == pytest.approx(c[field], abs=0.5001 * 10 ** -digits), title
-        intervals = ('difference', 'interval'), ('corrected', 'shrunk_interval'), ('other text', 'text_interval')
+        intervals = ('difference', 'interval'), ('shrunk', 'shrunk_interval'), ('other text', 'text_interval')
         for title, field in intervals:
             ends = cells.get(title, ('', None))[0].partition('[')[2].rstrip(']')
             shown = [number(x) for x in ends.split(', ')] if ends else []
@@ -382,7 +382,7 @@ def test_a_study_with_looks(tmp_path, no_charts):
                   "Against a baseline trained as long: can't tell; 3 more runs (+0.0011 nats, interval -0.0100",
                   'differs from itself by 0.0040 nats', "Welch's test, because <stored> runs cost nothing.",
                   'stands on 12 runs: 10 that were stored before in out-ab/runs/5f, 2 trained',
-                  'early: the check decode crashed in h.0.attn', '1.11 × [1.08, 1.13] ms a step', '4 runs against 12'):
+                  'early: decode: crashed in h.0.attn. A check', '1.11 × [1.08, 1.13] ms a step', '4 runs against 12'):
         assert words in said, words
     assert 'sign-flip' not in plan_of(page) and 'does not assume equal spreads' in plan_of(page)
 
@@ -440,6 +440,16 @@ def test_a_file_of_losses_has_only_losses(tmp_path):
     assert '+0.0095 accuracy, 95 %' in said
     # the arm that is higher comes first
     assert list(rows_of(page.tables[0])) == ['base', 'bad', 'good']
+
+
+@pytest.mark.parametrize('up', [True, False])
+def test_the_largest_gain_comes_first(up):
+    r = from_file()
+    r['plan']['higher_is_better'] = up
+    for c, mean in zip(r['comparisons'], (0.01, 0.02)):
+        c |= dict(verdict='better', mean=mean)
+    names = [v.title for v in read_report(r).verdicts]
+    assert names == (['base', 'bad', 'good'] if up else ['base', 'good', 'bad'])
 
 
 def test_fifty_arms_can_be_used(tmp_path):
