@@ -1,12 +1,14 @@
 """Preparations before training: leak checks, learning rates, prices, and matched baselines."""
 import dataclasses
 
+from core import ROOT
 from core.errors import Stop
 from core.run.files import read_json
 from lab import checks
 from lab.study.arm import matched_baseline, scale_lr
 from lab.study.pool import WorkerDied
 from lab.study.results import load_run
+from lab.study.store import RUNS, code_hash
 from lab.study.study import write_json
 from lab.study.worker import CheckTask, PriceTask
 from lab.timing import holds_one, ratio_text
@@ -50,9 +52,12 @@ def check_arms(study, runner, which):
     which: all, or leaks alone. Raises Stop if an arm fails a check, or has a leak that its variant does not
     declare.
     """
+    # what the store knows of this very arm is not looked for again
+    found = {arm.name: stored for arm in study.arms if (stored := stored_checks(study, arm, which))}
+    if found:
+        print(f'checked before, and ok: {", ".join(found)}')
     # filled in the order in which the arms' checks end
-    found = {}
-    for task, result in runner.run([CheckTask(arm, which) for arm in study.arms]):
+    for task, result in runner.run([CheckTask(arm, which) for arm in study.arms if arm.name not in found]):
         arm = task.arm
         if why := failure(result):
             raise Stop(f'arm {arm.name}: its variant cannot be checked: {why}; --check=none trains it unchecked')
@@ -69,7 +74,25 @@ def check_arms(study, runner, which):
         else:
             also = f', {declared} declared leaks of other options seen' if declared else ''
             print(f'leak suite, {arm.name}: {len(outcomes)} checks ok{also}')
+        write_json(checks_file(study, arm), dict(which=which, code=checks_code(), found=found[arm.name]))
     return {arm.name: found[arm.name] for arm in study.arms}
+
+
+def checks_file(study, arm):
+    """Returns the path of what checks have found in an arm."""
+    return RUNS / study.key(arm) / 'checks.json'
+
+
+def checks_code():
+    """Returns a hash of the code of the checks."""
+    return ' '.join(code_hash(path) for path in sorted(ROOT.glob('lab/checks/*.py')))
+
+
+def stored_checks(study, arm, which):
+    """Returns what these checks have found in this very arm before, or None."""
+    saved = read_json(checks_file(study, arm))
+    as_many = saved is not None and saved['which'] in (which, 'all')
+    return saved['found'] if as_many and saved['code'] == checks_code() else None
 
 
 def refusal(arm, failed):

@@ -25,6 +25,7 @@ from lab.study.schema import (
 from lab.study.store import DONE, FAILED
 from lab.study.study import is_null
 from lab.study.words import text_table, verdict_sentence
+from lab.suspicion import suspicions
 
 # runs of a baseline that stands beside a single arm, such as one trained as long
 MIN_MATCHED = 5
@@ -47,6 +48,7 @@ class RunResult:
     windows: list = field(default_factory=list)     # loss of each validation window, in order
     positions: list = field(default_factory=list)   # loss at each position of the context
     sample: str | None = None
+    checks: list | None = None      # of its trained model: [[check, what it found, why it failed or '']]
     evaluations: list = field(default_factory=list) # from its log: [{iter, val_loss, train_loss, stats.NAME}]
 
 
@@ -79,6 +81,7 @@ def load_run(study, arm, seed):
             bits_per_byte=result.get('bits_per_byte'),
             seconds=result['seconds'], init=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
+            checks=record.get('checks'),
             evaluations=evaluations)
     # one that diverged or failed
     if failure := read_json(folder / FAILED):
@@ -323,19 +326,24 @@ def report_comparison(study, runs, verdicts, arm):
         common = {run.seed for run in baseline_runs} & {run.seed for run in arm_runs}
         baseline_runs, arm_runs = ([run for run in both if run.seed in common] for both in (baseline_runs, arm_runs))
     text = steps = None
+    doubts = [f'its trained model: {name}: {why}' for run in arm_runs for name, _, why in run.checks or () if why]
     # the mean over runs, for each validation window
     if baseline_runs and arm_runs:
         baseline_windows, arm_windows = (mean_columns([run.windows for run in both])
                                          for both in (baseline_runs, arm_runs))
         differences = [a - b for a, b in zip(arm_windows, baseline_windows)]
         text = stats.text_interval(differences, alpha=study.options.alpha)
+        text = text and [text['low'], text['high']]
+        losses = [statistics.mean(run.val_loss for run in both) for both in (arm_runs, baseline_runs)]
+        positions = [mean_columns([run.positions for run in both]) for both in (baseline_runs, arm_runs)]
+        doubts += suspicions(losses[0] - losses[1], losses[1], *positions, text, c.interval)
     # by the slope of the baseline's mean curve at its end
     if c.mean is not None:
         curve = curve_of(baseline_runs)
         steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))
     return ReportedComparison(
         **vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
-        level=verdicts.level, text_interval=text and [text['low'], text['high']], step_equivalents=steps)
+        level=verdicts.level, text_interval=text, step_equivalents=steps, suspicions=doubts)
 
 
 def price_columns(verdicts, prices):

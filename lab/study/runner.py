@@ -78,9 +78,10 @@ class Runner:
 
     def train_task(self, arm, seed):
         """Returns the TrainTask of a run. The first run of each arm is looked at more closely."""
-        study = self.study
+        study, o = self.study, self.study.options
         first = seed == next(iter(study.seeds.get(arm.name, [])), None)
-        return TrainTask(arm, seed, str(study.run_folder(arm, seed)), first, study.options.keep_checkpoints)
+        check = first and o.check not in ('none', False)
+        return TrainTask(arm, seed, str(study.run_folder(arm, seed)), first, check, o.keep_checkpoints)
 
     def width(self, arm):
         """Returns how many runs of an arm the machine trains at once for hardly more than the price of one."""

@@ -106,6 +106,7 @@ class ReportedComparison(Comparison):
     words: str                  # the verdict in a sentence
     level: float                # of the tests and the interval: alpha, or less at several looks
     text_interval: list | None = ABSENT # interval of the mean over other text of the same kind, same seeds
+    suspicions: list = ABSENT   # sentences: why this effect should not be believed without a look
     step_equivalents: float | None = ABSENT # baseline iterations that the mean is worth; above 0: saved
 
 

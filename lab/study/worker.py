@@ -44,7 +44,8 @@ class TrainTask:
     arm: Arm
     seed: int
     folder: str                 # the run's
-    first: bool = False         # the arm's first run: its model is checked, and some text of it is kept
+    first: bool = False         # the arm's first run: some text of its model is kept
+    check: bool = False         # its trained model is checked
     keep_checkpoints: bool = False
 
 
@@ -251,7 +252,8 @@ def train_claimed_run(task, device, signals):
     write_json(folder / DONE, dict(
         seed=seed, result=result, windows=val.windows, positions=val.positions,
         init=hash_initial_values(arm.build(seed)), batches=hash_batches(data, o),
-        sample=sample_text(m, data, model, o) if task.first else None))
+        sample=sample_text(m, data, model, o) if task.first else None,
+        checks=checked(checks.check_trained(model, m, o, data)) if task.check else None))
     if not task.keep_checkpoints:
         shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
     return result['val_loss']
@@ -299,7 +301,12 @@ def check_arm(task, slot):
     for leaks in (True, False) if task.which == 'all' else (True,):
         outcomes += checks.run_fresh(lambda: arm.build(o.seed), m, o, data, leaks)
         outcomes += checks.run_suite(o.variant, fast=True, leaks=leaks, **arm.variant_args)
-    return [(c.name, c.status, c.why) for c in outcomes]
+    return checked(outcomes)
+
+
+def checked(results):
+    """Returns [(check, what it found, why it failed or '')] of CheckResults."""
+    return [(c.name, c.status, c.why) for c in results]
 
 
 def time_arms(task, slot, worker_state):
