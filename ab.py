@@ -376,6 +376,9 @@ def publish(report, folder):
     write_page(d, folder)
     for table in report.tables:
         print(f'\n{table}')
+    for c in d['comparisons']:
+        for doubt in c.get('suspicions', ()):
+            print(f'\nsuspicious, {c["arm"]}: {doubt}')
     print(f'\n{folder}/report.html')
 
 
