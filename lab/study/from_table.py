@@ -30,8 +30,11 @@ def report_losses(losses, baseline, o, folder, command, created, metric=''):
     looks = parse_numbers(o.looks, 'looks', int) if o.looks else None
     # lower is better in all of lab.stats, so losses are turned around for it, and its findings back
     judged = {arm: {seed: turned(x, o) for seed, x in runs.items()} for arm, runs in losses.items()}
-    verdicts = shown(compare_arms(judged, baseline, o.delta, o.alpha, looks), o)
+    found = compare_arms(judged, baseline, o.delta, o.alpha, looks)
+    verdicts = shown(found, o)
     unit = o.unit or ('' if o.higher_is_better else 'nats')
+    # sentences say better and worse in place of signs, so they are those of the turned losses
+    words = {arm: verdict_sentence(c, found) for arm, c in found.comparisons.items()}
 
     arms, comparisons = [], []
     for arm in verdicts.arms:
@@ -39,19 +42,25 @@ def report_losses(losses, baseline, o, folder, command, created, metric=''):
         arms.append(ArmResult(arm, variant=None, baseline=arm == verdicts.baseline, options={}, runs=runs))
     for arm, c in verdicts.comparisons.items():
         comparisons.append(ReportedComparison(
-            **vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
-            level=verdicts.level))
+            **vars(c), arm=arm, baseline=verdicts.baseline, words=words[arm], level=verdicts.level))
     plan = TablePlan(verdicts.seeds, o.delta, o.alpha, o.looks or None, f'{metric or "loss"}, as given',
                      unit=unit, higher_is_better=o.higher_is_better)
-    # the table's legend names nats
-    table = re.sub(', (in )?nats', lambda _: f', in {unit}' if unit else '', text_table(verdicts))
+    report_table = table_in_words(verdicts, words, unit)
     report = Report(folder.name, command, None, created, plan, dict(versions=versions()), arms, comparisons,
-                    [table])
+                    [report_table])
 
     folder.mkdir(parents=True, exist_ok=True)
     saved = dict(losses=losses, baseline=baseline, metric=metric, command=command)
     write_json(folder / 'losses.json', saved | dict(options=dataclasses.asdict(o)))
     return report
+
+
+def table_in_words(verdicts, words, unit):
+    """Returns the text table with these sentences {arm: words}, and with this unit in place of nats."""
+    table = text_table(verdicts)
+    for arm, c in verdicts.comparisons.items():
+        table = table.replace(f'{arm}: {verdict_sentence(c, verdicts)}', f'{arm}: {words[arm]}')
+    return re.sub(', (in )?nats', lambda _: f', in {unit}' if unit else '', table)
 
 
 def turned(x, o):
