@@ -137,8 +137,9 @@ def compare_lost(base, var):
     lost, n_base, n_var = in_base + in_var, base.shape[1], var.shape[1]
     if not lost.any():
         return None, None
-    chance = scipy.stats.hypergeom(n_base + n_var, lost, n_var)
-    p = 2 * np.minimum(chance.cdf(in_var), chance.sf(in_var - 1)).clip(max=0.5)
+    runs = n_base + n_var, lost, n_var
+    fewer, more = scipy.stats.hypergeom.cdf(in_var, *runs), scipy.stats.hypergeom.sf(in_var - 1, *runs)
+    p = 2 * np.minimum(fewer, more).clip(max=0.5)
     return np.where(lost, p, np.nan), np.sign(in_var * n_base - in_base * n_var)
 
 

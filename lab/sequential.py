@@ -229,11 +229,10 @@ def chance_of_more(seen, drifts, k, level, log_ratio, design):
 # planning
 
 def runs_needed(base, var, design, delta, level, belief, p):
-    """Returns the smallest planned number of runs by which 4 of 5 studies that go on from here are decided, and
-    the share that are; or None, and the share at the last look.
+    """Returns the planned number of runs by which 4 of 5 studies that go on from here are decided, and their share.
 
-    base: (n_base,), var: (n,), runs so far; further ones are drawn with
-    the arm's sd around differences drawn from the belief. level: of the tests. p: the smallest so far.
+    (None, the share at the last look) if there is none. base: (n_base,), var: (n,), runs so far; further ones are
+    drawn with the arm's sd around differences drawn from the belief. level: of the tests. p: the smallest so far.
     """
     rng, n, last = np.random.default_rng(0), len(var), design.plan[-1]
     difference = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)

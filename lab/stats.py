@@ -138,7 +138,8 @@ def compare(base, var, delta=0.005, alpha=0.05, paired=True):
         c.mde = float(bars.sum() * look.se[0])
         # it has no say where the numbers of diverged runs decide
         if look.lost_p is None or look.lost_p[0] / LOST > look.p()[0] / (1 - LOST):
-            c.flip_p = sign_flip_test((var - base)[np.isfinite(base) & np.isfinite(var)])[0]
+            ends = np.isfinite(base) & np.isfinite(var)
+            c.flip_p = sign_flip_test(var[ends] - base[ends])[0]
     state(c, believe(differences(look), c.sd_base, delta))
     return c
 
