@@ -1,16 +1,16 @@
 """The gate of a loop: of a stream of ideas it keeps those that help, and rarely one that does nothing.
 
-Each idea is an arm against the stored runs of the baseline, judged at growing numbers of runs. The chance that
-a stream keeps any idea that does nothing is at most alpha, however long it is:
+Each idea is an arm against the stored runs of the baseline, judged at growing numbers of runs. The chance
+that a stream keeps any idea that does nothing is at most alpha, however long it is:
 
-level       What the k-th share of alpha allows, k^-1.3 / zeta(1.3) of it. An idea takes the largest share that
-            is free (alpha spending), before it trains, and is tested at half of it.
-keep        p <= level, one-sided, by the sequential test (lab/sequential.py), which allows other variances, and
-            by an exact rank test, which allows any distribution of the noise. The share is free again, as in
-            the fallback procedure (Wiens and Dmitrienko 2005).
-drop        Below the baseline in more than half of the pairs of a run of each, at the first look. Half of the
-            ideas that do nothing end here, so that the others may be charged twice their level and these
-            nothing (discarding: Tian and Ramdas 2021, "Online control of the familywise error rate").
+level       The k-th share of alpha is k^-1.3 / zeta(1.3) of it. An idea takes the largest share that is free
+            (alpha spending), before it trains, and is tested at half of it.
+keep        p <= level, one-sided, by the test of lab/look.py, which allows other variances, and by an exact
+            rank test, which allows any distribution of the noise; each look has a part of the level. The
+            share is free again, as in the fallback procedure (Wiens and Dmitrienko 2005).
+drop        At the first look, above the baseline in most of the pairs of a run of each. Half of the ideas
+            that do nothing end here, at no cost, so the others may cost twice their level (discarding: Tian
+            and Ramdas 2021, "Online control of the familywise error rate").
             Later: worse, equivalent, or a chance of less than FUTILE to be kept; this costs the share.
 undecided   The runs or the budget are used up.
 
@@ -44,7 +44,7 @@ from lab.sequential import LOOKS, Design, estimate, follow, word_at
 
 DECAY = 1.3         # of 1.1 to 1.5, the largest levels for the first 100 ideas
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
-FUTILE = 0.1        # costs .5 % of the ideas that are better by 2 sd, and halves the runs of those that are not
+FUTILE = 0.1        # loses .3 % of improvements by 2 sd, and halves the runs of ideas that do nothing
 EXIT_CODES = dict(keep=KEEP, drop=DROP, undecided=UNDECIDED)
 
 
@@ -109,13 +109,13 @@ class Claim:
 
 
 class Stream:
-    """The ideas of one loop, in a file that several processes may share. alpha is for all of them together."""
+    """The ideas of a loop, in a file that processes may share. alpha: the chance to keep any that does nothing."""
 
     def __init__(self, path, alpha=0.05):
         self.path, self.alpha = Path(path), alpha
 
     def claim(self, idea):
-        """Returns the idea's Claim, made now or by an earlier process. Stop if the file is not this stream's."""
+        """Returns the idea's Claim, made now or before. Stop if the file is not this stream's."""
         with self._locked() as records:
             claims, _ = replay(records)
             if idea.key not in claims:
@@ -175,11 +175,11 @@ class Stream:
             except (ValueError, TypeError, KeyError):
                 known = False
             if not known:
-                raise Stop(f'{self.path}:{n}: is not a record of a stream of ideas; without it the level that '
-                           'is left is unknown. Restore the line, or start a new stream by moving the file')
+                raise Stop(f'{self.path}:{n}: is not a record of a stream of ideas; restore the line, or move '
+                           'the file away, which starts a new stream')
             if record.get('alpha', self.alpha) != self.alpha:
-                raise Stop(f'alpha={self.alpha}: {self.path} spends {record["alpha"]} on its stream of ideas; '
-                           'it is fixed by the first idea')
+                raise Stop(f'alpha={self.alpha}: {self.path} spends {record["alpha"]} on its stream, as its '
+                           'first idea said')
             records.append(record)
         return records
 
@@ -286,15 +286,15 @@ def judge_look(base, arm, decision, rules):
     n, n_base, last = len(arm), len(base), rules.looks[-1]
     design = Design('welch', rules.looks, n_base)
     path = follow(base[None], arm[None], design, rules.delta)
-    p, side, tost_p = float(path.p[0, -1]), path.side[0, -1], path.tost_p[0, -1]
-    alone = p < rules.alpha, tost_p < rules.alpha
+    alone = path.p[0, -1] < rules.alpha, path.tost_p[0, -1] < rules.alpha
     verdict = word_at((base, arm), path, len(path.looks) - 1, design, *alone)
 
-    p = p / 2 if side < 0 else 1 - p / 2
-    # each look has a share of the level, in proportion to its runs
-    shares = {k: k / sum(rules.looks) for k in rules.looks}
+    # each look has a part of the level, in proportion to its runs
+    parts = {k: k / sum(rules.looks) for k in rules.looks}
+    p = min(1.0, *(better_p(look) / parts[k] for k, look in zip(rules.looks, path.looks)))
+    # the rank test is asked only of what would be kept
     if p <= decision.level:
-        p = max(p, min(rank_test(arm[:k], base) / shares[k] for k in rules.looks if k <= n))
+        p = max(p, min(rank_test(arm[:k], base) / parts[k] for k in rules.looks if k <= n))
     decision.p, decision.verdict, decision.runs, decision.baseline_runs = p, verdict, n, n_base
 
     won, asked, free = share_won(arm, base), f'p {p:.1g}, {decision.level:.1g} is asked', False
@@ -307,7 +307,7 @@ def judge_look(base, arm, decision, rules):
         decision.decision, decision.words = 'drop', f'dropped: {verdict} after {n} runs'
     elif n == last:
         decision.words = f'undecided: all {n} runs are used up ({asked})'
-    elif chance_to_be_kept(won, n, n_base, last, shares[last] * decision.level) < FUTILE:
+    elif chance_to_be_kept(won, n, n_base, last, parts[last] * decision.level) < FUTILE:
         words = f'dropped: after {n} runs, {last} would hardly show it to be better ({asked})'
         decision.decision, decision.words = 'drop', words
     return free
@@ -323,6 +323,12 @@ def estimate_difference(base, arm, decision, rules):
     decision.difference, decision.interval = estimate(look, *stops, design, rules.alpha)
     belief = stats.believe(stats.differences(look), float(base.std(ddof=1)), rules.delta)
     decision.shrunk, decision.p_better = belief.mean, belief.p_better
+
+
+def better_p(look):
+    """Returns the one-sided p of one lab.look.Look, for better."""
+    p = float(look.p()[0]) / 2
+    return p if look.difference[0] < 0 else 1 - p
 
 
 def share_won(arm, base):
@@ -343,7 +349,7 @@ def rank_test(arm, base):
 
 
 def chance_to_be_kept(won, n, n_base, last, level):
-    """Returns the chance that a test at `level` passes at `last` runs, as foreseen after n from the share won.
+    """Returns the chance that a test at `level` passes at `last` runs, foreseen after n from the share won.
 
     Of normal losses, that share gives the difference in standard deviations of a run; at `last` runs it will
     be the same, give or take sqrt(1/n - 1/last).

@@ -1,11 +1,12 @@
 """The gate of a loop: its memory, its account of levels, and, by simulation, what a stream keeps."""
-import dataclasses
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from math import comb, inf
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_an_idea_that_does_nothing_but_starts_well_costs_its_share(stream):
 def test_an_idea_that_diverges_is_dropped(stream):
     decision = gate(idea(), stream, lambda n: {'base': BASE, 'mine': dict.fromkeys(range(1000, 1000 + n), inf)}, RULES)
     assert (decision.decision, decision.runs, decision.difference) == ('drop', 4, None)
-    json.loads(json.dumps(dataclasses.asdict(decision), allow_nan=False))
+    json.loads(json.dumps(asdict(decision), allow_nan=False))
 
 
 def test_runs_that_are_there_already_are_looked_at_in_turn(stream):
@@ -116,7 +117,7 @@ def test_an_idea_that_was_tried_costs_nothing(stream):
     before = stream.path.read_bytes()
     again = gate(idea(), stream, lambda n: pytest.fail('trained again'), RULES)
     assert again.tried == dict(decision='drop', number=1, time=first.time) and first.tried is None
-    assert dataclasses.replace(again, tried=None, seconds=0) == dataclasses.replace(first, seconds=0)
+    assert replace(again, tried=None, seconds=0) == replace(first, seconds=0)
     assert stream.path.read_bytes() == before
 
 
@@ -169,6 +170,16 @@ def test_an_idea_that_fails_after_a_look_keeps_its_claim(stream):
     with pytest.raises(Stop):
         gate(idea(), stream, fail_later, RULES)
     assert stream.claim(idea('b')).share == 2
+
+
+def test_one_idea_in_two_processes_is_decided_once(stream):
+    train_to, _ = trainer(better_by=3)
+
+    def meanwhile(n):
+        gate(idea(), stream, trainer(-2)[0], RULES)
+        return train_to(n)
+    assert gate(idea(), stream, meanwhile, RULES).tried['decision'] == 'drop'
+    assert Counter(record['event'] for record in lines(stream)) == dict(claim=1, decision=1)
 
 
 def claim_ten(path, first):
@@ -299,6 +310,9 @@ def test_the_loop_of_the_docs_runs(tmp_path):
 # -----------------------------------------------------------------------------
 # streams, simulated with the code that ships
 
+ARRAYS = 'difference', 'square_var', 'square_base' # of a lab.look.Look
+
+
 class InMemory(Stream):
     """A Stream that writes no file."""
 
@@ -322,7 +336,8 @@ def loop(monkeypatch, base, ideas):
 
     def follow(base, arm, design, delta):
         k = LOOKS.index(arm.shape[1]) + 1
-        return sequential.Path(paths.looks[:k], *(x[i:i + 1, :k] for x in (paths.p, paths.side, paths.tost_p)))
+        looks = [replace(look, **{name: getattr(look, name)[i:i + 1] for name in ARRAYS}) for look in paths.looks[:k]]
+        return sequential.Path(looks, *(x[i:i + 1, :k] for x in (paths.p, paths.side, paths.tost_p)))
     monkeypatch.setattr(lab_gate, 'follow', follow)
     monkeypatch.setattr(lab_gate, 'estimate_difference', lambda *args: None)
     stream, decisions, stored = InMemory(), [], dict(enumerate(base))
