@@ -6,6 +6,7 @@ compile = False
 seeds = 5
 
 eval_interval = 200
+curve_iters = 36                    # a quarter of the split until the last evaluation, which is judged and reads it all
 log_interval = 10
 always_save_checkpoint = False
 save_best = False                   # the last weights are what is judged

@@ -2,6 +2,7 @@
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def describe_run(state, machine, classes):
                 sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
 
 
+@cache
 def versions():
     """Returns {name: version} for Python, the platform and the main packages, None if not installed."""
     found = dict(python=platform.python_version(), platform=platform.platform())
@@ -33,6 +35,8 @@ def versions():
     return found
 
 
+# once a process, which runs the code that it has imported, whatever is committed meanwhile
+@cache
 def git():
     """Returns the commit's hash, with '+' if tracked files differ from it; None outside a git checkout."""
     try:

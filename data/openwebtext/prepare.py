@@ -49,13 +49,15 @@ def main():
 
     def tokenize(row):
         # uint16, because int64 would take four times the space in the cache
-        return {'ids': np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)}
+        ids = np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)
+        return {'ids': ids, 'bytes': len(row['text'].encode())}
 
     splits = load().train_test_split(test_size=0.0005, seed=2357, shuffle=True)
     splits = splits.map(tokenize, remove_columns=['text'], num_proc=PROCESSES, desc='tokenizing')
     splits = splits.with_format('numpy')
-    write_set(HERE, {'train': shards(splits['train']), 'val': shards(splits['test'])},
-              dict(kind='gpt2', vocab_size=bpe.n_vocab))
+    # the text's length, for bits per byte
+    meta = dict(kind='gpt2', vocab_size=bpe.n_vocab, bytes=dict(val=int(sum(splits['test']['bytes']))))
+    write_set(HERE, {'train': shards(splits['train']), 'val': shards(splits['test'])}, meta)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,9 @@ def main():
     text = read_text(HERE.parent / 'shakespeare_char' / 'input.txt')
     cut = int(len(text) * 0.9)
     splits = {'train': [bpe.encode_ordinary(text[:cut])], 'val': [bpe.encode_ordinary(text[cut:])]}
-    write_set(HERE, splits, dict(kind='gpt2', vocab_size=bpe.n_vocab))
+    # the text's length, for bits per byte
+    meta = dict(kind='gpt2', vocab_size=bpe.n_vocab, bytes=dict(val=len(text[cut:].encode())))
+    write_set(HERE, splits, meta)
 
 
 if __name__ == '__main__':

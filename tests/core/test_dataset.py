@@ -263,11 +263,12 @@ def test_no_network_for_the_tokenizer_is_one_line(monkeypatch):
 
 def test_bpe_sets_are_written_whole(repo, monkeypatch):
     fake_tiktoken(monkeypatch, lambda name: Letters())
-    (repo / 'data/shakespeare_char/input.txt').write_text('to be or not to be')
+    (repo / 'data/shakespeare_char/input.txt').write_text('to be or not to bé', encoding='utf-8')
     runpy.run_path(str(repo / 'data/shakespeare/prepare.py'), run_name='__main__')
     plays = Dataset('shakespeare', 1)
     assert plays.tokenizer.meta == dict(kind='gpt2', vocab_size=50257)
-    assert plays.tokenizer.decode([*plays.tokens['train'], *plays.tokens['val'], 50300]) == 'to be or not to be'
+    assert plays.tokenizer.decode([*plays.tokens['train'], *plays.tokens['val'], 50300]) == 'to be or not to bé'
+    assert plays.bytes_per_token == 1.5         # its last two letters are three bytes
     assert plays.tokenizer.encode('be') == [98, 101]
 
     spec = importlib.util.spec_from_file_location('prepare', repo / 'data/openwebtext/prepare.py')

@@ -47,6 +47,20 @@ def rms(x):
     return x.double().square().mean().sqrt().item()
 
 
+# -- a forward pass
+
+def test_logits_without_targets():
+    """Evaluation asks for every position, and gets the logits that training computes; decoding for the last."""
+    model = small().eval()
+    idx = checks.tokens(model)
+    training, _ = model(idx, idx)
+    every, loss = model(idx, step=Step(all_positions=True))
+    assert loss is None and torch.equal(every, training)
+    last, loss = model(idx)
+    assert loss is None and last.shape == (3, 1, 65)
+    torch.testing.assert_close(last, every[:, -1:], rtol=0, atol=1e-12)
+
+
 # -- the frozen surface
 
 def test_core_options():
