@@ -342,8 +342,8 @@ def put(place, value):
 def decodes(case):
     """Checks that decoding with a cache gives the logits of one pass, in float64, on the CPU."""
     T = case.model.config.block_size
-    # token by token; in long contexts, pieces that end beside multiples of 16
-    sizes = [1] * T if T <= 64 else [T // 2] + [1, 15] * (T // 32)
+    # token by token; in longer contexts, pieces that end beside multiples of 16
+    sizes = [1] * T if T <= 32 else [T // 2] + [1, 15] * (T // 32)
     sizes[-1] += T - sum(sizes)
     cached_decoding(float64_copy(case.model, 'cpu'), its=[case.max_iters], cuts=[sizes])
 
