@@ -4,7 +4,7 @@ Source: a sham for comparisons at the same seed; training is chaotic, so that tw
 apart end in different places (Summers and Dinneen, "Nondeterminism and Instability in Neural Network
 Optimization", arXiv 2103.04514).
 
-    p <- p * (1 + perturb_scale * z)        z: normal, drawn anew for each parameter and seed
+    p <- p * (1 + perturb_scale * z)        z: normal, its own for each seed
 
 Claim: none; there is no idea in it.
 Expect: the baseline's loss on average, and between runs of one seed the spread that any harmless change has.
@@ -16,7 +16,6 @@ import torch
 
 import model
 from configurator import NonNegative
-from core.rng import generator
 
 NEUTRAL = dict(perturb_scale=0.0)
 
@@ -31,7 +30,8 @@ class GPT(model.GPT):
     @torch.no_grad()
     def init_weights(self, seed):
         super().init_weights(seed)
-        # a tied weight comes once, under its first name
-        for name, p in self.named_parameters():
-            z = torch.randn(p.shape, generator=generator(seed, 'perturb', name))
+        generator = torch.Generator().manual_seed(seed)
+        # a tied weight comes once
+        for p in self.parameters():
+            z = torch.randn(p.shape, generator=generator)
             p.mul_(1 + self.config.perturb_scale * z)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 # Tokens a batch. On a CPU, as many a thread as its caches hold the activations of; elsewhere, as many as keep
 # the device busy for longer than launching them takes.
-CPU_TOKENS, DEVICE_TOKENS = 1 << 10, 1 << 15
+CPU_TOKENS, DEVICE_TOKENS = 1 << 10, 1 << 16
 LOGITS = 1 << 26        # numbers a batch, 256 MiB in float32
 
 

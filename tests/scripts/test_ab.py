@@ -151,7 +151,7 @@ def test_studies_share_runs(data, no_page):
     # the same name, with other options
     report = report_of('one')
     other = ran(data, variants='alibi', seeds=2, name='one', learning_rate=5e-3)
-    assert 'is now in out-ab/one/previous' in other.out and losses('one')['base'] != losses('two')['base']
+    assert 'is now in its previous/' in other.out and losses('one')['base'] != losses('two')['base']
     assert report_of('one/previous') == report
 
     listed = call(ab.main, '--store')
