@@ -18,7 +18,8 @@ except ImportError:
     scipy = None
 
 MAX_SCORE = 7.0         # normal scores are cut here, two-sided p 3e-12
-LOST = 0.2              # share of the level for the numbers of diverged runs, where any did
+FAR = 10                # a bad run lies this many robust sds above its arm's median
+LOST = 0.2              # share of the level for the numbers of bad runs, where there are any
 NODES = 48              # of the integral over the share of two variances
 TAIL_POINTS = 3000      # of a table of t's tail: relative error 1e-4 at most where p > 1e-9
 
@@ -30,14 +31,14 @@ TAIL_POINTS = 3000      # of a table of t's tail: relative error 1e-4 at most wh
 class Look:
     """Differences, arm - baseline, of (S,) studies at one look, and squared standard errors of both means.
 
-    Only runs that ended count; numbers of diverged runs are compared by themselves.
+    Only good runs count; numbers of bad ones (diverged, or far above the rest) are compared by themselves.
     """
     difference: np.ndarray
     square_var: np.ndarray          # paired: of the mean difference
     square_base: np.ndarray         # paired: 0
-    n_var: np.ndarray               # runs that ended; paired: pairs
+    n_var: np.ndarray               # good runs; paired: pairs
     n_base: np.ndarray | None       # paired: None
-    lost_p: np.ndarray | None = None    # two-sided p of the numbers of diverged runs; None if none diverged anywhere
+    lost_p: np.ndarray | None = None    # two-sided p of the numbers of bad runs; None if there are none
     lost_side: np.ndarray | None = None # 1 where more of the arm's did, -1 where fewer
 
     def of(self, i):
@@ -59,7 +60,7 @@ class Look:
     def evidence(self):
         """Returns the two-sided p values, (S,), that the arms do not differ, and the sides that they speak for.
 
-        Where runs diverged, a share LOST of the level is for their numbers, the rest for the losses of the others.
+        Where runs are bad, a share LOST of the level is for their numbers, the rest for the losses of the others.
         """
         p, side = self.p(), np.sign(self.difference)
         if self.lost_p is None:
@@ -108,16 +109,45 @@ def normal_score(p):
 
 def look_unpaired(base, var):
     """Returns the Look at losses base, (S, n_base), and var, (S, n_var), inf for a diverged run."""
+    base, var = mark_bad(base, var)
     (mean_base, square_base, n_base), (mean_var, square_var, n_var) = map(moments, (base, var))
     return Look(mean_var - mean_base, square_var, square_base, n_var, n_base, *compare_lost(base, var))
 
 
 def look_paired(base, var):
-    """Returns the Look at pairs of losses, (S, n) each; a pair counts if both of its runs ended."""
+    """Returns the Look at pairs of losses, (S, n) each; a pair counts if both runs are good."""
+    base, var = mark_bad(base, var)
     ends = np.isfinite(base) & np.isfinite(var)
     d = np.where(ends, var, 0.0) - np.where(ends, base, 0.0)
     mean, square, n = moments(np.where(ends, d, inf))
     return Look(mean, square, np.zeros_like(mean), n, None, *compare_lost(base, var))
+
+
+def mark_bad(base, var):
+    """Returns losses (S, n_base) and (S, n) in which bad runs are inf too: FAR robust sds above their arm's median.
+
+    The sd is 1.48 times the median distance from the median; that of the other arm if it is larger, and of as many
+    runs. Means of arms with rare bad runs have no useful standard error: 12 % of studies of no effect found one.
+    """
+    arms = base, var
+    distances = [x - row_median(x) for x in arms]
+    sds = [1.4826 * row_median(abs(d)) for d in distances]
+    marked = []
+    for x, d, sd, other, other_sd in zip(arms, distances, sds, arms[::-1], sds[::-1]):
+        if other.shape[1] >= x.shape[1]:
+            sd = np.maximum(sd, other_sd)
+        marked.append(np.where((d > FAR * sd) & (sd > 0), inf, x))
+    return marked
+
+
+def row_median(x):
+    """Returns the median of what is finite in each row of x, (S, 1); 0 where nothing is."""
+    ordered, n = np.sort(x, 1), np.isfinite(x).sum(1, keepdims=True)
+    if not x.shape[1]:
+        return np.zeros((len(x), 1))
+    places = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, x.shape[1] - 1)
+    middle = [np.take_along_axis(ordered, at, 1) for at in places]
+    return np.where(n > 0, np.where(n > 0, middle, 0.0).mean(0), 0.0)
 
 
 def moments(x):
@@ -132,7 +162,7 @@ def moments(x):
 
 
 def compare_lost(base, var):
-    """Returns Look.lost_p and lost_side: Fisher's exact test, twice its smaller tail; NaN where no run diverged."""
+    """Returns Look.lost_p and lost_side: Fisher's exact test, twice its smaller tail; NaN without bad runs."""
     in_base, in_var = (np.isinf(x).sum(1) for x in (base, var))
     lost, n_base, n_var = in_base + in_var, base.shape[1], var.shape[1]
     if not lost.any():

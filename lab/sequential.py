@@ -21,7 +21,7 @@ except ImportError:
 
 from core.errors import Stop
 from lab import stats
-from lab.look import MAX_SCORE, look_paired, look_unpaired, normal_score
+from lab.look import MAX_SCORE, look_paired, look_unpaired, mark_bad, normal_score
 
 LOOKS = (4, 5, 6, 8, 10, 12, 14, 16)        # runs of an arm at which it is judged against stored runs
 PAIRED_LOOKS = (5, 6, 8, 10, 12, 14, 16)    # pairs of runs
@@ -119,7 +119,7 @@ def sequential_p(score, log_ratio, design):
     limit = log(MAX_RATIO)
     p = np.exp(table.ev(np.clip(log_ratio, -limit, limit), np.clip(score, 0.2, MAX_SCORE)))
     # the baseline's few runs make the tests a little too careful by themselves
-    spare = 1.1 if design.test == 'paired' else 1.12 - 0.35 / design.baseline_plan[0]
+    spare = 1.1 if design.test == 'paired' else 1.18 - 0.55 / design.baseline_plan[0]
     return (spare * p * np.maximum(1, 0.05 / p) ** 0.1).clip(0, 1)
 
 
@@ -236,8 +236,9 @@ def runs_needed(base, var, design, delta, level, belief, p):
     """
     rng, n, last = np.random.default_rng(0), len(var), design.plan[-1]
     difference = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)
+    base, var = (x[0] for x in mark_bad(base[None], var[None]))
     if design.test == 'paired':
-        # a pair in which a run diverged is none
+        # a pair with a bad run is none
         known = np.where(np.isfinite(base) & np.isfinite(var), var, inf) - np.where(np.isfinite(base), base, 0.0)
         base, center = np.zeros(last), 0.0
     else:
@@ -334,7 +335,7 @@ def comparison_at(pair, path, k, design, delta, alpha, level, plan):
         return c
     look = path.looks[k]
     c.p, c.tost_p, c.side = float(path.p[0, k]), float(path.tost_p[0, k]), int(path.side[0, k])
-    # too few of the runs ended
+    # too few good runs
     if c.raw_mean is None:
         return c
     c.mean, c.interval = estimate(look, k, level, design, alpha)

@@ -11,9 +11,9 @@ equivalent      not better or worse, and the difference lies within +-delta by t
                 after Holm; no run diverged.
 can't tell      all else, fewer than MIN_SEEDS seeds too, with the runs that would probably settle it.
 
-A diverged run has no loss: losses of the runs that ended are compared, and by a share of the level the numbers of
-those that did not (Fisher's exact test). A bad run is one that diverged or lies far above the rest of its arm; an
-arm of whose runs more are bad than of the baseline's is never better.
+A bad run is one that diverged or lies far above the rest of its arm. Losses of the good runs are compared, and by a
+share of the level the numbers of bad ones (Fisher's exact test). An arm of whose runs more are bad than of the
+baseline's is never better.
 """
 import csv
 import io
@@ -33,7 +33,7 @@ except ImportError:
     scipy = None
 
 from core.errors import Stop
-from lab.look import LOST, Look, look_paired, look_unpaired
+from lab.look import LOST, Look, look_paired, look_unpaired, mark_bad
 
 MIN_SEEDS = 5           # of a fixed study; fewer: can't tell
 MAX_SEEDS = 64          # that planning considers
@@ -42,7 +42,6 @@ PLAN_STUDIES = 400      # that it simulates
 FLIP_FLOOR = 1 / 16     # the sign-flip test's smallest p with five seeds; of it no more is asked
 EXACT_FLIPS = 40        # seeds up to which every assignment of signs is counted
 FLIP_DRAWS = 99_999     # random assignments above that
-FAR = 6                 # a bad run lies this many robust sds above its arm's median
 ABSENT = object()       # the value of a field that report.json leaves out
 
 
@@ -56,6 +55,7 @@ class Comparison:
     n_base: int                         # the baseline's
     diverged: dict                      # numbers of runs: base, var; both: seeds at which both diverged
     bad: dict                           # base, var: runs that diverged or lie far above their arm's others
+    n_good: int                         # of n: runs that are not bad; paired: pairs of two good runs
     p_improve: float                    # chance that a variant's run beats a baseline's: all pairs, ties half
     test: str = 'paired t'              # the test behind p; or Welch
     wins: int | None = None             # paired: seeds at which the variant is lower
@@ -128,7 +128,7 @@ def compare(base, var, delta=0.005, alpha=0.05, paired=True):
     c.p, c.side = float(p[0]), int(side[0])
     # equivalence: of two one-sided tests the weaker one counts
     c.tost_p = max(one_sided_p(look, -delta, 1), one_sided_p(look, delta, -1))
-    # too few of the runs ended
+    # too few good runs
     if c.raw_mean is None:
         return c
     c.mean = c.raw_mean
@@ -138,8 +138,9 @@ def compare(base, var, delta=0.005, alpha=0.05, paired=True):
         c.mde = float(bars.sum() * look.se[0])
         # it has no say where the numbers of diverged runs decide
         if look.lost_p is None or look.lost_p[0] / LOST > look.p()[0] / (1 - LOST):
-            ends = np.isfinite(base) & np.isfinite(var)
-            c.flip_p = sign_flip_test(var[ends] - base[ends])[0]
+            base, var = (x[0] for x in mark_bad(base[None], var[None]))
+            good = np.isfinite(base) & np.isfinite(var)
+            c.flip_p = sign_flip_test(var[good] - base[good])[0]
     state(c, believe(differences(look), c.sd_base, delta))
     return c
 
@@ -152,12 +153,16 @@ def describe(base, var, paired):
     diverged = dict(base=int(lost[0].sum()), var=int(lost[1].sum()), both=both)
     # (n_base, n): every run of one arm against every run of the other
     beaten = (var < base[:, None]).mean() + (var == base[:, None]).mean() / 2 if n else 0.5
-    c = Comparison(n, n_base, diverged, bad_runs(base, var), float(beaten), 'paired t' if paired else 'Welch')
+    c = Comparison(n, n_base, diverged, bad_runs(base, var), n, float(beaten), 'paired t' if paired else 'Welch')
     if paired:
         c.wins = int((var < base).sum())
-    # of the runs that ended
-    ends = ~(lost[0] | lost[1]) if paired else None
-    base, var = (base[ends], var[ends]) if paired else (base[~lost[0]], var[~lost[1]])
+    # of the good runs
+    base, var = (x[0] for x in mark_bad(base[None], var[None]))
+    good = [np.isfinite(base), np.isfinite(var)]
+    if paired:
+        good = [good[0] & good[1]] * 2
+    base, var = base[good[0]], var[good[1]]
+    c.n_good = len(var)
     if min(len(base), len(var)) < 2:
         return c
     c.raw_mean = float(var.mean() - base.mean())
@@ -177,17 +182,9 @@ def one_sided_p(look, against, side):
 
 
 def bad_runs(base, var):
-    """Returns the numbers of bad runs, dict(base, var): diverged, or FAR robust sds above their arm's median.
-
-    The sd is 1.48 times the median distance from the median, of the arm in which that is larger.
-    """
-    ends = dict(base=base[np.isfinite(base)], var=var[np.isfinite(var)])
-    distances = {arm: x - np.median(x) for arm, x in ends.items() if len(x)}
-    sd = 1.4826 * max((np.median(abs(d)) for d in distances.values()), default=0.0)
-    found = dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
-    for arm, d in distances.items():
-        found[arm] += int((d > FAR * sd).sum()) if sd else 0
-    return found
+    """Returns the numbers of bad runs, dict(base, var): diverged, or far above the rest of their arm."""
+    base, var = mark_bad(base[None], var[None])
+    return dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
 
 
 def has_more_bad(bad, n_base, n):
@@ -416,9 +413,7 @@ def decide(comparisons, delta, level):
         settled_but_for_bad_runs = holm_p < level and has_more_bad(c.bad, c.n_base, c.n)
         if c.verdict == "can't tell" and c.mean is not None and not settled_but_for_bad_runs:
             paired = c.test == 'paired t'
-            n, n_base = c.n - c.diverged['var'], c.n_base - c.diverged['base']
-            if paired:
-                n = n_base = c.n - c.diverged['base'] - c.diverged['var'] + c.diverged['both']
+            n, n_base = c.n_good, c.n_base - c.bad['base']
             squares = (c.sd ** 2 / n, 0.0) if paired else (c.sd_var ** 2 / n, c.sd_base ** 2 / n_base)
             look = c.mean, *squares, n, None if paired else n_base
             # at the level that Holm's correction asks of the smallest p

@@ -80,7 +80,7 @@ def what_went_wrong(c):
         if c.diverged[key]:
             yield f'{who} diverged in {c.diverged[key]} of {n} runs'
     if far := c.bad['var'] - c.diverged['var']:
-        yield f'{far} of its {c.n} runs {"is" if far == 1 else "are"} far worse than the others'
+        yield f'{far} of its {c.n} runs {"is" if far == 1 else "are"} far worse than the others, and not in the mean'
     if c.side < 0 and c.verdict == "can't tell" and has_more_bad(c.bad, c.n_base, c.n):
         yield 'with more bad runs than the baseline it is not called better'
 
@@ -93,7 +93,7 @@ def what_is_missing(c, verdicts):
     elif fixed and c.holm_p < level and c.flip_p is not None and c.flip_p > FLIP_FLOOR:
         yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
     if c.mean is None:
-        yield f'too few runs: the first look is at {c.next_look}' if c.next_look else 'too few runs ended'
+        yield f'too few runs: the first look is at {c.next_look}' if c.next_look else 'too few good runs'
         return
     yield plausible_effects(c)
     if c.runs_to_settle:

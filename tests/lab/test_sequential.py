@@ -151,9 +151,9 @@ def test_before_the_first_look():
 
 
 def test_a_study_goes_on_beyond_its_looks():
-    found = judge(study(9, small=(-0.0025, 64)), STORED, delta=0.001).comparisons['small']
+    found = judge(study(32, small=(-0.0035, 64)), STORED, delta=0.001).comparisons['small']
     assert found.verdict == 'better' and found.decided_at > 16
-    assert judge(study(9, small=(-0.0025, 16)), STORED).comparisons['small'].next_look == 20
+    assert judge(study(32, small=(-0.0035, 16)), STORED, delta=0.001).comparisons['small'].next_look == 20
 
 
 def test_more_arms_ask_for_more():
