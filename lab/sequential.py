@@ -232,7 +232,7 @@ def runs_needed(base, var, design, delta, level, belief, p):
     """Returns the planned number of runs by which 4 of 5 studies that go on from here are decided, and their share.
 
     (None, the share at the last look) if there is none. base: (n_base,), var: (n,), runs so far; further ones are
-    drawn with the arm's sd around differences drawn from the belief. level: of the tests. p: the smallest so far.
+    drawn with each arm's sd around differences drawn from the belief. level: of the tests. p: the smallest so far.
     """
     rng, n, last = np.random.default_rng(0), len(var), design.plan[-1]
     difference = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)
@@ -240,12 +240,17 @@ def runs_needed(base, var, design, delta, level, belief, p):
     if design.test == 'paired':
         # a pair with a bad run is none
         known = np.where(np.isfinite(base) & np.isfinite(var), var, inf) - np.where(np.isfinite(base), base, 0.0)
-        base, center = np.zeros(last), 0.0
+        base, center = np.zeros((PLAN_STUDIES, last)), 0.0
     else:
-        known, center = var, base[np.isfinite(base)].mean()
+        good = base[np.isfinite(base)]
+        known, center = var, good.mean()
+        # later looks may ask for more runs of the baseline, too
+        more = max(design.baseline_plan) - len(base)
+        further = center + good.std(ddof=1) * rng.standard_normal((PLAN_STUDIES, max(more, 0)))
+        base = np.concatenate((np.broadcast_to(base, (PLAN_STUDIES, len(base))), further), 1)
     noise = known[np.isfinite(known)].std(ddof=1) * rng.standard_normal((PLAN_STUDIES, last - n))
     runs = np.concatenate((np.broadcast_to(known, (PLAN_STUDIES, n)), center + difference + noise), 1)
-    path = follow(np.broadcast_to(base, (PLAN_STUDIES, len(base))), runs, design, delta)
+    path = follow(base, runs, design, delta)
     share = ((np.minimum(path.p, p) < level) | (path.tost_p < level)).mean(0)
     found = [(m, float(x)) for m, x in zip(design.plan, share) if m > n and x >= SETTLED]
     return found[0] if found else (None, float(share[-1]))
@@ -257,13 +262,12 @@ def runs_needed(base, var, design, delta, level, belief, p):
 def judge(losses, design, delta=0.005, alpha=0.05, baseline=None, plan=True):
     """Returns the stats.Verdicts on {arm: {seed: loss}}, by replaying the looks as far as each arm's runs reach.
 
-    Runs count in the order of their seeds, inf for one that diverged; a run that failed is absent. baseline: by
-    default the first arm. An arm that is decided at a look keeps its verdict, whatever runs follow. Holm's
+    Runs count in the order in which they are given, inf for one that diverged; a run that failed is absent.
+    baseline: by default the first arm. An arm that is decided at a look keeps its verdict, whatever runs follow. Holm's
     correction covers all arms. plan: also simulate how many runs would settle what is open, .1 s an arm. Raises
     Stop for losses or settings that make no sense.
     """
     baseline = next(iter(losses), None) if baseline is None else baseline
-    losses = {arm: dict(sorted(runs.items())) for arm, runs in losses.items()}
     stats.validate_losses(losses, baseline, least=0)
     stats.validate_levels(delta, alpha)
     if design.test not in TESTS:

@@ -15,13 +15,10 @@ A bad run is one that diverged or lies far above the rest of its arm. Losses of 
 share of the level the numbers of bad ones (Fisher's exact test). An arm of whose runs more are bad than of the
 baseline's is never better.
 """
-import csv
-import io
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, inf, isinf, sqrt
-from pathlib import Path
 
 import numpy as np
 
@@ -434,20 +431,20 @@ def summarize(runs):
 # -----------------------------------------------------------------------------
 # losses from elsewhere
 
-def validate_losses(losses, baseline, where='', least=2):
-    """Raises a Stop that names what is missing or wrong. where: its start. least: runs that each arm needs."""
+def validate_losses(losses, baseline, least=2):
+    """Raises a Stop that names what is missing or wrong. least: runs that each arm needs."""
     if len(losses) < 2:
-        raise Stop(f'{where}arms: {", ".join(losses) or "none"}: a comparison needs a baseline and a variant')
+        raise Stop(f'arms: {", ".join(losses) or "none"}: a comparison needs a baseline and a variant')
     if baseline not in losses:
-        raise Stop(f'{where}baseline={baseline}: no such arm; there are {", ".join(losses)}')
+        raise Stop(f'baseline={baseline}: no such arm; there are {", ".join(losses)}')
     for arm, runs in losses.items():
         needed = 2 if arm == baseline else least
         if len(runs) < needed:
-            raise Stop(f'{where}{arm}: {len(runs)} seed{"s" * (len(runs) != 1)}; must be at least {needed}')
+            raise Stop(f'{arm}: {len(runs)} seed{"s" * (len(runs) != 1)}; must be at least {needed}')
         for seed, loss in runs.items():
             if not isinstance(loss, (int, float, np.number)) or not loss > -inf: # NaN too
                 must = 'must be a number, inf for a diverged run'
-                raise Stop(f'{where}{arm}, seed {seed}: loss={loss}: {must}')
+                raise Stop(f'{arm}, seed {seed}: loss={loss}: {must}')
 
 
 def validate_levels(delta, alpha):
@@ -456,52 +453,6 @@ def validate_levels(delta, alpha):
         raise Stop(f'delta={delta}: must be above 0')
     if not 0 < alpha < 0.5:
         raise Stop(f'alpha={alpha}: must be above 0 and below 0.5')
-
-
-def read_csv(path):
-    """Returns {arm: {seed: loss}} from a CSV file with columns arm, seed and loss; others are ignored.
-
-    Raises Stop with path and line where the file is wrong.
-    """
-    # lines: where each (arm, seed) stands
-    losses, lines = {}, {}
-    try:
-        # utf-8-sig: spreadsheets write a byte order mark
-        rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8-sig')), strict=True)
-        rows.fieldnames = columns = [name.strip() for name in rows.fieldnames or ()]
-        if any(columns.count(name) != 1 for name in ('arm', 'seed', 'loss')):
-            found = ', '.join(columns) or '(none)'
-            raise Stop(f'{path}:1: columns {found}: must have arm, seed and loss, once each')
-        for row in rows:
-            where = f'{path}:{rows.line_num}: '
-            arm, seed, loss = ((row[name] or '').strip() for name in ('arm', 'seed', 'loss'))
-            if not arm:
-                raise Stop(f'{where}no arm')
-            seed = parse_number(seed, int, f'{where}seed={seed}: must be a whole number')
-            if (arm, seed) in lines:
-                raise Stop(f'{where}{arm}, seed {seed} again; first on line {lines[arm, seed]}')
-            lines[arm, seed] = rows.line_num
-            loss = parse_number(loss, float, f'{where}loss={loss}: must be a number, inf for a diverged run')
-            losses.setdefault(arm, {})[seed] = loss
-        validate_losses(losses, next(iter(losses), None), f'{path}:{rows.line_num}: ')
-    except OSError as error:
-        raise Stop(f'{path}: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise Stop(f'{path}: is not UTF-8 text') from None
-    except csv.Error as error:
-        raise Stop(f'{path}:{rows.reader.line_num}: {error}') from None
-    return losses
-
-
-def parse_number(text, kind, message):
-    """Returns kind(text). Raises Stop with this message if that is not a number, or is NaN or -inf."""
-    try:
-        value = kind(text)
-    except ValueError:
-        raise Stop(message) from None
-    if not value > -inf: # NaN too
-        raise Stop(message)
-    return value
 
 
 # -----------------------------------------------------------------------------

@@ -1,24 +1,16 @@
 """The report of losses trained elsewhere: verdicts on them, without curves, prices, checks or samples."""
 import dataclasses
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from math import isfinite
 
 from core.run.environment import versions
-from lab.stats import ABSENT, compare_arms
+from lab.stats import compare_arms
 from lab.study.schema import ArmResult, Plan, Report, ReportedComparison, RunSummary
 from lab.study.study import parse_numbers, write_json
 from lab.study.words import text_table, verdict_sentence
 
 # fields of a Comparison that change their sign where higher is better
-SIGNED = 'mean', 'raw_mean', 'shrunk', 't', 'interval', 'tost_interval', 'shrunk_interval'
-
-
-@dataclass(kw_only=True)
-class TablePlan(Plan):
-    """The Plan of losses from a file: what they are measured in, and which way is up."""
-    unit: str = ABSENT              # 'accuracy'; '': unknown. ABSENT: nats
-    higher_is_better: bool = ABSENT # True: differences above zero are better. ABSENT: False
+SIGNED = 'mean', 'raw_mean', 'shrunk', 'interval', 'shrunk_interval'
 
 
 def report_losses(losses, baseline, o, folder, command, created, metric=''):
@@ -43,24 +35,15 @@ def report_losses(losses, baseline, o, folder, command, created, metric=''):
     for arm, c in verdicts.comparisons.items():
         comparisons.append(ReportedComparison(
             **vars(c), arm=arm, baseline=verdicts.baseline, words=words[arm], level=verdicts.level))
-    plan = TablePlan(verdicts.seeds, o.delta, o.alpha, o.looks or None, f'{metric or "loss"}, as given',
+    plan = Plan(verdicts.seeds, o.delta, o.alpha, o.looks or None, f'{metric or "loss"}, as given',
                      unit=unit, higher_is_better=o.higher_is_better)
-    report_table = table_in_words(verdicts, words, unit)
-    report = Report(folder.name, command, None, created, plan, dict(versions=versions()), arms, comparisons,
-                    [report_table])
+    table = text_table(verdicts, unit=unit, sentences=words)
+    report = Report(folder.name, command, None, created, plan, dict(versions=versions()), arms, comparisons, [table])
 
     folder.mkdir(parents=True, exist_ok=True)
     saved = dict(losses=losses, baseline=baseline, metric=metric, command=command)
     write_json(folder / 'losses.json', saved | dict(options=dataclasses.asdict(o)))
     return report
-
-
-def table_in_words(verdicts, words, unit):
-    """Returns the text table with these sentences {arm: words}, and with this unit in place of nats."""
-    table = text_table(verdicts)
-    for arm, c in verdicts.comparisons.items():
-        table = table.replace(f'{arm}: {verdict_sentence(c, verdicts)}', f'{arm}: {words[arm]}')
-    return re.sub(', (in )?nats', lambda _: f', in {unit}' if unit else '', table)
 
 
 def turned(x, o):

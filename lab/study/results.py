@@ -107,21 +107,22 @@ def final_losses(runs, arm):
             for run in runs if run.arm == arm and run.status in ('done', 'diverged')}
 
 
-def verdicts_of(study, runs):
+def verdicts_of(study, runs, plan=True):
     """Returns a study's Verdicts: arms against its baseline, then arms against their matched baselines.
 
-    Holm's correction covers all arms against the baseline, and all against matched ones: two families.
+    All arms against the baseline are one family, all against matched ones another. plan: also simulate how
+    many runs would settle what is open.
     """
-    return judge_looks(study, runs) if study.design else compare_fixed(study, runs)
+    return judge_looks(study, runs, plan) if study.design else compare_fixed(study, runs)
 
 
 def judge_study(study, runs):
     """Returns {arm: its Comparison with the study's baseline}, of those that can be compared."""
-    baselines = [v for v in verdicts_of(study, runs) if v.baseline == study.baseline.name]
+    baselines = [v for v in verdicts_of(study, runs, plan=False) if v.baseline == study.baseline.name]
     return {arm: c for v in baselines for arm, c in v.comparisons.items()}
 
 
-def judge_looks(study, runs):
+def judge_looks(study, runs, plan):
     """Returns the Verdicts of a study with seeds=auto, judged at the looks that were planned."""
     o, losses = study.options, {arm.name: final_losses(runs, arm.name) for arm in study.arms}
     arms = [arm.name for arm in study.judged_arms()]
@@ -130,14 +131,14 @@ def judge_looks(study, runs):
     arms = [arm for arm in arms if len(losses[arm]) > 1]
     if arms:
         of_arms = {name: losses[name] for name in (study.baseline.name, *arms)}
-        found.append(sequential.judge(of_arms, study.design, o.delta, o.alpha))
+        found.append(sequential.judge(of_arms, study.design, o.delta, o.alpha, plan=plan))
     matched = []
     for arm, match in study.matches.items():
         if arm in arms and len(losses[match.name]) > 1:
             pair = {match.name: losses[match.name], arm: losses[arm]}
-            matched.append(sequential.judge(pair, match_design(study.design), o.delta, o.alpha))
-    if len(matched) > 1:
-        sequential.decide([c for v in matched for c in v.comparisons.values()], o.delta, o.alpha)
+            # each has a baseline of its own, so the level is divided in place of Holm's correction
+            level = o.alpha / len(study.matches)
+            matched.append(sequential.judge(pair, match_design(study.design), o.delta, level, plan=plan))
     return found + matched
 
 
@@ -186,9 +187,7 @@ def compare_on_common_seeds(study, runs, arms, seeds=None):
     if len(common) < 2:
         return None
     losses = {arm: {seed: losses[arm][seed] for seed in common} for arm in arms}
-    # failed runs may leave a number of seeds at which no look was planned
-    looks = study.looks if len(common) in study.looks else None
-    return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=looks)
+    return stats.compare_arms(losses, delta=study.options.delta, alpha=study.options.alpha, looks=study.looks)
 
 
 def noise_floor(study, runs):

@@ -21,6 +21,8 @@ class Plan:
     lr_sweep: dict | None = ABSENT # seed, losses {arm: {factor on the learning rate: loss, None: failed}}
     design: str | None = ABSENT # which test was fixed beforehand, and why, in a sentence
     test: str = ABSENT          # welch or paired, of a study with seeds=auto
+    unit: str = ABSENT          # of losses from a file; '': unknown. ABSENT: nats
+    higher_is_better: bool = ABSENT # of a file: True: differences above zero are better. ABSENT: False
     stored: dict = ABSENT       # runs of the baseline: before (in the store), new (trained for this study)
 
 

@@ -4,10 +4,11 @@ import re
 from lab.stats import FLIP_FLOOR, MAX_SEEDS, MIN_SEEDS, has_more_bad
 
 
-def text_table(verdicts, extra=None):
+def text_table(verdicts, extra=None, unit='nats', sentences=None):
     """Returns lab.stats.Verdicts as text: a row for each arm, a sentence for each comparison, and a legend.
 
-    extra: further columns, {title: {arm: text}}.
+    extra: further columns, {title: {arm: text}}. unit: of the losses; '': unknown. sentences: {arm: verdict in
+    words}, by default verdict_sentence()'s.
     """
     extra = extra or {}
     interval_title = f'difference [{100 * (1 - verdicts.level):.3g} %]'
@@ -22,8 +23,9 @@ def text_table(verdicts, extra=None):
     # columns as wide as their widest cell
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    sentences = [f'{arm}: {verdict_sentence(c, verdicts)}' for arm, c in verdicts.comparisons.items()]
-    return '\n'.join([*lines, '', *sentences, '', *legend_lines(verdicts)])
+    sentences = sentences or {arm: verdict_sentence(c, verdicts) for arm, c in verdicts.comparisons.items()}
+    words = [f'{arm}: {sentence}' for arm, sentence in sentences.items()]
+    return '\n'.join([*lines, '', *words, '', *legend_lines(verdicts, unit)])
 
 
 def loss_cell(arm):
@@ -114,18 +116,21 @@ def plausible_effects(c):
     return f'{short_number(least)} to {short_number(most)} {"better" if high <= 0 else "worse"} by its interval alone'
 
 
-def legend_lines(verdicts):
+def legend_lines(verdicts, unit):
     """Yields the lines of a legend: columns, the verdicts that occur, and the looks."""
     level, within = f'{verdicts.level:.3g}', f'within ±{verdicts.delta:g}'
     after_holm = ' after Holm' if len(verdicts.comparisons) > 1 else ''
-    flip = ', and the sign-flip test agrees' if verdicts.design == 'fixed' else ', at whichever look'
+    flip = ', at whichever look'
+    if verdicts.design == 'fixed':
+        paired = any(c.flip_p is not None for c in verdicts.comparisons.values())
+        flip = ', and the sign-flip test agrees' if paired else ''
     meanings = {
         'better, worse': f'p below {level}{after_holm}{flip}',
         'equivalent': f'shown to be {within}, by one-sided tests at {level}{after_holm}',
         "can't tell": f'neither a difference nor equivalence {within} is shown; this is not "no effect"',
     }
     corrected = '' if verdicts.design == 'fixed' else ', corrected for early stops'
-    yield f'difference: arm - {verdicts.baseline}, nats{corrected}'
+    yield f'difference: arm - {verdicts.baseline}{unit and ", "}{unit}{corrected}'
     yield 'shrunk: what is to be expected, as most ideas do little'
     # only the verdicts that occur
     for words, meaning in meanings.items():

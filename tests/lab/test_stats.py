@@ -18,7 +18,6 @@ from lab.stats import (
     compare_arms,
     holm,
     nominal_level,
-    read_csv,
     sign_flip_test,
     step_equivalents,
     text_interval,
@@ -460,54 +459,6 @@ def test_words_for_the_rest():
     assert 'even 64 seeds would settle it only' in text_table(hopeless)
     c = hopeless.comparisons['mine']
     assert f'at most {-c.interval[0]:.4f} better or {c.interval[1]:.4f} worse' in text_table(hopeless)
-
-
-# -----------------------------------------------------------------------------
-# a file of losses
-
-def test_read_csv(tmp_path):
-    path = tmp_path / 'ab.csv'
-    text = '\ufeffloss, note,seed ,arm\n1.5,x,1,base\n1.6,,2,base\n\n1.4,"a\nb",2,mine\ninf,,1,mine\n'
-    path.write_text(text, encoding='utf-8')
-    assert read_csv(path) == dict(base={1: 1.5, 2: 1.6}, mine={2: 1.4, 1: inf})
-
-
-GOOD = 'arm,seed,loss\nbase,1,1.5\nbase,2,1.6\nmine,1,1.5\nmine,2,1.6\n'
-
-
-@pytest.mark.parametrize('old, new, message', [
-    ('mine,2,1.6', 'mine,2,1,6x', ''), # more columns than the header: ignored, and the loss is 1
-    ('mine,2,1.6', 'mine,2,1.6x', ':5: loss=1.6x: must be a number'),
-    ('mine,2,1.6', 'mine,2', ':5: loss=: must be a number'),
-    ('mine,2,1.6', 'mine,2,nan', ':5: loss=nan: must be a number'),
-    ('mine,2,1.6', 'mine,2,-inf', ':5: loss=-inf: must be a number'),
-    ('base,2', 'base,two', ':3: seed=two: must be a whole number'),
-    ('base,2', ',2', ':3: no arm'),
-    ('mine,2', 'mine,1', ':5: mine, seed 1 again; first on line 4'),
-    ('mine,2,1.6\n', '', ':4: mine: 1 seed; must be at least 2'),
-    ('mine', 'base', ':4: base, seed 1 again; first on line 2'),
-    ('mine,1,1.5\nmine,2,1.6\n', '', ':3: arms: base: a comparison needs'),
-    ('arm,seed,loss', 'arm,seed,val', ':1: columns arm, seed, val: must have arm, seed and loss'),
-    ('arm,seed,loss', 'arm,seed,loss,loss', ':1: columns'),
-    ('mine,2,1.6', 'mine,2,"1.6', ':5: unexpected end of data'),
-    (GOOD, '', ':1: columns (none)'),
-    ('mine,2,1.6', 'm\udcffne,2,1.6', ': is not UTF-8 text'),
-])
-def test_a_file_that_cannot_be_read(tmp_path, old, new, message):
-    path = tmp_path / 'ab.csv'
-    path.write_text(GOOD.replace(old, new), encoding='utf-8', errors='surrogateescape')
-    if not message:
-        assert read_csv(path)['mine'][2] == 1
-        return
-    with pytest.raises(Stop) as stop:
-        read_csv(path)
-    assert str(stop.value).startswith(f'{path}{message}') and '\n' not in str(stop.value)
-    assert stop.value.code == BAD_INPUT
-
-
-def test_no_such_file(tmp_path):
-    with pytest.raises(Stop, match='no.csv: No such file'):
-        read_csv(tmp_path / 'no.csv')
 
 
 # -----------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def write_run(study, arm, seed, mean, sd, fails=False):
 
 
 def study_of(data, variants='alibi', null=False, **options):
-    known, given = options_of(ab.Options), arguments(flags(**TINY | dict(dataset=data, variants=variants, null=null) | options))
+    options = TINY | dict(dataset=data, variants=variants, null=null) | options
+    known, given = options_of(ab.Options), arguments(flags(**options))
     o = construct(ab.Options, parse_known(known, given))
     arms = parse_arms(o, [g for g in given if g.name not in known])
     arms += [null_arm(arms[0])] if null else []
