@@ -2,7 +2,7 @@
 
 Unpaired runs may have unequal variances. Welch's test finds too much where four runs meet forty (2.1 % at a level
 of 1 %), Behrens and Fisher's too little where the baseline has five runs; their weighted mean keeps its level in
-both, and in the tails. A diverged run (inf) is worse than all others.
+both, and in the tails.
 """
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,8 @@ except ImportError:
     scipy = None
 
 MAX_SCORE = 7.0         # normal scores are cut here, two-sided p 3e-12
+FAR = 10                # a bad run lies this many robust sds above its arm's median
+LOST = 0.2              # share of the level for the numbers of bad runs, where there are any
 NODES = 48              # of the integral over the share of two variances
 TAIL_POINTS = 3000      # of a table of t's tail: relative error 1e-4 at most where p > 1e-9
 
@@ -27,18 +29,21 @@ TAIL_POINTS = 3000      # of a table of t's tail: relative error 1e-4 at most wh
 
 @dataclass
 class Look:
-    """Differences, arm - baseline, of (S,) studies at one look, and squared standard errors of both means."""
+    """Differences, arm - baseline, of (S,) studies at one look, and squared standard errors of both means.
+
+    Only good runs count; numbers of bad ones (diverged, or far above the rest) are compared by themselves.
+    """
     difference: np.ndarray
     square_var: np.ndarray          # paired: of the mean difference
     square_base: np.ndarray         # paired: 0
-    n_var: int | np.ndarray         # paired: pairs that count, (S,)
-    n_base: int | None              # paired: None
+    n_var: np.ndarray               # good runs; paired: pairs
+    n_base: np.ndarray | None       # paired: None
+    lost_p: np.ndarray | None = None    # two-sided p of the numbers of bad runs; None if there are none
+    lost_side: np.ndarray | None = None # 1 where more of the arm's did, -1 where fewer
 
     def of(self, i):
         """Returns the Look of study i alone."""
-        n_var = self.n_var[i:i + 1] if isinstance(self.n_var, np.ndarray) else self.n_var
-        fields = self.difference, self.square_var, self.square_base
-        return Look(*(x[i:i + 1] for x in fields), n_var, self.n_base)
+        return Look(*(x if x is None else x[i:i + 1] for x in vars(self).values()))
 
     @property
     def se(self):
@@ -52,6 +57,19 @@ class Look:
         tiny = 1e-300
         return 0.5 * np.log((self.square_var * self.n_var + tiny) / (self.square_base * self.n_base + tiny))
 
+    def evidence(self):
+        """Returns the two-sided p values, (S,), that the arms do not differ, and the sides that they speak for.
+
+        Where runs are bad, a share LOST of the level is for their numbers, the rest for the losses of the others.
+        """
+        p, side = self.p(), np.sign(self.difference)
+        if self.lost_p is None:
+            return p, side
+        any_lost = np.isfinite(self.lost_p)
+        by_loss, by_number = np.where(any_lost, p / (1 - LOST), p), np.where(any_lost, self.lost_p / LOST, inf)
+        p = np.minimum(by_loss, by_number).clip(max=1)
+        return p, np.where(by_number < by_loss, self.lost_side, side)
+
     def p(self, against=0.0):
         """Returns the two-sided p values, (S,), of a true difference of `against`."""
         d = self.difference - against
@@ -63,20 +81,21 @@ class Look:
         return np.sign(self.difference - against) * normal_score(self.p(against))
 
     def p_of_t(self, t):
-        """Returns the two-sided p values of t >= 0."""
+        """Returns the two-sided p values of t >= 0, (S,)."""
         if self.n_base is None:
-            # one pair has no variance
-            p = 2 * scipy.special.stdtr(np.maximum(self.n_var - 1, 1), -t)
-            return np.where(self.n_var > 1, p, 1.0)
-        square_var, square_base = (np.broadcast_to(x, t.shape) for x in (self.square_var, self.square_base))
-        return welch_p(t, square_var, square_base, self.n_var, self.n_base)
+            p, enough = 2 * scipy.special.stdtr(np.maximum(self.n_var - 1, 1), -t), self.n_var > 1
+        else:
+            p, enough = welch_p(t, self), np.minimum(self.n_var, self.n_base) > 1
+        # one run has no variance
+        return np.where(enough, p, 1.0)
 
     def difference_of_score(self, score):
         """Returns the true differences that have these scores, for one study; score: (...)."""
         if self.n_base is None:
             return self.difference - self.se * scipy.stats.t.ppf(scipy.special.ndtr(score), self.n_var - 1)
         t = np.sinh(np.linspace(0, 8, 400))
-        scores = normal_score(self.p_of_t(t))
+        fields = self.difference, self.square_var, self.square_base, self.n_var, self.n_base
+        scores = normal_score(Look(*(np.repeat(x, len(t)) for x in fields)).p_of_t(t))
         # np.interp wants scores that grow
         grows = np.concatenate(([True], np.diff(scores) > 0))
         t = np.sign(score) * np.interp(abs(score), scores[grows], t[grows])
@@ -89,64 +108,102 @@ def normal_score(p):
 
 
 def look_unpaired(base, var):
-    """Returns the Look at losses base, (S, n_base), and var, (S, n_var); a diverged run is the worst of both arms."""
-    finite = [np.where(np.isfinite(x), x, -inf).max(1, keepdims=True) for x in (base, var)]
-    worst = np.maximum(*finite)
-    # nothing finite: no difference is seen
-    worst = np.where(np.isfinite(worst), worst, 0.0)
-    base, var = (np.where(np.isfinite(x), x, worst) for x in (base, var))
-    squares = [x.var(1, ddof=1) / x.shape[1] for x in (var, base)]
-    return Look(var.mean(1) - base.mean(1), *squares, var.shape[1], base.shape[1])
+    """Returns the Look at losses base, (S, n_base), and var, (S, n_var), inf for a diverged run."""
+    base, var = mark_bad(base, var)
+    (mean_base, square_base, n_base), (mean_var, square_var, n_var) = map(moments, (base, var))
+    return Look(mean_var - mean_base, square_var, square_base, n_var, n_base, *compare_lost(base, var))
 
 
 def look_paired(base, var):
-    """Returns the Look at pairs of losses, (S, n) each.
-
-    Pairs with a diverged run cancel as far as both arms diverged equally often, and are left out. The excess of
-    one arm counts as so many times the largest difference seen, to that arm's disadvantage.
-    """
+    """Returns the Look at pairs of losses, (S, n) each; a pair counts if both runs are good."""
+    base, var = mark_bad(base, var)
     ends = np.isfinite(base) & np.isfinite(var)
-    excess = np.isfinite(base).sum(1) - np.isfinite(var).sum(1)
     d = np.where(ends, var, 0.0) - np.where(ends, base, 0.0)
-    # where no pair ended, any number will do
-    largest = np.where(ends.any(1), abs(d).max(1), 1.0)
-    n = ends.sum(1) + abs(excess)
-    mean = (d.sum(1) + excess * largest) / np.maximum(n, 1)
-    squares = ((d - mean[:, None]) ** 2 * ends).sum(1) + abs(excess) * (np.sign(excess) * largest - mean) ** 2
-    # rounding of equal differences is no variance
-    squares = np.where(squares > 1e-24 * n * largest ** 2, squares, 0.0)
-    return Look(mean, squares / np.maximum(n - 1, 1) / np.maximum(n, 1), np.zeros_like(mean), n, None)
+    mean, square, n = moments(np.where(ends, d, inf))
+    return Look(mean, square, np.zeros_like(mean), n, None, *compare_lost(base, var))
+
+
+def mark_bad(base, var):
+    """Returns losses (S, n_base) and (S, n) in which bad runs are inf too: FAR robust sds above their arm's median.
+
+    The sd is 1.48 times the median distance from the median; that of the other arm if it is larger, and of as many
+    runs. Means of arms with rare bad runs have no useful standard error: 12 % of studies of no effect found one.
+    """
+    arms = base, var
+    distances = [x - row_median(x) for x in arms]
+    sds = [1.4826 * row_median(abs(d)) for d in distances]
+    marked = []
+    for x, d, sd, other, other_sd in zip(arms, distances, sds, arms[::-1], sds[::-1]):
+        if other.shape[1] >= x.shape[1]:
+            sd = np.maximum(sd, other_sd)
+        marked.append(np.where((d > FAR * sd) & (sd > 0), inf, x))
+    return marked
+
+
+def row_median(x):
+    """Returns the median of what is finite in each row of x, (S, 1); 0 where nothing is."""
+    ordered, n = np.sort(x, 1), np.isfinite(x).sum(1, keepdims=True)
+    if not x.shape[1]:
+        return np.zeros((len(x), 1))
+    places = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, x.shape[1] - 1)
+    middle = [np.take_along_axis(ordered, at, 1) for at in places]
+    return np.where(n > 0, np.where(n > 0, middle, 0.0).mean(0), 0.0)
+
+
+def moments(x):
+    """Returns the mean of what is finite in each row of x, its squared standard error, and its number."""
+    ends = np.isfinite(x)
+    n = ends.sum(1)
+    mean = np.where(ends, x, 0.0).sum(1) / np.maximum(n, 1)
+    squares = (np.where(ends, x - mean[:, None], 0.0) ** 2).sum(1)
+    # equal losses differ by rounding
+    squares = np.where(squares > n * (1e-15 * mean) ** 2, squares, 0.0)
+    return mean, squares / np.maximum(n - 1, 1) / np.maximum(n, 1), n
+
+
+def compare_lost(base, var):
+    """Returns Look.lost_p and lost_side: Fisher's exact test, twice its smaller tail; NaN without bad runs."""
+    in_base, in_var = (np.isinf(x).sum(1) for x in (base, var))
+    lost, n_base, n_var = in_base + in_var, base.shape[1], var.shape[1]
+    if not lost.any():
+        return None, None
+    runs = n_base + n_var, lost, n_var
+    fewer, more = scipy.stats.hypergeom.cdf(in_var, *runs), scipy.stats.hypergeom.sf(in_var - 1, *runs)
+    p = 2 * np.minimum(fewer, more).clip(max=0.5)
+    return np.where(lost, p, np.nan), np.sign(in_var * n_base - in_base * n_var)
 
 
 # -----------------------------------------------------------------------------
 # the unpaired test
 
-def welch_p(t, square_var, square_base, n_var, n_base):
-    """Returns the two-sided p of t = |difference| / standard error, arrays of one shape.
-
-    square_var, square_base: squared standard errors of the two means. n_var, n_base: runs, ints.
-    """
-    df_var, df_base = n_var - 1, n_base - 1
-    total = square_var + square_base
+def welch_p(t, look):
+    """Returns the two-sided p of t = |difference| / standard error, (S,), for an unpaired Look."""
+    df_var, df_base = (np.maximum(n - 1, 1) for n in (look.n_var, look.n_base))
+    total = look.square_var + look.square_base
     # two groups of equal losses have no variance to share
-    share = np.divide(square_var, total, out=np.full_like(total, 0.5), where=total > 0)
+    share = np.divide(look.square_var, total, out=np.full_like(total, 0.5), where=total > 0)
     # Satterthwaite's degrees of freedom
     df = 1 / (share ** 2 / df_var + (1 - share) ** 2 / df_base)
     # Welch's counts where few runs of the baseline make most of the variance; 10 and .9 were found by simulation
-    weight = np.minimum(0.9, 10 / n_base * (1 - share))
-    return (1 - weight) * fisher_p(t, share, df_var, df_base) + weight * 2 * scipy.special.stdtr(df, -t)
+    weight = np.minimum(0.9, 10 / (df_base + 1) * (1 - share))
+    by_fisher = np.empty_like(t)
+    # all studies of a kind have equal numbers of runs, but for those that diverged
+    for pair in set(zip(df_var.tolist(), df_base.tolist())):
+        at = (df_var == pair[0]) & (df_base == pair[1])
+        by_fisher[at] = fisher_p(t[at], share[at], *pair)
+    return (1 - weight) * by_fisher + weight * 2 * scipy.special.stdtr(df, -t)
 
 
 def fisher_p(t, share, df_var, df_base):
     """Returns Behrens and Fisher's two-sided p: P(|t_var cos a + t_base sin a| > t), cos^2 a = share.
 
     Given the share B of one of two chi squares in their sum, which has a beta distribution, that sum of two t is
-    a t with df_var + df_base degrees of freedom, scaled; so p is an integral over B. t, share: (...).
+    a t with df_var + df_base degrees of freedom, scaled; so p is an integral over B. t, share: (S,).
     """
     b, rest, weights = shares(df_var, df_base)
     df = df_var + df_base
-    spread = df_var * share[..., None] / b + df_base * (1 - share[..., None]) / rest # (..., NODES)
-    return 2 * t_tail(t[..., None] * np.sqrt(df / spread), df) @ weights
+    spread = df_var * share[:, None] / b + df_base * (1 - share[:, None]) / rest # (S, NODES)
+    return 2 * t_tail(t[:, None] * np.sqrt(df / spread), df) @ weights
 
 
 @cache

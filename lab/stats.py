@@ -11,8 +11,9 @@ equivalent      not better or worse, and the difference lies within +-delta by t
                 after Holm; no run diverged.
 can't tell      all else, fewer than MIN_SEEDS seeds too, with the runs that would probably settle it.
 
-A diverged run, or one far above the rest of its arm, is a bad run. An arm in which more of them are bad than in
-the baseline's is never better. A diverged run leaves no mean.
+A bad run is one that diverged or lies far above the rest of its arm. Losses of the good runs are compared, and by a
+share of the level the numbers of bad ones (Fisher's exact test). An arm of whose runs more are bad than of the
+baseline's is never better.
 """
 import csv
 import io
@@ -32,7 +33,7 @@ except ImportError:
     scipy = None
 
 from core.errors import Stop
-from lab.look import Look, look_paired, look_unpaired
+from lab.look import LOST, Look, look_paired, look_unpaired, mark_bad
 
 MIN_SEEDS = 5           # of a fixed study; fewer: can't tell
 MAX_SEEDS = 64          # that planning considers
@@ -41,7 +42,6 @@ PLAN_STUDIES = 400      # that it simulates
 FLIP_FLOOR = 1 / 16     # the sign-flip test's smallest p with five seeds; of it no more is asked
 EXACT_FLIPS = 40        # seeds up to which every assignment of signs is counted
 FLIP_DRAWS = 99_999     # random assignments above that
-FAR = 6                 # a bad run lies this many robust sds above its arm's median
 ABSENT = object()       # the value of a field that report.json leaves out
 
 
@@ -55,6 +55,7 @@ class Comparison:
     n_base: int                         # the baseline's
     diverged: dict                      # numbers of runs: base, var; both: seeds at which both diverged
     bad: dict                           # base, var: runs that diverged or lie far above their arm's others
+    n_good: int                         # of n: runs that are not bad; paired: pairs of two good runs
     p_improve: float                    # chance that a variant's run beats a baseline's: all pairs, ties half
     test: str = 'paired t'              # the test behind p; or Welch
     wins: int | None = None             # paired: seeds at which the variant is lower
@@ -83,6 +84,7 @@ class Comparison:
     next_look: int | None = None        # runs of the variant at the next look, if it is not decided
     # can't tell: runs of the variant that would settle it in 4 of 5 cases; None: not even MAX_SEEDS
     runs_to_settle: int | None = None
+    settle_chance: float | None = None  # that they would, or MAX_SEEDS
 
 
 @dataclass
@@ -122,19 +124,23 @@ def compare(base, var, delta=0.005, alpha=0.05, paired=True):
     base, var = np.asarray(base, float), np.asarray(var, float)
     c = describe(base, var, paired)
     look = (look_paired if paired else look_unpaired)(base[None], var[None])
-    c.p, c.side = float(look.p()[0]), int(np.sign(look.difference[0]))
+    p, side = look.evidence()
+    c.p, c.side = float(p[0]), int(side[0])
     # equivalence: of two one-sided tests the weaker one counts
     c.tost_p = max(one_sided_p(look, -delta, 1), one_sided_p(look, delta, -1))
-    if paired:
-        c.flip_p = sign_flip_test(counted_differences(base, var))[0]
-    # a diverged run leaves no mean
-    if any(c.diverged.values()):
+    # too few good runs
+    if c.raw_mean is None:
         return c
     c.mean = c.raw_mean
     c.interval = look.difference_of_score(scipy.special.ndtri([1 - alpha / 2, alpha / 2])).tolist()
     if paired:
         bars = scipy.stats.t.ppf([1 - alpha / 2, POWER], c.n - 1)
         c.mde = float(bars.sum() * look.se[0])
+        # it has no say where the numbers of diverged runs decide
+        if look.lost_p is None or look.lost_p[0] / LOST > look.p()[0] / (1 - LOST):
+            base, var = (x[0] for x in mark_bad(base[None], var[None]))
+            good = np.isfinite(base) & np.isfinite(var)
+            c.flip_p = sign_flip_test(var[good] - base[good])[0]
     state(c, believe(differences(look), c.sd_base, delta))
     return c
 
@@ -147,17 +153,24 @@ def describe(base, var, paired):
     diverged = dict(base=int(lost[0].sum()), var=int(lost[1].sum()), both=both)
     # (n_base, n): every run of one arm against every run of the other
     beaten = (var < base[:, None]).mean() + (var == base[:, None]).mean() / 2 if n else 0.5
-    c = Comparison(n, n_base, diverged, bad_runs(base, var), float(beaten), 'paired t' if paired else 'Welch')
+    c = Comparison(n, n_base, diverged, bad_runs(base, var), n, float(beaten), 'paired t' if paired else 'Welch')
     if paired:
         c.wins = int((var < base).sum())
-    if n < 2 or n_base < 2 or any(diverged.values()):
+    # of the good runs
+    base, var = (x[0] for x in mark_bad(base[None], var[None]))
+    good = [np.isfinite(base), np.isfinite(var)]
+    if paired:
+        good = [good[0] & good[1]] * 2
+    base, var = base[good[0]], var[good[1]]
+    c.n_good = len(var)
+    if min(len(base), len(var)) < 2:
         return c
     c.raw_mean = float(var.mean() - base.mean())
     c.sd_base, c.sd_var = float(base.std(ddof=1)), float(var.std(ddof=1))
     if paired:
         c.raw_mean, c.sd = float((var - base).mean()), float((var - base).std(ddof=1))
         # undefined where an arm's losses are all equal
-        if n > 2 and c.sd_base and c.sd_var:
+        if len(var) > 2 and c.sd_base and c.sd_var:
             c.rho = float(np.corrcoef(base, var)[0, 1])
     return c
 
@@ -169,30 +182,14 @@ def one_sided_p(look, against, side):
 
 
 def bad_runs(base, var):
-    """Returns the numbers of bad runs, dict(base, var): diverged, or FAR robust sds above their arm's median.
-
-    The sd is 1.48 times the median distance from the median, of the arm in which that is larger.
-    """
-    ends = dict(base=base[np.isfinite(base)], var=var[np.isfinite(var)])
-    distances = {arm: x - np.median(x) for arm, x in ends.items() if len(x)}
-    sd = 1.4826 * max((np.median(abs(d)) for d in distances.values()), default=0.0)
-    found = dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
-    for arm, d in distances.items():
-        found[arm] += int((d > FAR * sd).sum()) if sd else 0
-    return found
+    """Returns the numbers of bad runs, dict(base, var): diverged, or far above the rest of their arm."""
+    base, var = mark_bad(base[None], var[None])
+    return dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
 
 
 def has_more_bad(bad, n_base, n):
     """Returns whether more of an arm's n runs are bad than of the baseline's; bad: see bad_runs."""
     return bad['var'] * n_base > bad['base'] * n
-
-
-def counted_differences(base, var):
-    """Returns the differences that look_paired counts, for one study: those of diverged runs in excess too."""
-    ends = np.isfinite(base) & np.isfinite(var)
-    d = var[ends] - base[ends]
-    excess = int(np.isfinite(base).sum()) - int(np.isfinite(var).sum())
-    return np.concatenate((d, np.full(abs(excess), np.sign(excess) * max(abs(d), default=1.0))))
 
 
 def sign_flip_test(d):
@@ -273,31 +270,35 @@ def state(c, belief):
 
 @cache
 def seeds_to_settle(look, scale, delta, alpha):
-    """Returns how many runs of an arm a new study needs to settle it in 4 of 5 cases; None: above MAX_SEEDS.
+    """Returns how many runs of an arm a new study needs to settle it in 4 of 5 cases, and how often they do.
 
-    look: what was seen, figures as a tuple of Look's fields. Studies are simulated with the true difference drawn
-    from what is to be believed (scale: see believe) and the sds seen, and judged as compare() and verdict() do.
+    (None, how often MAX_SEEDS do) if no number does.
+
+    look: what was seen, the first five fields of a Look of one study. Studies are simulated with the true
+    difference drawn from what is to be believed (scale: see believe) and the sds seen, and judged as compare()
+    and verdict() do.
     """
-    seen = Look(*look)
+    mean, square_var, square_base, n_var, n_base = look
+    seen = Look(*(x if x is None else np.array([x]) for x in look))
     belief = believe(differences(seen), scale, delta)
     rng = np.random.default_rng(0)
     true = rng.choice(belief.differences, (PLAN_STUDIES, 1), p=belief.weights)
     noise = rng.standard_normal((PLAN_STUDIES, MAX_SEEDS))
-    sd = sqrt(seen.square_var * seen.n_var)
+    sd = sqrt(square_var * n_var)
 
     def power(n):
         return settled(true + sd * noise[:, :n], seen, delta, alpha).mean()
 
     # power grows with n, so a binary search finds it
     n = bisect_left(range(MAX_SEEDS + 1), POWER, lo=MIN_SEEDS, key=power)
-    return n if n <= MAX_SEEDS else None
+    return (n, float(power(n))) if n <= MAX_SEEDS else (None, float(power(MAX_SEEDS)))
 
 
 def settled(d, seen, delta, alpha):
     """Returns which studies, (S,), get a verdict; d: (S, n) differences, or losses less the baseline's mean."""
     S, n = d.shape
-    square_base = np.full(S, seen.square_base)
-    look = Look(d.mean(1), d.var(1, ddof=1) / n, square_base, n, seen.n_base)
+    n_base = seen.n_base if seen.n_base is None else np.repeat(seen.n_base, S)
+    look = Look(d.mean(1), d.var(1, ddof=1) / n, np.repeat(seen.square_base, S), np.full(S, n), n_base)
     differs = look.p() < alpha
     # the sign-flip test disagrees with few seeds only
     if seen.n_base is None and n <= 12:
@@ -409,12 +410,14 @@ def decide(comparisons, delta, level):
     for c, holm_p, tost_holm_p in zip(family, holm([c.p for c in family]), holm([c.tost_p for c in family])):
         c.holm_p, c.tost_holm_p = holm_p, tost_holm_p
         c.verdict = verdict(c, level, holm_p, tost_holm_p)
-        if c.verdict == "can't tell" and c.mean is not None:
+        settled_but_for_bad_runs = holm_p < level and has_more_bad(c.bad, c.n_base, c.n)
+        if c.verdict == "can't tell" and c.mean is not None and not settled_but_for_bad_runs:
             paired = c.test == 'paired t'
-            squares = (c.sd ** 2 / c.n, 0.0) if paired else (c.sd_var ** 2 / c.n, c.sd_base ** 2 / c.n_base)
-            look = c.mean, *squares, c.n, None if paired else c.n_base
+            n, n_base = c.n_good, c.n_base - c.bad['base']
+            squares = (c.sd ** 2 / n, 0.0) if paired else (c.sd_var ** 2 / n, c.sd_base ** 2 / n_base)
+            look = c.mean, *squares, n, None if paired else n_base
             # at the level that Holm's correction asks of the smallest p
-            c.runs_to_settle = seeds_to_settle(look, c.sd_base, delta, level / len(family))
+            c.runs_to_settle, c.settle_chance = seeds_to_settle(look, c.sd_base, delta, level / len(family))
 
 
 def summarize(runs):

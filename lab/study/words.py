@@ -1,7 +1,7 @@
 """Verdicts in words: the text table for a terminal, and a sentence for each comparison."""
 import re
 
-from lab.stats import MAX_SEEDS, MIN_SEEDS
+from lab.stats import FLIP_FLOOR, MAX_SEEDS, MIN_SEEDS, has_more_bad
 
 
 def text_table(verdicts, extra=None):
@@ -10,19 +10,14 @@ def text_table(verdicts, extra=None):
     extra: further columns, {title: {arm: text}}.
     """
     extra = extra or {}
-    interval_title = f'd vs {verdicts.baseline} [{100 * (1 - verdicts.level):.3g}% t]'
-    rows = [['variant', 'n', 'loss', interval_title, 'sd_d', 'rho', 'p', 'Holm', 'flip p', 'wins', 'P(imp)',
-             'MDE80', *extra, 'verdict']]
+    interval_title = f'difference [{100 * (1 - verdicts.level):.3g} %]'
+    rows = [['arm', 'runs', 'loss', interval_title, 'shrunk', 'P(better)', 'p', *extra, 'verdict']]
     # one row per arm
     for name, arm in verdicts.arms.items():
         # the baseline has no comparison, and empty cells
         c = verdicts.comparisons.get(name)
-        if arm.diverged:
-            loss = f'diverged {len(arm.diverged)}/{verdicts.n}'
-        else:
-            loss = f'{arm.mean:.4f}±{short_number(arm.sd)}'
         more = [column.get(name, '') for column in extra.values()]
-        rows.append([name, str(verdicts.n), loss, *(comparison_cells(c) if c else [''] * 9), *more,
+        rows.append([name, str(c.n if c else len(arm.losses)), loss_cell(arm), *comparison_cells(c), *more,
                      c.verdict if c else 'baseline'])
     # columns as wide as their widest cell
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -31,87 +26,113 @@ def text_table(verdicts, extra=None):
     return '\n'.join([*lines, '', *sentences, '', *legend_lines(verdicts)])
 
 
+def loss_cell(arm):
+    """Returns mean±sd of an arm's runs, or how many diverged."""
+    if arm.diverged:
+        return f'diverged {len(arm.diverged)}/{len(arm.losses)}'
+    return '-' if arm.mean is None else f'{arm.mean:.4f}±{short_number(arm.sd)}'
+
+
 def comparison_cells(c):
-    """Returns the nine cells of a Comparison, from the difference to MDE80."""
+    """Returns the cells of a Comparison, from the difference to p; empty ones for None."""
+    if c is None:
+        return [''] * 4
     difference = f'{short_number(c.mean, sign="+")} [{format_interval(c.interval)}]' if c.interval else '-'
-    return [difference, short_number(c.sd), short_number(c.rho, 2), format_p(c.p), format_p(c.holm_p),
-            format_p(c.flip_p), f'{c.wins}/{c.n}', short_number(c.p_improve, 2), short_number(c.mde)]
+    return [difference, short_number(c.shrunk, sign='+'), format_chance(c.p_better), format_p(c.holm_p)]
 
 
 def verdict_sentence(c, verdicts):
     """Returns a Comparison's verdict on one line, with its grounds, or with what it would take to get one."""
-    # the verdict, and runs that diverged
     parts = [c.verdict]
-    if c.verdict == 'screen':
-        parts.append(f'{c.n} seeds give no verdict, {MIN_SEEDS} do')
-    for key, who in ('var', 'it'), ('base', 'the baseline'):
-        if c.diverged[key]:
-            parts.append(f'{who} diverged in {c.diverged[key]} of {c.n} runs')
-
-    # its grounds, or what is missing
-    if c.test == 'rank sum' and c.verdict != 'screen':
-        parts.append(f'by ranks, p {format_p(c.holm_p)}')
-    elif c.verdict in ('better', 'worse'):
-        seeds = c.wins if c.mean < 0 else c.n - c.wins
-        parts[0] += f' by {short_number(abs(c.mean))}, at {seeds} of {c.n} seeds'
-        if c.equivalent:
-            parts.append(f'so little that it also counts as equivalent, within ±{verdicts.delta:g}')
+    if c.verdict in ('better', 'worse'):
+        if c.mean is not None:
+            parts = [f'{c.verdict} by {short_number(abs(c.mean))} (shrunk {short_number(abs(c.shrunk))})']
+            chance = c.p_better if c.verdict == 'better' else 1 - c.p_better
+            parts.append(f'P({c.verdict}) {format_chance(chance)}')
+        parts.append(grounds(c, verdicts))
     elif c.verdict == 'equivalent':
-        differs = c.sd or c.mean
-        parts.append(f'the difference is within ±{verdicts.delta:g}' if differs else 'equal to the bit')
-    elif c.verdict == "can't tell":
-        parts += what_is_missing(c, verdicts.level, verdicts.delta)
-
-    # at rho <= 0 pairing does not save seeds, so the unpaired p is shown too
-    if c.rho is not None and c.rho <= 0 and c.verdict != 'screen':
-        parts.append(f'seeds do not pair, rho {short_number(c.rho, 2)}: unpaired p {format_p(c.welch_p)}')
+        equal = c.sd_base == c.sd_var and c.mean == 0 and not c.sd
+        parts = ['equivalent: equal to the bit' if equal else f'equivalent: within ±{verdicts.delta:g}']
+        parts += [] if equal else [f'P(within) {format_chance(c.p_within)}']
+        parts.append(grounds(c, verdicts))
+    else:
+        parts += what_is_missing(c, verdicts)
+    parts += what_went_wrong(c)
     return '; '.join(parts)
 
 
-def what_is_missing(c, level, delta):
-    """Yields the reasons for a "can't tell" without diverged runs, and the number of seeds to settle it."""
-    # significant by the t test, but not by the sign-flip test, or not after Holm
-    if c.holm_p < level:
-        yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
-    elif c.p < level:
-        yield f'p {format_p(c.p)} is {format_p(c.holm_p)} after Holm'
+def grounds(c, verdicts):
+    """Returns on what a verdict rests: decided at 6 runs against 41 stored; or at 5 of 5 seeds."""
+    if verdicts.design == 'welch':
+        return f'decided at {c.decided_at} runs against {c.n_base} stored'
+    if verdicts.design == 'paired':
+        return f'decided at {c.decided_at} pairs'
+    if c.wins is None:
+        return f'{c.n} runs against {c.n_base}, unpaired'
+    if c.verdict == 'equivalent':
+        return f'{c.n} seeds'
+    return f'at {c.wins if c.verdict == "better" else c.n - c.wins} of {c.n} seeds'
 
-    # seeds to add, if the difference stays what it is; None: more than MAX_SEEDS in all
-    more_for_difference, more_for_equivalence = (
-        seeds and max(seeds - c.n, 1) for seeds in (c.seeds_difference, c.seeds_equivalence))
-    more = more_for_difference or more_for_equivalence
-    seeds = f'about {more} more seed{"s" * (more != 1)} would'
-    mean = short_number(c.mean, sign='+')
-    if more_for_difference:
-        sooner = more_for_equivalence and more_for_equivalence < more_for_difference
-        also = f', {more_for_equivalence} that it is within ±{delta:g}' if sooner else ''
-        yield f'{seeds} settle a difference of {mean}{also}'
-    elif more_for_equivalence:
-        yield f'{seeds} show that it is within ±{delta:g}'
-    else:
-        yield f'not even {MAX_SEEDS} seeds would settle a difference of {mean}'
+
+def what_went_wrong(c):
+    """Yields what is to be said of runs that diverged or stand out, and what that kept from being said."""
+    for key, who, n in ('var', 'it', c.n), ('base', 'the baseline', c.n_base):
+        if c.diverged[key]:
+            yield f'{who} diverged in {c.diverged[key]} of {n} runs'
+    if far := c.bad['var'] - c.diverged['var']:
+        yield f'{far} of its {c.n} runs {"is" if far == 1 else "are"} far worse than the others, and not in the mean'
+    if c.side < 0 and c.verdict == "can't tell" and has_more_bad(c.bad, c.n_base, c.n):
+        yield 'with more bad runs than the baseline it is not called better'
+
+
+def what_is_missing(c, verdicts):
+    """Yields why a comparison has no verdict, the largest plausible effects, and how many runs would settle it."""
+    fixed, level = verdicts.design == 'fixed', verdicts.level
+    if fixed and min(c.n, c.n_base) < MIN_SEEDS:
+        yield f'{min(c.n, c.n_base)} seeds give no verdict, {MIN_SEEDS} do'
+    elif fixed and c.holm_p < level and c.flip_p is not None and c.flip_p > FLIP_FLOOR:
+        yield f'the sign-flip test does not agree, p {format_p(c.flip_p)}'
+    if c.mean is None:
+        yield f'too few runs: the first look is at {c.next_look}' if c.next_look else 'too few good runs'
+        return
+    yield plausible_effects(c)
+    if c.runs_to_settle:
+        more = c.runs_to_settle - c.n
+        unit = ('pair' if verdicts.design == 'paired' else 'run') + 's' * (more != 1)
+        runs = f'a new study of about {c.runs_to_settle} seeds' if fixed else f'about {more} more {unit}'
+        yield f'{runs} would settle it, 4 times in 5'
+    elif c.settle_chance is not None:
+        yield f'even {MAX_SEEDS} {"seeds" if fixed else "runs"} would settle it only {c.settle_chance:.0%} of the time'
+
+
+def plausible_effects(c):
+    """Returns the ends of the interval in words: at most .0071 better or .0035 worse."""
+    low, high = c.interval
+    if low < 0 < high:
+        return f'at most {short_number(-low)} better or {short_number(high)} worse'
+    least, most = sorted(map(abs, c.interval))
+    return f'{short_number(least)} to {short_number(most)} {"better" if high <= 0 else "worse"} by its interval alone'
 
 
 def legend_lines(verdicts):
-    """Yields the lines of a legend: columns, the verdicts that occur, and the next look."""
+    """Yields the lines of a legend: columns, the verdicts that occur, and the looks."""
     level, within = f'{verdicts.level:.3g}', f'within ±{verdicts.delta:g}'
     after_holm = ' after Holm' if len(verdicts.comparisons) > 1 else ''
-    one_side = ': all seeds on one side' if verdicts.n == 5 else ''
+    flip = ', and the sign-flip test agrees' if verdicts.design == 'fixed' else ', at whichever look'
     meanings = {
-        'better, worse': f'p below {level}{after_holm}, and the sign-flip test agrees{one_side}',
+        'better, worse': f'p below {level}{after_holm}{flip}',
         'equivalent': f'shown to be {within}, by one-sided tests at {level}{after_holm}',
         "can't tell": f'neither a difference nor equivalence {within} is shown; this is not "no effect"',
-        'screen': 'too few seeds; not even the sign is to be trusted',
     }
-    yield ("d: variant - baseline, in nats; P(imp): a variant's run beats a baseline's; "
-           'MDE80: what 4 of 5 such studies would find')
+    corrected = '' if verdicts.design == 'fixed' else ', corrected for early stops'
+    yield f'difference: arm - {verdicts.baseline}, nats{corrected}'
+    yield 'shrunk: what is to be expected, as most ideas do little'
     # only the verdicts that occur
     for words, meaning in meanings.items():
         if any(c.verdict in words for c in verdicts.comparisons.values()):
             yield f'{words}: {meaning}'
-    if later := [look for look in verdicts.looks if look > verdicts.n]:
-        looks = ', '.join(map(str, verdicts.looks))
-        yield f'looks at {looks} seeds, each at {level}: the next is at {later[0]}'
+    if verdicts.looks:
+        yield f'looks at {", ".join(map(str, verdicts.looks))} {"pairs" if verdicts.design == "paired" else "runs"}'
 
 
 def short_number(x, digits=4, sign=''):
@@ -128,5 +149,14 @@ def format_interval(interval):
 
 
 def format_p(p):
-    """Returns .056, or <.001; '-' for None."""
-    return '-' if p is None else '<.001' if p < 0.001 else short_number(p, 3)
+    """Returns .056, <.001 or 1; '-' for None."""
+    if p is None:
+        return '-'
+    return '<.001' if p < 0.001 else '1' if p > 0.9995 else short_number(p, 3)
+
+
+def format_chance(p):
+    """Returns .97; '-' for None. What rounds to 0 or 1 is <.01 or >.99."""
+    if p is None:
+        return '-'
+    return '<.01' if p < 0.005 else '>.99' if p > 0.995 else short_number(p, 2)
