@@ -109,7 +109,7 @@ class Claim:
 
 
 class Stream:
-    """The ideas of a loop, in a file that processes may share. alpha: the chance to keep any that does nothing."""
+    """The ideas of a loop, in a file that processes share. alpha: the chance to keep a useless one."""
 
     def __init__(self, path, alpha=0.05):
         self.path, self.alpha = Path(path), alpha
@@ -175,8 +175,8 @@ class Stream:
             except (ValueError, TypeError, KeyError):
                 known = False
             if not known:
-                raise Stop(f'{self.path}:{n}: is not a record of a stream of ideas; restore the line, or move '
-                           'the file away, which starts a new stream')
+                raise Stop(f'{self.path}:{n}: is not a record of a stream of ideas; restore the line, or '
+                           'move the file away, which starts a new stream')
             if record.get('alpha', self.alpha) != self.alpha:
                 raise Stop(f'alpha={self.alpha}: {self.path} spends {record["alpha"]} on its stream, as its '
                            'first idea said')

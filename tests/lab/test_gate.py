@@ -373,3 +373,15 @@ def test_an_improvement_by_two_sds_is_kept_anywhere_in_a_stream(monkeypatch, at)
         runs.append(decision.runs)
     print(f'number {at + 1}: {kept / streams:.3f} are kept, after {np.mean(runs):.1f} runs')
     assert kept / streams >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('noise, sd', [('normal', 1), ('normal', 3), ('exponential', 1)])
+def test_an_idea_that_does_nothing_is_kept_at_its_level_at_most(monkeypatch, noise, sd):
+    """Also one that is noisier, at which a rank test fails, and in skewed noise, at which a t test fails."""
+    rng, streams = np.random.default_rng(1), 1500
+    draw = rng.standard_normal if noise == 'normal' else lambda size: rng.exponential(size=size) - 1
+    kept = sum(loop(monkeypatch, draw(40), sd * draw((1, 16)))[0].decision == 'keep' for _ in range(streams))
+    level = 0.05 * weight(1) / 2
+    print(f'{noise} noise, sd {sd}: {kept / streams:.4f} are kept at level {level:.4f}')
+    assert kept <= binom.ppf(0.99, streams, level)
