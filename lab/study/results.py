@@ -300,8 +300,20 @@ def build_report(study, runs):
         recipe=dataclasses.asdict(baseline.options) | baseline.model_args,
         arms=[arm_result(study, arm, runs) for arm in study.arms],
         comparisons=[report_comparison(study, runs, v, arm) for v in verdicts for arm in v.comparisons],
-        tables=[text_table(v, price_columns(v, prices)) for v in verdicts],
+        tables=[text_table(v, price_columns(v, prices), sentences=sentences(study, v)) for v in verdicts],
         paired=Pairing(**findings.paired) if findings.paired else None, noise_floor=noise_floor(study, runs))
+
+
+def sentences(study, verdicts):
+    """Returns {arm: its verdict in words}, which name the baseline if it was made for the arm."""
+    against = {}
+    for arm, match in study.matches.items():
+        if match.name == verdicts.baseline:
+            ratio = match.options.max_iters / study.baseline.options.max_iters
+            how = dict(params='as wide', flops=f'of as many FLOPs ({ratio:.2f}x the iterations)',
+                       time=f'trained as long ({ratio:.2f}x the iterations)')[study.options.match]
+            against[arm] = f'against a baseline {how}: '
+    return {arm: against.get(arm, '') + verdict_sentence(c, verdicts) for arm, c in verdicts.comparisons.items()}
 
 
 def plan_of(study, runs):
@@ -341,7 +353,7 @@ def report_comparison(study, runs, verdicts, arm):
         curve = curve_of(baseline_runs)
         steps = stats.step_equivalents(c.mean, curve.iters, mean_columns(curve.val))
     return ReportedComparison(
-        **vars(c), arm=arm, baseline=verdicts.baseline, words=verdict_sentence(c, verdicts),
+        **vars(c), arm=arm, baseline=verdicts.baseline, words=sentences(study, verdicts)[arm],
         level=verdicts.level, text_interval=text, step_equivalents=steps, suspicions=doubts)
 
 
