@@ -38,9 +38,7 @@ from filelock import FileLock
 
 from core.errors import DROP, KEEP, UNDECIDED, Stop
 from core.run.files import to_json
-from lab import stats
-from lab.look import look_unpaired
-from lab.sequential import LOOKS, Design, estimate, follow, word_at
+from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
 
 DECAY = 1.3         # of 1.1 to 1.5, the largest levels for the first 100 ideas
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
@@ -242,8 +240,9 @@ def timestamp():
 def gate(idea, stream, train_to, rules):
     """Returns the Decision on an idea, after as few runs as it takes.
 
-    train_to: trains the arm to n runs, or to fewer if the budget ends, and returns {arm: {seed: loss}} of the
-    arm and of all stored runs of the baseline, in the order of training, inf for a run that diverged.
+    train_to: trains the arm until n runs have ended, fewer only where the budget ends, and returns
+    {arm: {seed: loss}} of the arm and of all stored runs of the baseline, inf for a run that diverged.
+    rules: Rules. A Stop of train_to is passed on; the claim stays, unless no run of the arm was judged yet.
     """
     began = time.monotonic()
     if (earlier := stream.tried(idea)) is not None:
@@ -315,20 +314,20 @@ def judge_look(base, arm, decision, rules):
 
 def estimate_difference(base, arm, decision, rules):
     """Sets the difference of a Decision, and what is to be believed of it; base, arm: as for judge_look."""
-    if not (np.isfinite(arm).all() and np.isfinite(base).all()):
-        return
-    look, design = look_unpaired(base[None], arm[None]), Design('welch', rules.looks, len(base))
+    design = Design('welch', rules.looks, len(base))
+    path = follow(base[None], arm[None], design, rules.delta)
     # as the estimate sees it, a study stops where an idea is kept
-    stops = rules.looks.index(len(arm)), 2 * decision.level
-    decision.difference, decision.interval = estimate(look, *stops, design, rules.alpha)
-    belief = stats.believe(stats.differences(look), float(base.std(ddof=1)), rules.delta)
-    decision.shrunk, decision.p_better = belief.mean, belief.p_better
+    stop_level = 2 * decision.level
+    c = comparison_at((base, arm), path, len(path.looks) - 1, design, rules.delta, rules.alpha, stop_level,
+                      plan=False)
+    decision.difference, decision.interval = c.mean, c.interval
+    decision.shrunk, decision.p_better = c.shrunk, c.p_better
 
 
 def better_p(look):
     """Returns the one-sided p of one lab.look.Look, for better."""
-    p = float(look.p()[0]) / 2
-    return p if look.difference[0] < 0 else 1 - p
+    (p,), (side,) = look.evidence()
+    return float(p / 2 if side < 0 else 1 - p / 2)
 
 
 def share_won(arm, base):

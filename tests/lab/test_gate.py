@@ -310,9 +310,6 @@ def test_the_loop_of_the_docs_runs(tmp_path):
 # -----------------------------------------------------------------------------
 # streams, simulated with the code that ships
 
-ARRAYS = 'difference', 'square_var', 'square_base' # of a lab.look.Look
-
-
 class InMemory(Stream):
     """A Stream that writes no file."""
 
@@ -336,7 +333,7 @@ def loop(monkeypatch, base, ideas):
 
     def follow(base, arm, design, delta):
         k = LOOKS.index(arm.shape[1]) + 1
-        looks = [replace(look, **{name: getattr(look, name)[i:i + 1] for name in ARRAYS}) for look in paths.looks[:k]]
+        looks = [look.of(i) for look in paths.looks[:k]]
         return sequential.Path(looks, *(x[i:i + 1, :k] for x in (paths.p, paths.side, paths.tost_p)))
     monkeypatch.setattr(lab_gate, 'follow', follow)
     monkeypatch.setattr(lab_gate, 'estimate_difference', lambda *args: None)
