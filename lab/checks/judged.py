@@ -25,7 +25,7 @@ from model import Step
 # Chunks, tiles and blocks of code end at multiples of these
 BLOCKS = 16, 32, 48, 64, 128, 256
 # FLOPs of a check on a CPU, some seconds of two cores; elsewhere no check is cut short
-CPU_FLOPS = dict(evaluation=2e12, training=0.4e12, iterations=0.4e12)
+CPU_FLOPS = dict(evaluation=2e12, training=0.3e12, iterations=0.4e12, few_rows=0.05e12)
 
 
 @dataclass
@@ -284,7 +284,7 @@ def advance(counted, passes):
 def targets(case):
     """Checks that logits do not depend on targets, which evaluation does not give and training must not show."""
     vocab_size = case.model.config.vocab_size
-    case = replace(case, idx=case.idx[:affordable(case, CPU_FLOPS['iterations'])[0]])
+    case = replace(case, idx=case.idx[:affordable(case, CPU_FLOPS['few_rows'])[0]])
     one, two = (random_tokens(case.idx, vocab_size, seed) for seed in ('one', 'two'))
     # evaluation itself gives none
     base = case.logits(case.idx, targets=one if case.training else None)
@@ -301,7 +301,7 @@ def state(case):
 
     In training buffers may.
     """
-    case = replace(case, idx=case.idx[:min(4, affordable(case, CPU_FLOPS['iterations'])[0])])
+    case = replace(case, idx=case.idx[:min(4, affordable(case, CPU_FLOPS['few_rows'])[0])])
     start = State(case.model)
     try:
         # after a first pass, which may prepare tables
@@ -351,7 +351,7 @@ def decodes(case):
 @torch.no_grad()
 def reports_cross_entropy(case):
     """Checks that the loss that the model reports in evaluation is the cross entropy of its logits."""
-    idx = case.idx[:min(4, affordable(case, CPU_FLOPS['iterations'])[0])]
+    idx = case.idx[:min(4, affordable(case, CPU_FLOPS['few_rows'])[0])]
     given = random_tokens(idx, case.model.config.vocab_size, 'targets')
     with same_circumstances(case.model), case.machine.precision():
         logits, loss = case.model.eval()(idx, given, Step(it=case.iteration(case.max_iters)))

@@ -108,9 +108,10 @@ def __init__(self, config, classes, layer):
     self.register_buffer('passes', torch.ones(()))
     self.gate = nn.Parameter(torch.zeros(()))
 def attn_out(self, y, step):
-    if self.training:
-        self.passes += 1
-    return y * (1 + self.gate / self.passes)
+    out = y * (1 + self.gate / self.passes)
+    if self.training: # after its use: of what was added to before it, torch 2.13 compiles another gradient
+        self.passes = self.passes + 1
+    return out
 ''')
 honest('much_dropout', 'Block', '''
 def __init__(self, config, classes, layer):
