@@ -170,9 +170,10 @@ def worker_slots(o, arm):
         if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
             has = f'which has {count} CUDA devices'
             raise Stop(f'devices={o.devices}: {wrong[0]} is not on this machine, {has}')
-        return [Slot(name, 0) for _ in range(jobs) for name in names]
+        return [Slot(name, 1) for _ in range(jobs) for name in names]
+    # what a CPU does for a GPU is small, and threads that wait for work take its time from other workers
     if on_gpu(arm.options):
-        return [Slot('', 0) for _ in range(jobs)]
+        return [Slot('', 1) for _ in range(jobs)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     # one thread each: a sum has the same order however many workers there are
     return [Slot('', 1) for _ in range(o.jobs or cores)]

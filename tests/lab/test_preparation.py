@@ -35,13 +35,19 @@ def only_judged_models(monkeypatch):
     monkeypatch.setattr(checks, 'run_suite', lambda *args, **options: [])
 
 
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def check(text, name, which):
     """Checks an arm of a tiny study in this process; returns what the report keeps of it."""
     o = train.Options(variant=name, dataset=text, batch_size=4, max_iters=20, device='cpu', dtype='float32')
     model_args = dict(block_size=16, vocab_size=52, n_layer=2, n_head=2, n_embd=16)
     arm = Arm('mine', o, dataclasses.asdict(load_classes(name).GPTConfig(**model_args)), {})
     here = SimpleNamespace(run=lambda tasks: [(task, run_task(task, Slot('', 1), {})) for task in tasks])
-    return check_arms(SimpleNamespace(arms=[arm]), here, which)['mine']
+    study = SimpleNamespace(arms=[arm], key=lambda arm: arm.name)
+    return check_arms(study, here, which)['mine']
 
 
 def test_a_leak_is_refused_by_name(text, drop, capsys):
@@ -49,7 +55,6 @@ def test_a_leak_is_refused_by_name(text, drop, capsys):
     with pytest.raises(Stop, match=r'^arm mine: leaks as judged, evaluation: position 0 sees token 1, first in h.0 '
                                    r'before h.0.ln_2 .*--check=none trains without any check$'):
         check(text, 'mean_of_row', 'leaks')
-    # what else was seen is not lost
     # whatever else was seen is not lost
     assert 'arm mine: leaks as judged, training: position 0 sees token 1' in capsys.readouterr().out
 

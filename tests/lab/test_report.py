@@ -430,7 +430,7 @@ def test_a_file_of_losses_has_only_losses(tmp_path):
     sections = [attributes['id'] for tag, attributes in page.elements if tag == 'section']
     assert sections == ['verdicts', 'figures', 'runs', 'environment', 'command', 'statistics']
     titles = [[title for title, _ in table[0]] for table in page.tables]
-    assert titles == [['arm', 'verdict', 'difference', 'runs', 'value', 'p'],
+    assert titles == [['arm', 'verdict', 'difference', 'shrunk', 'P(better)', 'P(within)', 'runs', 'value', 'p'],
                       ['arm', 'test', 'p alone', 'flip p', 'sd of d', 'rho', 'wins', 'P(imp)', 'MDE80'],
                       ['arm', 'seed', 'status', 'value']]
     said = page.words('p', 'figcaption', 'text', 'dd', 'h2', 'h3')
