@@ -25,7 +25,7 @@ from model import Step
 # Chunks, tiles and blocks of code end at multiples of these
 BLOCKS = 16, 32, 48, 64, 128, 256
 # FLOPs of a check on a CPU, some seconds of two cores; elsewhere no check is cut short
-CPU_FLOPS = dict(evaluation=2e12, training=0.3e12, iterations=0.4e12, few_rows=0.05e12)
+CPU_FLOPS = dict(evaluation=1e12, training=0.2e12, iterations=0.2e12, few_rows=0.05e12)
 
 
 @dataclass
@@ -130,7 +130,8 @@ def affordable(case, flops):
     affordable_rows = int(flops / a_row)
     # a batch of unchanged rows, then the swapped ones, batch by batch
     B = min(B, max(2, affordable_rows // 2))
-    return B, min(T - 1, max(B, affordable_rows - B))
+    # whole batches
+    return B, min(T - 1, B * max(1, round(affordable_rows / B - 1)))
 
 
 def swap(case, flops, it=None):
