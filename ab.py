@@ -17,7 +17,6 @@ in a store, so that a baseline serves every later study. Stopped anywhere, the s
 import dataclasses
 import datetime
 import importlib.util
-import json
 import re
 import shlex
 import sys
@@ -40,11 +39,11 @@ from configurator import (
 )
 from core.errors import Stop, run_main
 from core.run.environment import git, versions
-from core.run.files import read_json, to_json
+from core.run.files import read_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
 from lab.study.from_table import report_losses
-from lab.study.gate import Idea, Rules, Stream, gate
+from lab.study.gate import Idea, Rules, Stream, gate, print_decision
 from lab.study.ledger import add_to_ledger, ledger_text
 from lab.study.preparation import prepare
 from lab.study.results import (
@@ -197,10 +196,10 @@ def run_gate(o, given):
     if len(study.arms) != 2:
         raise Stop(f'arms={o.arms}: the gate judges one idea; name the baseline and one arm')
     decision = judge_idea(study, runner, Stream(OUT / 'gate.jsonl', o.alpha))
-    print(f'{decision.name}: {decision.words}')
-    if o.json:
-        print(json.dumps(to_json(dataclasses.asdict(decision))))
-    sys.exit(decision.exit_code)
+    if not o.json:
+        print(f'{decision.name}: {decision.words}')
+        sys.exit(decision.exit_code)
+    sys.exit(print_decision(decision))
 
 
 def judge_idea(study, runner, stream):

@@ -431,7 +431,7 @@ def test_a_file_of_losses_has_only_losses(tmp_path):
     assert sections == ['verdicts', 'figures', 'runs', 'environment', 'command', 'statistics']
     titles = [[title for title, _ in table[0]] for table in page.tables]
     assert titles == [['arm', 'verdict', 'difference', 'shrunk', 'P(better)', 'P(within)', 'runs', 'value', 'p'],
-                      ['arm', 'test', 'p alone', 'flip p', 'sd of d', 'rho', 'wins', 'P(imp)', 'MDE80'],
+                      ['arm', 'test', 'p alone', 'flip p', 'sd of d', 'rho', 'wins', 'P(imp)', 'MDE80', 'raw'],
                       ['arm', 'seed', 'status', 'value']]
     said = page.words('p', 'figcaption', 'text', 'dd', 'h2', 'h3')
     for absent in ('nats', 'batches', 'initial values', 'iteration', 'leak', 'text', 'best one on the way'):
