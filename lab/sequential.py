@@ -118,9 +118,13 @@ def sequential_p(score, log_ratio, design):
     table = crossing_table(design.plan, design.bars, design.baseline_plan)
     limit = log(MAX_RATIO)
     p = np.exp(table.ev(np.clip(log_ratio, -limit, limit), np.clip(score, 0.2, MAX_SCORE)))
+    return (spare(design) * p * np.maximum(1, 0.05 / p) ** 0.1).clip(0, 1)
+
+
+def spare(design):
+    """Returns the factor by which errors exceed the walk's, which p and intervals allow for; by simulation."""
     # the baseline's few runs make the tests a little too careful by themselves
-    spare = 1.1 if design.test == 'paired' else 1.18 - 0.55 / design.baseline_plan[0]
-    return (spare * p * np.maximum(1, 0.05 / p) ** 0.1).clip(0, 1)
+    return 1.1 if design.test == 'paired' else 1.18 - 0.55 / design.baseline_plan[0]
 
 
 @dataclass
@@ -198,8 +202,8 @@ def estimate(look, k, level, design, alpha=0.05):
     the difference under which half of all studies would see less, the interval's ends those under which alpha / 2
     would see less, or more. level: of the tests by which earlier looks could have stopped it.
     """
-    seen = float(look.score()[0])
-    targets = scipy.special.ndtri([alpha / 2, 0.5, 1 - alpha / 2])
+    seen, tail = float(look.score()[0]), alpha / 2 / spare(design)
+    targets = scipy.special.ndtri([tail, 0.5, 1 - tail])
     # (drifts,): of the score at look k, wide enough for all targets
     drifts = np.linspace(min(seen, 0) - 3.5, max(seen, 0) + 3.5, 57)
     log_ratio = np.repeat(look.log_ratio, len(drifts))

@@ -26,7 +26,8 @@ def suspicions(difference, baseline_loss, positions_base=None, positions_arm=Non
     found = []
     if -difference > TOO_GOOD * baseline_loss:
         found.append(f"a gain of {-difference:.4f} nats is {-difference / baseline_loss:.0%} of the baseline's "
-                     f'{baseline_loss:.4f}; the largest of a published idea here was {LARGEST_GAIN:.0%}')
+                     f'{baseline_loss:.4f}; published ideas, four of them together too, gained at most '
+                     f'{LARGEST_GAIN:.0%} here')
     if positions_base and positions_arm:
         found += odd_positions(positions_base, positions_arm)
     if text_interval:

@@ -40,9 +40,9 @@ from core.errors import DROP, KEEP, UNDECIDED, Stop
 from core.run.files import to_json
 from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
 
-DECAY = 1.3         # of 1.1 to 1.5, the largest levels for the first 100 ideas
+DECAY = 1.3         # about the largest levels near the 50th idea; 1.2 has more at the 100th, less at the first
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
-FUTILE = 0.1        # loses .3 % of improvements by 2 sd, and halves the runs of ideas that do nothing
+FUTILE = 0.1        # halves the runs of ideas that do nothing
 EXIT_CODES = dict(keep=KEEP, drop=DROP, undecided=UNDECIDED)
 
 

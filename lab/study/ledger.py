@@ -4,6 +4,8 @@ Of many studies, some find something by luck; the ledger says how many were made
 """
 import json
 
+from filelock import FileLock
+
 from core.run.files import to_json
 
 # fields of lab.stats.Comparison and its report that an entry keeps
@@ -15,18 +17,20 @@ def add_to_ledger(report, out):
 
     report: a schema.Report. out: the Path of out-ab.
     """
-    failed = {arm.name: sum(run.status != 'done' for run in arm.runs) for arm in report.arms}
+    failed = {arm.name: sum(run.status in ('failed', 'diverged') for run in arm.runs) for arm in report.arms}
     comparisons = [{name: getattr(c, name) for name in COMPARISON_FIELDS} for c in report.comparisons]
     entry = dict(name=report.name, created=report.created, command=report.command,
                  seeds=len(report.plan.seeds), failed=failed, comparisons=comparisons)
     # as it will be read back, so that the two can be compared
     entry = json.loads(json.dumps(to_json(entry)))
-    # a study that is reported twice with one result is listed once
-    known = [(e['name'], e['comparisons']) for e in ledger_entries(out)]
-    if (entry['name'], entry['comparisons']) not in known:
-        with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:
-            f.write(json.dumps(entry) + '\n')
-    (out / 'LEDGER.md').write_text(ledger_text(out) + '\n', encoding='utf-8')
+    # another study may end at the same time
+    with FileLock(out / '.ledger.lock'):
+        # a study that is reported twice with one result is listed once
+        known = [(e['name'], e['comparisons']) for e in ledger_entries(out)]
+        if (entry['name'], entry['comparisons']) not in known:
+            with open(out / 'ledger.jsonl', 'a', encoding='utf-8') as f:
+                f.write(json.dumps(entry) + '\n')
+        (out / 'LEDGER.md').write_text(ledger_text(out) + '\n', encoding='utf-8')
 
 
 def ledger_entries(out):

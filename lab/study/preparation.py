@@ -8,7 +8,7 @@ from lab import checks
 from lab.study.arm import matched_baseline, scale_lr
 from lab.study.pool import WorkerDied
 from lab.study.results import load_run
-from lab.study.store import RUNS, code_hash
+from lab.study.store import RUNS, code_hash, write_shared
 from lab.study.study import write_json
 from lab.study.worker import CheckTask, PriceTask
 from lab.timing import holds_one, ratio_text
@@ -74,7 +74,7 @@ def check_arms(study, runner, which):
         else:
             also = f', {declared} declared leaks of other options seen' if declared else ''
             print(f'leak suite, {arm.name}: {len(outcomes)} checks ok{also}')
-        write_json(checks_file(study, arm), dict(which=which, code=checks_code(), found=found[arm.name]))
+        write_shared(checks_file(study, arm), dict(which=which, code=checks_code(), found=found[arm.name]))
     return {arm.name: found[arm.name] for arm in study.arms}
 
 

@@ -54,8 +54,14 @@ def write_identity(root, key, identity):
     """Writes what a key stands for into its folder, unless it is there."""
     path = root / key / 'identity.json'
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(identity, sort_keys=True).encode() + b'\n')
+        write_shared(path, identity)
+
+
+def write_shared(path, obj):
+    """Writes obj as JSON into a file that other studies may write at the same time; creates the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'.{path.name}.lock')):
+        write_atomic(path, json.dumps(obj, sort_keys=True).encode() + b'\n')
 
 
 def run_state(folder):

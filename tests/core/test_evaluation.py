@@ -90,7 +90,7 @@ def test_losses_are_float32_whatever_the_logits_are():
 def test_batches_fill_the_machine():
     char, gpt2 = (SimpleNamespace(vocab_size=n, block_size=256) for n in (65, 50304))
     gpu = SimpleNamespace(type='cuda')
-    assert batch_rows(gpu, char, 12) == 128 and batch_rows(gpu, char, 500) == 500
+    assert batch_rows(gpu, char, 12) == 256 and batch_rows(gpu, char, 500) == 500
     # as many as it trains with, where the logits of one row are many already
     assert batch_rows(gpu, gpt2, 12) == 12
     assert batch_rows(CPU, char, 12) == 4 * torch.get_num_threads()

@@ -115,7 +115,10 @@ def test_round_trip(name):
 
 @all_variants
 def test_shared_parameters_start_equal(name):
-    checks.shared_start(name)
+    # to move them a little is all that perturb does
+    expected = pytest.raises(checks.Failed, match='wte.weight differs') if name == 'perturb' else contextlib.nullcontext()
+    with expected:
+        checks.shared_start(name)
 
 
 @variants_only
