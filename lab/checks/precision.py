@@ -1,11 +1,13 @@
 """Rounding: how much of a change it explains, and float64 in everything that a model computes."""
 import contextlib
 import copy
+from contextvars import ContextVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.rng import generator
+from lab.checks.failures import Failed
 
 # Relative changes of weights that make all rounding errors anew: a few times those errors
 EPS = dict(float64=2.0 ** -48, float32=2.0 ** -20, tf32=2.0 ** -9, float16=2.0 ** -9, bfloat16=2.0 ** -6)
@@ -29,9 +31,29 @@ def float64_copy(model, device):
     return copy.deepcopy(model).to(device, torch.float64)
 
 
+# set by in_float64_if_it_fails()
+insisting = ContextVar('insisting', default=False)
+
+
 def float64_throughout(model):
-    """Returns a Float64 context for a model in float64, for others one that does nothing."""
-    return Float64() if next(model.parameters()).dtype == torch.float64 else contextlib.nullcontext()
+    """Returns the context of a pass of a small model: Float64 where in_float64_if_it_fails() insists on it."""
+    wide = insisting.get() and next(model.parameters()).dtype == torch.float64
+    return Float64() if wide else contextlib.nullcontext()
+
+
+def in_float64_if_it_fails(check):
+    """Calls check(), and if it fails, once more in float64 throughout, which has the last word.
+
+    A softmax in float32 may explain the failure. Float64 everywhere from the start would double the time of all.
+    """
+    try:
+        return check()
+    except Failed:
+        token = insisting.set(True)
+        try:
+            return check()
+        finally:
+            insisting.reset(token)
 
 
 @contextlib.contextmanager
