@@ -330,7 +330,7 @@ def print_time_left(study, workers):
         if arm.name in prices['results']:
             o, left = arm.options, len(study.seeds_of(arm)) - len(study.ended(arm))
             ms += left * o.max_iters * o.gradient_accumulation_steps * prices['results'][arm.name]['step_ms']
-    print(f'about {format_duration(ms / 1000 / workers)} of training are left, evaluations apart')
+    print(f'about {format_duration(ms / 1000 / workers)} of training are left, without evaluations')
 
 
 def default_name(config, arms, o):

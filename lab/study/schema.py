@@ -28,7 +28,7 @@ class Plan:
 
 @dataclass
 class Checks:
-    """The results of an arm in the fast part of the leak suite."""
+    """What the checks before training found in an arm."""
     status: str                 # ok, declared leak, or skipped
     lines: list[str]            # 'check: what it found'
     why: str | None             # the variant's declared reason why it leaks in training
