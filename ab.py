@@ -58,9 +58,9 @@ from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, read_options, write_json
 from lab.study.waves import (
-    MAX_RUNS,
     MIN_BASELINE,
     describe_design,
+    first_looks,
     next_goal,
     parse_budget,
     plan_looks,
@@ -237,8 +237,7 @@ def parse_plan(o):
     """
     factors = parse_numbers(o.lr_sweep, 'lr_sweep', float) if o.lr_sweep else []
     parse_budget(o.budget)
-    if o.max_seeds > MAX_RUNS:
-        raise Stop(f'max_seeds={o.max_seeds}: takes {MAX_RUNS} at most')
+    first_looks(o)
     if o.seeds == 'auto' and not o.looks:
         return [], factors
     if o.budget:

@@ -27,16 +27,22 @@ MAX_RUNS = sequential.LATER_LOOKS[-1]
 # -----------------------------------------------------------------------------
 # what is fixed beforehand
 
+def first_looks(o):
+    """Returns the numbers of runs at which an arm is judged, up to 16. Stop if max_seeds allows none of them."""
+    looks = sequential.PAIRED_LOOKS if o.paired else sequential.LOOKS
+    if not looks[0] <= o.max_seeds <= MAX_RUNS:
+        raise Stop(f'max_seeds={o.max_seeds}: takes {looks[0]}, the runs of the first look, to {MAX_RUNS}')
+    return looks
+
+
 def plan_looks(study, least=MIN_BASELINE):
     """Fixes the study's design and the seeds of its arms. A study that goes on keeps those that it began with.
 
-    least: runs of the baseline. Stop if max_seeds allows no look.
+    least: runs of the baseline.
     """
     o, arms = study.options, study.judged_arms()
     test = 'paired' if o.paired else 'welch'
-    design = sequential.Design(test, sequential.PAIRED_LOOKS if o.paired else sequential.LOOKS)
-    if o.max_seeds < design.looks[0]:
-        raise Stop(f'max_seeds={o.max_seeds}: an arm is first judged at {design.looks[0]} runs')
+    design = sequential.Design(test, first_looks(o))
     arm_seeds = [o.first_seed + ARM_SEEDS + i for i in range(o.max_seeds + SPARE_SEEDS)]
 
     # all runs of the baseline that are stored, and some more; other studies may have had it as an arm

@@ -88,6 +88,11 @@ def losses(name):
     (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
     (dict(report=__file__), 'holds no study'),
     (dict(variants='alibi', seeds=1), 'seeds=1: takes auto, or 2 or more'),
+    (dict(variants='alibi', max_seeds=3), 'max_seeds=3: takes 4, the runs of the first look, to 64'),
+    (dict(variants='alibi', max_seeds=99), 'max_seeds=99: takes 4, '),
+    (dict(variants='alibi', budget='5'), 'budget=5: takes a time such as 90s'),
+    (dict(variants='alibi', seeds=5, budget='10m'), 'budget=10m: is for seeds=auto'),
+    (dict(variants='alibi', check='leak'), 'check takes all | leaks | none'),
     (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
     (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
 ])
@@ -103,6 +108,32 @@ def test_bad_arms_are_one_line(data, options, says):
 def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
     (tmp_path / 'study.json').write_text(text)
     assert f'study.json: {says}' in ran(data, report=tmp_path).line(BAD_INPUT)
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(), 'gate: judges one idea: --variant=NAME'),
+    (dict(variant='alibi,rope'), 'gate: judges one idea'),
+    (dict(variant='nope'), 'no file variants/nope.py'),
+    (dict(variant='alibi', paired=True), 'paired=True: not for the gate'),
+    (dict(variant='alibi', seeds=5), 'seeds=5: not for the gate'),
+    (dict(arms='base; a: variant=alibi; b: variant=rope'), 'the gate judges one idea; name the baseline and one arm'),
+])
+def test_what_the_gate_cannot_judge_is_one_line(data, options, says):
+    assert says in ran(data, 'gate', **options).line(BAD_INPUT)
+    assert not Path('out-ab/gate.jsonl').exists()
+
+
+def test_the_gate_answers_by_its_exit_code_and_from_memory(data, no_page, monkeypatch):
+    """A ruined idea is dropped; asked again, the answer is the same and nothing is trained."""
+    monkeypatch.setattr(ab, 'GATE_BASELINE', 5)
+    options = dict(arms='base; hot: learning_rate=10', max_iters=3, lr_decay_iters=3)
+    done = ran(data, 'gate', '--json', **options)
+    answer = json.loads(done.out.splitlines()[-1])
+    assert done.code == 10 and (answer['decision'], answer['runs'], answer['tried']) == ('drop', 4, None), done
+    assert answer['baseline_runs'] == 5 and answer['level_left'] == pytest.approx(0.05)
+    again = ran(data, 'gate', '--json', **options)
+    assert again.code == 10 and ', seed ' not in again.out
+    assert json.loads(again.out.splitlines()[-1])['tried']['decision'] == 'drop'
 
 
 # -----------------------------------------------------------------------------
