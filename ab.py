@@ -52,6 +52,7 @@ from lab.study.results import (
     compare_on_common_seeds,
     final_losses,
     load_runs,
+    time_ratio_of,
 )
 from lab.study.runner import Runner, format_duration, worker_slots
 from lab.study.schema import to_dict
@@ -213,7 +214,7 @@ def judge_idea(study, runner, stream):
     before = fix_design(study, [], least=GATE_BASELINE)
     prices = study.findings.prices
     idea.stored = len(before)
-    idea.price = prices and prices[arm.name]['step_ms'] / prices[baseline.name]['step_ms']
+    idea.price = prices and time_ratio_of(prices[arm.name], prices[baseline.name])
     deadline = time.monotonic() + parse_budget(o.budget)
 
     def train_more(n):

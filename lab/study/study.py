@@ -143,11 +143,11 @@ class Study:
     def archive_other(self):
         """Moves another study that is in the folder to previous/; returns True if there was one.
 
-        It is another if an arm of the same name has another identity: edited code, or other options.
+        It is another if one of its arms is missing here, or has another identity: edited code, or other options.
         """
         saved = read_json(self.folder / 'study.json')
         mine = {arm.name: self.key(arm) for arm in self.arms}
-        if saved is None or all(mine.get(arm['name'], arm.get('key')) == arm.get('key') for arm in saved['arms']):
+        if saved is None or all(mine.get(arm['name']) == arm.get('key', '') for arm in saved['arms']):
             return False
         previous = self.folder / 'previous'
         shutil.rmtree(previous, ignore_errors=True)
