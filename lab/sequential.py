@@ -118,13 +118,9 @@ def sequential_p(score, log_ratio, design):
     table = crossing_table(design.plan, design.bars, design.baseline_plan)
     limit = log(MAX_RATIO)
     p = np.exp(table.ev(np.clip(log_ratio, -limit, limit), np.clip(score, 0.2, MAX_SCORE)))
-    return (spare(design) * p * np.maximum(1, 0.05 / p) ** 0.1).clip(0, 1)
-
-
-def spare(design):
-    """Returns the factor by which errors exceed the walk's, which p and intervals allow for; by simulation."""
     # the baseline's few runs make the tests a little too careful by themselves
-    return 1.1 if design.test == 'paired' else 1.18 - 0.55 / design.baseline_plan[0]
+    spare = 1.1 if design.test == 'paired' else 1.18 - 0.55 / design.baseline_plan[0]
+    return (spare * p * np.maximum(1, 0.05 / p) ** 0.1).clip(0, 1)
 
 
 @dataclass
@@ -202,7 +198,7 @@ def estimate(look, k, level, design, alpha=0.05):
     the difference under which half of all studies would see less, the interval's ends those under which alpha / 2
     would see less, or more. level: of the tests by which earlier looks could have stopped it.
     """
-    seen, tail = float(look.score()[0]), alpha / 2 / spare(design)
+    seen, tail = float(look.score()[0]), interval_tail(design, alpha)
     targets = scipy.special.ndtri([tail, 0.5, 1 - tail])
     # (drifts,): of the score at look k, wide enough for all targets
     drifts = np.linspace(min(seen, 0) - 3.5, max(seen, 0) + 3.5, 57)
@@ -211,6 +207,11 @@ def estimate(look, k, level, design, alpha=0.05):
     found = np.interp(targets, scipy.special.ndtri(chance.clip(1e-12, 1 - 1e-12)), drifts)
     low, middle, high = look.difference_of_score(seen - found)
     return float(middle), [float(low), float(high)]
+
+
+def interval_tail(design, alpha=0.05):
+    """Returns the chance beyond each end of an interval; less than alpha / 2 for pairs, whose p has a spare, too."""
+    return alpha / 2 / (1.1 if design.test == 'paired' else 1.0)
 
 
 def chance_of_more(seen, drifts, k, level, log_ratio, design):

@@ -20,9 +20,9 @@ from lab.sequential import (
     difference_ps,
     equivalence_ps,
     estimate,
+    interval_tail,
     judge,
     looks_at,
-    spare,
 )
 
 pytestmark = pytest.mark.slow
@@ -294,7 +294,7 @@ def test_coverage_after_early_stops(effect, test):
         ended = np.flatnonzero(at == k)
         for i in np.array_split(ended, len(ended) // 500 + 1):
             chances[i] = chance_of_more(seen[i], drifts[i], k, 0.05, ratios[i], design)
-    tail = 0.025 / spare(design)
+    tail = interval_tail(design)
     covered, above = ((chances > tail) & (chances < 1 - tail)).mean(), (chances < 0.5).mean()
     figure(f'interval after looks, {test}, {effect} sd', covers=covered, estimate_too_high=above)
     assert 0.94 <= covered <= 0.96
@@ -305,7 +305,7 @@ def test_the_interval_is_what_its_coverage_was_counted_for():
     looks, at = stops(normal(rng, 100, 40), normal(rng, 100, 16) - 1, design)
     for i, k in enumerate(at):
         look = looks[k].of(i)
-        for end, chance in zip(estimate(look, k, 0.05, design)[1], (0.025 / spare(design), 1 - 0.025 / spare(design))):
+        for end, chance in zip(estimate(look, k, 0.05, design)[1], (0.025, 0.975)):
             found = chance_of_more(look.score(), look.score() - look.score(end), k, 0.05, look.log_ratio, design)
             assert found[0] == pytest.approx(chance, abs=0.004)
 
