@@ -15,7 +15,6 @@ the test, and both are printed before the first run. Arms are trained until they
 in a store, so that a baseline serves every later study. Stopped anywhere, the same command goes on.
 """
 import dataclasses
-import datetime
 import importlib.util
 import re
 import shlex
@@ -38,7 +37,7 @@ from configurator import (
     parse_known,
 )
 from core.errors import Stop, run_main
-from core.run.environment import git, versions
+from core.run.environment import git, timestamp, versions
 from core.run.files import read_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
@@ -349,11 +348,6 @@ def file_name(text):
 def command_line():
     """Returns the command that started this process, quoted for a shell."""
     return ' '.join(map(shlex.quote, ['python', *sys.argv]))
-
-
-def timestamp():
-    """Returns the time in UTC: 2026-01-31T12:00:00Z."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')
 
 
 def show_store(what):

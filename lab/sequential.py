@@ -36,7 +36,7 @@ PLAN_STUDIES = 400      # that it simulates
 
 @dataclass(frozen=True)
 class Design:
-    """How arms are judged, fixed before the first run."""
+    """Test, looks and runs of the baseline, fixed before the first run."""
     test: str                       # welch: against stored runs of the baseline; paired: seed by seed
     looks: tuple = LOOKS            # numbers of an arm's runs
     baseline_runs: int | tuple = 0  # welch: the baseline's runs at all looks, or at each
@@ -48,7 +48,7 @@ class Design:
 
     @property
     def bars(self):
-        """What the bar is multiplied by at each look, (looks,)."""
+        """Factors on the bar at each look, (looks,)."""
         return tuple(1.0 if n <= self.looks[-1] else LATER_BAR for n in self.plan)
 
     @property
@@ -125,7 +125,7 @@ def sequential_p(score, log_ratio, design):
 
 @dataclass
 class Path:
-    """What the looks of (S,) studies showed, one after the other; K: the looks that the runs reach."""
+    """Evidence of the looks of (S,) studies, one after the other; K: the looks that the runs reach."""
     looks: list                     # (K,) of Look
     p: np.ndarray                   # (S, K): the smallest sequential p so far, two-sided
     side: np.ndarray                # (S, K): 1 where that p says worse, -1 for better

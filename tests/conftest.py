@@ -50,6 +50,20 @@ def gpu_tests_start_alike(request, monkeypatch):
     torch.cuda.empty_cache()
 
 
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A data set of 4,000 characters of Shakespeare."""
+    # not at the top: it imports the project, and with it perhaps Triton
+    from helpers import shakespeare
+    return shakespeare(tmp_path_factory.mktemp('data') / 'tiny')
+
+
+@pytest.fixture
+def somewhere_else(tmp_path, monkeypatch):
+    """Changes into an empty folder, for tests that write out-ab/."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def drop(tmp_path, monkeypatch):
     """drop('mine', source) puts a file variants/mine.py beside the others until the test ends."""

@@ -1,4 +1,5 @@
 """Describes a run for config.json: enough to tell two runs apart, and to repeat one."""
+import datetime
 import platform
 import subprocess
 import sys
@@ -46,3 +47,8 @@ def git():
         return call('rev-parse', 'HEAD') + ('+' if changed else '')
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def timestamp():
+    """Returns the time in UTC: 2026-01-31T12:00:00Z."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')

@@ -1,4 +1,4 @@
-"""What a forward pass may change beside its results: buffers, attributes, a variant's own globals."""
+"""State that a forward pass may change beside its results: buffers, attributes, a variant's own globals."""
 import contextlib
 import sys
 from collections import deque

@@ -18,7 +18,6 @@ The stream is a file of one JSON record a line: claim, decision, release. A shar
 until its idea is judged, so a crash cannot lose the account, and the same idea goes on with its own claim.
 """
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -37,6 +36,7 @@ except ImportError:
 from filelock import FileLock
 
 from core.errors import DROP, KEEP, UNDECIDED, Stop
+from core.run.environment import timestamp
 from core.run.files import to_json
 from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
 
@@ -59,7 +59,7 @@ class Idea:
 
 @dataclass
 class Rules:
-    """How ideas are judged; losses in nats."""
+    """Settings of the tests of ideas; losses in nats."""
     baseline: str               # the arm's name
     delta: float = 0.005        # differences below it count as equivalent
     alpha: float = 0.05         # of the verdict in words, on this idea alone
@@ -68,7 +68,7 @@ class Rules:
 
 @dataclass
 class Decision:
-    """What the gate answers, and prints as JSON. Differences are arm - baseline, in nats; None: unknown."""
+    """Answer of the gate, which it prints as JSON. Differences are arm - baseline, in nats; None: unknown."""
     decision: str               # keep, drop or undecided
     name: str
     number: int                 # of the idea in its stream, from 1
@@ -227,11 +227,6 @@ def weight(share):
 def level_left(claims, alpha):
     """Returns the part of alpha that no claim has taken."""
     return alpha * (1 - sum(weight(claim.share) for claim in claims.values()))
-
-
-def timestamp():
-    """Returns the time in UTC: 2026-01-31T12:00:00Z."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds').replace('+00:00', 'Z')
 
 
 # -----------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from core.device.machine import machine
 from core.errors import Stop
-from core.run.files import read_json, write_atomic
+from core.run.files import read_json, to_json, write_atomic
+from lab.study.words import align
 
 # a run's folder has one of these, which says how far the run is
 STARTED, DONE, FAILED = 'task.json', 'ab.json', 'failed.json'
@@ -61,7 +62,15 @@ def write_shared(path, obj):
     """Writes obj as JSON into a file that other studies may write at the same time; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.name}.lock')):
-        write_atomic(path, json.dumps(obj, sort_keys=True).encode() + b'\n')
+        write_json(path, obj)
+
+
+def write_json(path, obj):
+    """Writes obj as one line of JSON, atomically; creates the folder."""
+    # atomic, because the process may be killed at any time
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(to_json(obj)).encode() + b'\n')
 
 
 def run_state(folder):
@@ -137,8 +146,7 @@ def store_text(root, out):
         last = datetime.fromtimestamp(row['last']).strftime('%Y-%m-%d %H:%M')
         lines.append((row['key'], row['done'], row['diverged'], row['failed'], row['partial'],
                       f'{row["bytes"] / 2**20:.1f}', last, ', '.join(row['studies']) or '-'))
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
-    text = ['  '.join(str(cell).ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    text = align([list(map(str, line)) for line in lines])
     runs, size = sum(row['done'] for row in rows), sum(row['bytes'] for row in rows)
     return '\n'.join([*text, f'{runs} runs of {len(rows)} identities, {size / 2**20:.1f} MiB; '
                              '--store=prune removes what no study shows and what did not end'])

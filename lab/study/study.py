@@ -19,10 +19,10 @@ from pathlib import Path
 
 from core.data.dataset import Dataset
 from core.errors import Stop
-from core.run.files import read_json, to_json, write_atomic
+from core.run.files import read_json
 from core.run.folder import RunFolder
 from lab.study.arm import Arm
-from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
+from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity, write_json
 
 # in a study with seeds=auto, arms have other seeds than the baseline, so that their runs are independent of
 # all the baseline's that are stored
@@ -198,11 +198,3 @@ def parse_numbers(text, name, kind):
         if all(0 < x < math.inf for x in numbers):
             return numbers
     raise Stop(f'{name}={text}: takes positive numbers with commas between them')
-
-
-def write_json(path, obj):
-    """Writes obj as one line of JSON, atomically; creates the folder."""
-    # atomic, because the process may be killed at any time
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(to_json(obj)).encode() + b'\n')

@@ -20,12 +20,16 @@ def text_table(verdicts, extra=None, unit='nats', sentences=None):
         more = [column.get(name, '') for column in extra.values()]
         rows.append([name, str(c.n if c else len(arm.losses)), loss_cell(arm), *comparison_cells(c), *more,
                      c.verdict if c else 'baseline'])
-    # columns as wide as their widest cell
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = align(rows)
     sentences = sentences or {arm: verdict_sentence(c, verdicts) for arm, c in verdicts.comparisons.items()}
     words = [f'{arm}: {sentence}' for arm, sentence in sentences.items()]
     return '\n'.join([*lines, '', *words, '', *legend_lines(verdicts, unit)])
+
+
+def align(rows):
+    """Returns a line for each row of cells, with columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def loss_cell(arm):

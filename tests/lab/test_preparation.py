@@ -17,6 +17,8 @@ from lab.study.preparation import check_arms
 from lab.study.worker import run_task
 from model import load_classes
 
+pytestmark = pytest.mark.usefixtures('somewhere_else')
+
 # decodes otherwise than it evaluates, and is not the baseline
 NOT_NEUTRAL = variant('not_neutral', 'Block', '''
 def attn_out(self, y, step):
@@ -33,11 +35,6 @@ def text(tmp_path_factory):
 def only_judged_models(monkeypatch):
     """Leaves out the checks of small models, which take longer than a test should."""
     monkeypatch.setattr(checks, 'run_suite', lambda *args, **options: [])
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def check(text, name, which):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, TINY, flags, shakespeare
+from helpers import ROOT, TINY, flags
 from pool_tasks import Word, run_word
 
 import ab
@@ -28,18 +28,9 @@ from lab.study.study import Findings, Study, write_json
 from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, run_task, sample_text
 from model import load_classes
 
+pytestmark = pytest.mark.usefixtures('somewhere_else')
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
                     always_save_checkpoint=False)
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return shakespeare(tmp_path_factory.mktemp('data') / 'tiny')
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def arms_of(data, **options):

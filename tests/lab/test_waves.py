@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, flags, shakespeare
+from helpers import TINY, flags
 
 import ab
 from configurator import arguments, construct, options_of, parse_known
@@ -16,17 +16,8 @@ from lab.study.results import build_report, judge_study, load_runs
 from lab.study.store import run_state, write_identity
 from lab.study.study import Findings, Study, write_json
 
+pytestmark = pytest.mark.usefixtures('somewhere_else')
 BASE = 1.5, 0.01        # mean and sd of the baseline's losses
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return shakespeare(tmp_path_factory.mktemp('data') / 'tiny')
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, call, flags, forks, log, shakespeare, wait_for
+from helpers import TINY, call, flags, forks, log, wait_for
 from scipy.stats import ttest_rel
 
 import ab
@@ -23,11 +23,6 @@ SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval
                     always_save_checkpoint=False)
 QUICK = dict(check=False, price=False, jobs=1)
 STORE = Path('out-ab/runs')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return shakespeare(tmp_path_factory.mktemp('data') / 'tiny')
 
 
 @pytest.fixture(autouse=True)
