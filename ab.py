@@ -95,7 +95,7 @@ class Options:
     match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     # where and how it runs
-    jobs: Whole = 0                 # processes at once on each device; 0: two on a GPU, one a core on CPUs
+    jobs: Whole = 0                 # processes at once on each device; 0: 1, 2 or 4 on a GPU, by size; one a core on CPUs
     at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
     # before training

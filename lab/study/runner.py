@@ -159,12 +159,13 @@ class ProgressLine:
 def worker_slots(o, arm):
     """Returns the Slots of a study's workers, o.jobs on each device.
 
-    By default two on a GPU, where one arm compiles while another trains, and one for each core of a CPU.
+    By default two on a GPU, where one arm compiles while another trains, four where runs are so small that
+    the host is what they wait for, and one for each core of a CPU.
     o: ab.py's Options. Raises Stop for a device that is not there.
     """
     count = torch.cuda.device_count()
     # one of a large model may need all of the memory
-    jobs = o.jobs or (2 if flops_per_iteration(arm) < LARGE else 1)
+    jobs = o.jobs or (4 if is_small(arm) else 2 if flops_per_iteration(arm) < LARGE else 1)
     if o.devices:
         names = [d if d.startswith('cuda:') else f'cuda:{d}' for d in o.devices.split(',')]
         if wrong := [name for name in names if name not in [f'cuda:{i}' for i in range(count)]]:
