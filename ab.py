@@ -38,7 +38,7 @@ from configurator import (
 )
 from core.errors import Stop, run_main
 from core.run.environment import git, timestamp, versions
-from core.run.files import read_json
+from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
 from lab.study.from_table import report_losses
@@ -56,7 +56,7 @@ from lab.study.results import (
 from lab.study.runner import Runner, format_duration, worker_slots
 from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
-from lab.study.study import Findings, Study, parse_numbers, read_options, write_json
+from lab.study.study import Findings, Study, parse_numbers, read_options
 from lab.study.waves import (
     MIN_BASELINE,
     describe_design,
@@ -95,7 +95,7 @@ class Options:
     match: Match = 'none'           # also compare with a baseline as wide, or trained as long, as an arm
     lr_sweep: str = '' # factors 0.5,1,2 on the learning rate, each arm's best on a seed outside the study is used
     # where and how it runs
-    jobs: Whole = 0                 # processes at once on each device; 0: 1, 2 or 4 on a GPU, by size; one a core on CPUs
+    jobs: Whole = 0                 # processes on each device; 0: 1, 2 or 4 on a GPU, by size; one a core on CPUs
     at_once: Whole = 0 # seeds of an arm that a process trains at once; 0: 8 of a small model on a GPU, else 1
     devices: str = ''               # GPUs to spread over: 0,1; '': the config's device
     # before training

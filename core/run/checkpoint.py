@@ -10,8 +10,6 @@ A checkpoint gets its name by one rename after everything in it is on the disk, 
 in it is executed.
 """
 import errno
-import hashlib
-import json
 import math
 import os
 import re
@@ -23,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from core.errors import NO_CHECKPOINT, Stop
-from core.run.files import disk_errors, from_json, fsync, sha256, to_json, warn, write_atomic
+from core.run.files import BrokenSeal, disk_errors, from_json, fsync, seal, sha256, unseal, warn, write_atomic
 
 MODEL_FILE, OPTIM_FILE = TENSOR_FILES = 'model.safetensors', 'optim.safetensors'
 STATE_FILE = 'state.json'
@@ -72,7 +70,11 @@ class Checkpoints:
                     entries = pool.map(write, TENSOR_FILES)
                     files = dict(zip(TENSOR_FILES, entries, strict=True))
                 # 4) state.json last, with their sizes and checksums; write_atomic() syncs the folder too
-                write_atomic(tmp / STATE_FILE, with_checksum({**state, 'step': step, 'files': files}))
+                raw = seal({**state, 'step': step, 'files': files})
+                if len(raw) > STATE_LIMIT:
+                    raise ValueError(f'state.json would be {len(raw):,} bytes, '
+                                     f'more than the {STATE_LIMIT:,} that load() accepts')
+                write_atomic(tmp / STATE_FILE, raw)
                 # 5) one that it replaces gets a name that checkpoints() lists too, so there is always one
                 if final.exists():
                     final.rename(final.with_suffix('.old'))
@@ -240,35 +242,22 @@ def verify(path, entry):
 
 
 def read_state(folder):
-    """Returns the content of state.json; CheckpointError unless its bytes are those of with_checksum()."""
+    """Returns the content of state.json; CheckpointError unless its bytes are those of seal()."""
     path = folder / STATE_FILE
     try:
         if not path.is_file():
             raise CheckpointError(f'{path}: missing')
         if path.stat().st_size > STATE_LIMIT:
             raise CheckpointError(f'{path}: larger than {STATE_LIMIT:,} bytes')
-        raw = path.read_bytes()
-        state = json.loads(raw)
-        # written again without its checksum, an intact one gives the same bytes
-        state.pop('sha256')
-        if with_checksum(state) != raw:
-            raise CheckpointError(f'{path}: does not match its SHA-256')
+        try:
+            state = unseal(path.read_bytes())
+        except BrokenSeal:
+            raise CheckpointError(f'{path}: does not match its SHA-256') from None
         if state['step'] != step_of(folder):
             raise CheckpointError(f'{path}: says step {state["step"]!r}')
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f'{path}: unreadable ({type(error).__name__})') from None
     return from_json(state)
-
-
-def with_checksum(state):
-    """Returns a state as JSON bytes, whose last field is the SHA-256 of the JSON without it."""
-    body = json.dumps(to_json(state), indent=1)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    raw = f'{body[:-2]},\n "sha256": "{digest}"\n}}\n'.encode()
-    if len(raw) > STATE_LIMIT:
-        raise ValueError(f'state.json would be {len(raw):,} bytes, '
-                         f'more than the {STATE_LIMIT:,} that load() accepts')
-    return raw
 
 
 def val_loss_of(folder, unreadable=math.inf):

@@ -1,4 +1,4 @@
-"""Replaces files in one step, writes JSON that any program can read, reports a full disk in one line."""
+"""Replaces files in one step, writes sealed JSON that any program can read, reports a full disk in one line."""
 import errno
 import hashlib
 import json
@@ -100,14 +100,61 @@ def from_json(record):
     return {k: float(v) if v in ('NaN', 'Infinity', '-Infinity') else v for k, v in record.items()}
 
 
+class BrokenSeal(ValueError):
+    """A record whose bytes are not those that seal() made."""
+
+
+def seal(record):
+    """Returns a record as JSON bytes, whose last field is the SHA-256 of the JSON without it."""
+    record = to_json(record)
+    digest = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
+    return json.dumps(record | {'sha256': digest}, indent=1).encode() + b'\n'
+
+
+def unseal(raw):
+    """Returns the record in bytes made by seal(), its words for NaN and infinity as they are in JSON.
+
+    BrokenSeal unless every byte is as it was; ValueError or RecursionError if that is not JSON.
+    """
+    record = json.loads(raw)
+    if not isinstance(record, dict) or not is_sealed(record):
+        raise BrokenSeal('no seal')
+    # written again without its checksum, an intact one gives the same bytes
+    record.popitem()
+    if seal(record) != raw:
+        raise BrokenSeal('does not match its SHA-256')
+    return record
+
+
+def is_sealed(record):
+    """Returns True if a record's last field is a seal, or was one before its name or value was damaged."""
+    name, value = next(reversed(record.items()), ('', ''))
+    return name == 'sha256' or isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) is not None
+
+
+def write_json(path, record):
+    """Writes a sealed record atomically; creates the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, seal(record))
+
+
 def read_json(path):
-    """Returns the record in a JSON file, None if there is no file; Stop if it does not hold a record."""
+    """Returns the record in a JSON file, None if there is no file.
+
+    Stop if the file does not hold a record, or a sealed one whose bytes have changed. Records of earlier
+    versions and those that people write have no seal.
+    """
     try:
-        return from_json(json.loads(Path(path).read_text(encoding='utf-8')))
+        raw = Path(path).read_bytes()
+        record = json.loads(raw)
+        return from_json(unseal(raw) if is_sealed(record) else record)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except BrokenSeal:
+        raise Stop(f'{path}: is damaged: it does not match its SHA-256; once deleted it is made anew') from None
     # not JSON, or JSON that is not a dict
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise Stop(f'{path}: is not a record in JSON; once deleted it is made anew') from None
 
 

@@ -18,7 +18,7 @@ from filelock import lock_descriptor
 
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
 from core.run.checkpoint import MARGIN, Checkpoints, step_of
-from core.run.files import FULL, disk_errors, from_json, to_json, warn, write_atomic
+from core.run.files import FULL, disk_errors, from_json, seal, to_json, warn, write_atomic
 
 # where the text of .lock begins: Windows lets no other process read the locked byte, the first
 LOCK_TEXT = 1 if os.name == 'nt' else 0
@@ -113,7 +113,7 @@ class RunFolder(Checkpoints):
 
     def write_json(self, name, obj):
         """Writes an object to config.json or result.json, in one step."""
-        data = json.dumps(to_json(obj), indent=2).encode() + b'\n'
+        data = seal(obj)
         with disk_errors(self.out_dir, len(data)):
             write_atomic(self.out_dir / name, data)
 

@@ -4,9 +4,10 @@ from dataclasses import fields, replace
 from math import isfinite
 
 from core.run.environment import versions
+from core.run.files import write_json
 from lab.stats import compare_arms
 from lab.study.schema import ArmResult, Plan, Report, ReportedComparison, RunSummary
-from lab.study.study import parse_numbers, write_json
+from lab.study.study import parse_numbers
 from lab.study.words import text_table, verdict_sentence
 
 # fields of a Comparison that change their sign where higher is better

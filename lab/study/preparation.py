@@ -3,13 +3,12 @@ import dataclasses
 
 from core import ROOT
 from core.errors import Stop
-from core.run.files import read_json
+from core.run.files import read_json, write_json
 from lab import checks
 from lab.study.arm import matched_baseline, scale_lr
 from lab.study.pool import WorkerDied
 from lab.study.results import load_run
 from lab.study.store import RUNS, code_hash, write_shared
-from lab.study.study import write_json
 from lab.study.worker import CheckTask, PriceTask
 from lab.timing import holds_one, ratio_text
 

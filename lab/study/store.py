@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from core.device.machine import machine
 from core.errors import Stop
-from core.run.files import read_json, to_json, write_atomic
+from core.run.files import read_json, write_json
 from lab.study.words import align
 
 # a run's folder has one of these, which says how far the run is
@@ -63,14 +63,6 @@ def write_shared(path, obj):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.name}.lock')):
         write_json(path, obj)
-
-
-def write_json(path, obj):
-    """Writes obj as one line of JSON, atomically; creates the folder."""
-    # atomic, because the process may be killed at any time
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(to_json(obj)).encode() + b'\n')
 
 
 def run_state(folder):

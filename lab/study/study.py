@@ -19,10 +19,10 @@ from pathlib import Path
 
 from core.data.dataset import Dataset
 from core.errors import Stop
-from core.run.files import read_json
+from core.run.files import read_json, write_json
 from core.run.folder import RunFolder
 from lab.study.arm import Arm
-from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity, write_json
+from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
 
 # in a study with seeds=auto, arms have other seeds than the baseline, so that their runs are independent of
 # all the baseline's that are stored

@@ -24,13 +24,12 @@ from core.device.machine import machine
 from core.errors import BAD_INPUT, DIVERGED, Stop, out_of_memory
 from core.rng import key
 from core.run.checkpoint import model_tensors
-from core.run.files import read_json
+from core.run.files import read_json, write_json
 from core.run.folder import RunFolder
 from core.training.signals import Signals
 from lab import checks
 from lab.study.arm import Arm
 from lab.study.store import DONE, FAILED, STARTED, claim
-from lab.study.study import write_json
 from lab.timing import TimedModel, interleave
 
 SAMPLE_TOKENS = 400

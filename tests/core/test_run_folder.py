@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 import core.run.checkpoint
 import core.run.folder
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, NO_CHECKPOINT, Stop
-from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, STATE_FILE as STATE, with_checksum
-from core.run.files import sha256
+from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, STATE_FILE as STATE
+from core.run.files import read_json, seal, sha256, write_json
 from core.run.folder import RunFolder
 
 BIG = 25_000                                # rows: 3 x 2 MB, twice, make a save long enough to be killed in
@@ -394,7 +394,7 @@ def test_every_byte_of_state_counts(run, capsys):
 def sealed(folder, **change):
     """Writes a state.json whose checksums are right, with some keys changed."""
     files = {f: {'bytes': (folder / f).stat().st_size, 'sha256': sha256(folder / f)} for f in (MODEL, OPTIM)}
-    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': files, **change}))
+    (folder / STATE).write_bytes(seal({'step': 1, 'files': files, **change}))
 
 
 class Payload:
@@ -455,7 +455,7 @@ def test_a_pipe_is_not_waited_for(run):
     folder = save(run, 1)
     (folder / MODEL).unlink()
     os.mkfifo(folder / MODEL)
-    (folder / STATE).write_bytes(with_checksum({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
+    (folder / STATE).write_bytes(seal({'step': 1, 'files': {MODEL: {'bytes': 0, 'sha256': ''}}}))
     stops(NO_CHECKPOINT, run.load)
     (folder / STATE).unlink()
     os.mkfifo(folder / STATE)
@@ -533,7 +533,7 @@ def test_full_or_gone_while_logging(run, monkeypatch):
         run._log = open('/dev/full', 'w')
         assert str(run.out_dir) in stops(DISK_FULL, run.log, {'iter': 1})
     assert run.read_log() == [{'iter': 0}]
-    assert json.loads((run.out_dir / 'config.json').read_text()) == {'a': 1}
+    assert read_json(run.out_dir / 'config.json') == {'a': 1}
     assert names(run.out_dir) == ['.lock', 'config.json', 'log.jsonl']
     shutil.rmtree(run.out_dir)
     for f in lambda: run.write_json('result.json', {}), lambda: save(run, 1):
@@ -675,5 +675,34 @@ def test_a_new_run_archives_the_previous_one(run, monkeypatch):
 
 def test_write_json(run):
     run.write_json('result.json', {'val_loss': 1.5, 'worst': math.inf})
-    assert json.loads((run.out_dir / 'result.json').read_text()) == {'val_loss': 1.5, 'worst': 'Infinity'}
+    record = json.loads((run.out_dir / 'result.json').read_text(), parse_constant=pytest.fail)
+    assert record.items() >= {'val_loss': 1.5, 'worst': 'Infinity'}.items()
     assert names(run.out_dir) == ['.lock', 'result.json']
+
+
+# -----------------------------------------------------------------------------
+# sealed records
+
+RECORD = dict(loss=1.4375, seeds=[1337, 1338], worst=math.inf, name='soft é', more=dict(sha256='0' * 64))
+
+
+def test_a_sealed_record_reads_back(tmp_path):
+    for record in ({}, RECORD):
+        write_json(tmp_path / 'a.json', record)
+        assert read_json(tmp_path / 'a.json') == record
+
+
+def test_every_flip_and_cut_of_a_sealed_record_is_noticed(tmp_path):
+    path = tmp_path / 'a.json'
+    write_json(path, RECORD)
+    raw = path.read_bytes()
+    flips = [raw[:n] + bytes([raw[n] ^ 1 << bit]) + raw[n + 1:] for n in range(len(raw)) for bit in range(8)]
+    for damaged in (*flips, *(raw[:n] for n in range(len(raw)))):
+        path.write_bytes(damaged)
+        assert str(path) in stops(BAD_INPUT, read_json, path)
+
+
+def test_records_without_a_seal_are_read(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('{"val_loss": 1.5, "worst": "Infinity"}')
+    assert read_json(path) == dict(val_loss=1.5, worst=math.inf)

@@ -17,6 +17,7 @@ from core.assemble import variant_names
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine
+from core.run.files import write_json
 from core.training import evaluation
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
@@ -24,7 +25,7 @@ from lab.study.arm import matched_baseline, parse_arms
 from lab.study.preparation import price_arms
 from lab.study.results import build_report, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
-from lab.study.study import Findings, Study, write_json
+from lab.study.study import Findings, Study
 from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, run_task, sample_text
 from model import load_classes
 

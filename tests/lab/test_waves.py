@@ -10,11 +10,12 @@ from helpers import TINY, flags
 import ab
 from configurator import arguments, construct, options_of, parse_known
 from core.errors import Stop
+from core.run.files import write_json
 from lab.study import waves
 from lab.study.arm import null_arm, parse_arms
 from lab.study.results import build_report, judge_study, load_runs
 from lab.study.store import run_state, write_identity
-from lab.study.study import Findings, Study, write_json
+from lab.study.study import Findings, Study
 
 pytestmark = pytest.mark.usefixtures('somewhere_else')
 BASE = 1.5, 0.01        # mean and sd of the baseline's losses
