@@ -21,7 +21,7 @@ def describe_run(state, machine, classes):
                 tokenizer=state['tokenizer'], data=state['data'],
                 argv=sys.argv, versions=versions(), git=git(),
                 device=machine.name, dtype=machine.dtype, compile=machine.compile,
-                sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
+                code={str(path.relative_to(ROOT)): sha256(path) for path in sources})
 
 
 @cache
