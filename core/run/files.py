@@ -12,9 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from core.errors import DISK_FULL, Stop
-
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+from core.errors import DISK_FULL, FULL, Stop
 
 
 def write_atomic(path, data):
