@@ -9,7 +9,7 @@ import torch
 from configurator import Count, DeviceOptions, FilePath, NonNegative, Share, Whole, configure, construct_checked
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
-from core.errors import NO_CHECKPOINT, Stop, run_main
+from core.errors import NO_CHECKPOINT, Stop, printable, run_main
 from core.rng import key
 from core.run.checkpoint import load_model_tensors
 from core.run.folder import RunFolder
@@ -61,7 +61,9 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
 
 
 def main():
-    o = configure(Options).options
+    # stdout is for the samples alone
+    config = configure(Options, say=say)
+    o = config.options
 
     # a model that train.py made, or OpenAI's
     if o.init_from == 'resume':
@@ -71,29 +73,41 @@ def main():
         model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
 
-    # the prompt, the same for every sample; a model needs at least one token, so an empty one is a newline
-    ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
-    idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
+    # the prompt, the same for every sample; a model needs at least one token
+    given = '' if config.origin['start'] == 'default' else read_start(o.start)
+    prompt = tokenizer.encode(given) or tokenizer.start()
+    if not given and (first := tokenizer.decode(prompt)) != '\n':
+        say(f'this set has no line break, so the samples go on from {first!r}')
+    T = model.config.block_size
+    if len(prompt) > T:
+        say(f'start has {len(prompt):,} tokens, of which the model sees the last {T:,}')
+    idx = torch.tensor([prompt[-T:]] * o.num_samples, device=m.device) # (num_samples, at most T)
     # a variant's schedule stays at the iteration of the checkpoint
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(state['step']), device=m.device)
 
     # on a terminal the first sample appears token by token
     live = sys.stdout.isatty()
+    shown, decode = printable if live else str, tokenizer.decoder()
     if live:
-        print(tokenizer.decode(ids), end='', flush=True)
+        print(shown(decode(prompt)), end='', flush=True)
     new = []
     with m.precision():
         for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p,
-                                  generator, it):
+                                  generator, it, tokenizer.known):
             new.append(token) # (num_samples, 1)
             if live:
-                print(tokenizer.decode(token[0].tolist()), end='', flush=True)
+                print(shown(decode(token[0].tolist())), end='', flush=True)
 
     # all samples, the first only if it is not on the screen yet
-    rows = torch.cat((idx, *new), dim=1).tolist() # num_samples lists of T + max_new_tokens ids
+    rows = torch.cat(new, dim=1).tolist() # num_samples lists of max_new_tokens ids
     for n, row in enumerate(rows):
-        print('' if live and n == 0 else tokenizer.decode(row), end='\n---------------\n')
+        text = decode([], final=True) if live and n == 0 else tokenizer.decode(prompt + row)
+        print(shown(text), end='\n---------------\n')
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def read_start(start):
@@ -102,7 +116,7 @@ def read_start(start):
         return start
     path = Path(start.removeprefix('FILE:'))
     try:
-        return path.read_text(encoding='utf-8')
+        return path.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise Stop(f'start={start}: {error.strerror}') from None
     except UnicodeDecodeError:

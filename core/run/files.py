@@ -12,9 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from core.errors import DISK_FULL, Stop
+from core.errors import DISK_FULL, FULL, Stop
 
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 GONE = errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ESTALE
 
 
