@@ -39,7 +39,7 @@ from core.run.environment import describe_run
 from core.run.files import disk_errors
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
-from core.run.resume import check_fits, check_state, load_run_config, resumed, unusable
+from core.run.resume import check_fits, check_named, check_state, load_run_config, resumed, unusable
 from core.training import evaluation
 from core.training.signals import Signals
 from core.training.train_step import TrainStep
@@ -163,9 +163,12 @@ def resolve(config, run):
             saved, tensors, optim = run.load('latest')
             with unusable(run.ckpt):
                 check_state(saved, tensors)
+            check_named(saved['options']['variant'], o.variant)
+            with unusable(run.ckpt):
                 check_saved_options(saved)
         else:
             saved = load_run_config(run.out_dir / 'config.json')
+            check_named(str(saved['options'].get('variant')), o.variant)
             check_saved_options(saved)
             print0(f'{run.out_dir} has no checkpoint yet: its run starts over')
         o, model_args, origin = resumed(config, saved, print0)
@@ -208,6 +211,8 @@ def setup(config):
     # a typo makes no folder
     if config.options.init_from == 'resume' and not run.holds_run():
         raise Stop(f'init_from=resume: {run.out_dir} holds no run{run.nanogpt_checkpoint()}', NO_CHECKPOINT)
+    if MASTER_PROCESS and config.options.init_from != 'resume' and not config.options.eval_only:
+        run.check_ours()
     # the lock comes first: no other run may write there while this one reads
     if MASTER_PROCESS and not config.options.eval_only:
         run.lock()

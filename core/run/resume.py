@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from core.assemble import is_path
 from core.data.tokenizer import Tokenizer
 from core.errors import NO_CHECKPOINT, Stop
 from core.run.checkpoint import check_tensors, model_tensors
@@ -53,6 +54,13 @@ def check_state(state, tensors):
         raise Stop(f'state.json: optimizer={short(optimizer)}: not what train.py writes')
     Tokenizer.from_meta(state.get('tokenizer'))
     check_sizes(state['model_args'], tensors)
+
+
+def check_named(variant, given):
+    """Raises Stop if a saved variant is a file that the user has not named: no run folder decides what code runs."""
+    if variant != given and any(map(is_path, variant.split('+'))):
+        raise Stop('the variant of this run is a file, whose code would run: '
+                   f'if you trust it, add --variant={variant}')
 
 
 def is_scaler(x):
