@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -40,7 +41,7 @@ from helpers import (
     stuck,
     wait_for,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sample
 import train
@@ -50,14 +51,14 @@ from core.data.dataset import Dataset
 from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import machine
-from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
+from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, Stop
 from core.rng import key
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
-from core.run.files import sha256
+from core.run.files import seal, sha256, unseal
 from core.run.folder import RunFolder
 from core.training import evaluation
 from core.training.train_step import TrainStep, no_garbage_collection
-from model import MLP, Step, build, load_classes
+from model import GPT, MLP, Step, build, load_classes
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
 
@@ -306,6 +307,229 @@ def test_muon_is_resumed(go, resume, tmp_path):
     assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
 
 
+def other_optimizer(make):
+    """Returns configure_optimizers() of a variant whose optimizer is make(groups, lr)."""
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
+        return make([dict(params=list(self.parameters()), lr_scale=1.0)], learning_rate)
+    return configure_optimizers
+
+
+class Counting(torch.optim.SGD):
+    """Keeps numbers, of a parameter and of a group, as some optimizers do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group['weight_decay'] += 0.01
+            for p in group['params']:
+                if p.grad is not None:
+                    self.state[p]['seen'] = self.state[p].get('seen', 0) + 1
+                    p.data.mul_(1 - 1e-3 * self.state[p]['seen'])
+        return super().step(closure)
+
+
+OPTIMIZERS = dict(
+    RMSprop=lambda groups, lr: torch.optim.RMSprop(groups, lr, momentum=0.9, centered=True),
+    Adagrad=lambda groups, lr: torch.optim.Adagrad(groups, lr), SGD=lambda groups, lr: torch.optim.SGD(groups, lr),
+    momentum=lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9),
+    NAdam=lambda groups, lr: torch.optim.NAdam(groups, lr), Adafactor=lambda groups, lr: torch.optim.Adafactor(groups, lr),
+    amsgrad=lambda groups, lr: torch.optim.AdamW(groups, lr, amsgrad=True),
+    Counting=lambda groups, lr: Counting(groups, lr))
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_whatever_an_optimizer_keeps_is_resumed(go, resume, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS[name]))
+    options = dict(lr_decay_iters=6, eval_interval=3)
+    assert go('whole', max_iters=6, **options).code == go('parts', max_iters=3, **options).code == 0
+    assert resume('parts', max_iters=6).code == 0
+    same_run(tmp_path / 'parts', tmp_path / 'whole', 6)
+    assert len(losses(tmp_path / 'whole')) == 6
+
+
+def reseal(folder, change):
+    """Changes the optimizer's tensors of a checkpoint in place, with checksums that are right."""
+    tensors = load_file(folder / OPTIM)
+    change(tensors)
+    save_file(tensors, folder / OPTIM)
+    restate(folder, lambda state: None)
+
+
+def restate(folder, change):
+    """Changes a checkpoint's state in place, with checksums that are right."""
+    state = unseal((folder / 'state.json').read_bytes())
+    change(state)
+    state['files'] = {name: dict(bytes=(folder / name).stat().st_size, sha256=sha256(folder / name))
+                      for name in (MODEL, OPTIM)}
+    (folder / 'state.json').write_bytes(seal(state))
+
+
+C_FC = 'transformer.h.0.mlp.c_fc.weight'
+
+
+@pytest.mark.parametrize('change, named', [
+    (lambda t: t.pop(f'{C_FC}.exp_avg'), f'{C_FC}.exp_avg'),
+    (lambda t: [t.pop(name) for name in list(t) if name.startswith(C_FC)], 'tensors, not'),
+    (lambda t: t.clear(), '0 tensors, not'),
+    (lambda t: t.update(extra=torch.zeros(3)), 'extra'),
+    (lambda t: t.update({f'{C_FC}.square_avg': torch.zeros(64, 16)}), f'{C_FC}.square_avg'),
+    (lambda t: t.update({f'{C_FC}.exp_avg': torch.zeros(16, 64)}), f'{C_FC}.exp_avg'),
+    (lambda t: t.update({f'{C_FC}.exp_avg': t[f'{C_FC}.exp_avg'].half()}), f'{C_FC}.exp_avg')])
+def test_an_optimizer_with_a_missing_or_extra_tensor_is_refused(resume, finished, tmp_path, change, named):
+    shutil.copytree(finished, tmp_path / 'run')
+    reseal(tmp_path / 'run/ckpt/step_00000004', change)
+    before = files(tmp_path / 'run')
+    line = resume(max_iters=8).line(NO_CHECKPOINT)
+    assert line.startswith('the checkpoint does not fit the optimizer, AdamW: ') and named in line
+    assert files(tmp_path / 'run') == before
+
+
+def test_the_state_of_another_optimizer_is_refused(go, resume, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS['RMSprop']))
+        go(max_iters=4)
+    assert 'does not fit the optimizer, AdamW: ' in resume(max_iters=8).line(NO_CHECKPOINT)
+
+
+# -- what is measured
+
+def test_best_begins_anew_on_another_text(go, resume, tmp_path):
+    """The second text is harder: with the first one's best, its models would never be the best."""
+    go(max_iters=8, always_save_checkpoint=False)
+    text = list(TEXT.read_text(encoding='utf-8')[:4000])
+    random.Random(1).shuffle(text)
+    prepare_chars(''.join(text), tmp_path / 'shuffled')
+    done = resume(dataset=tmp_path / 'shuffled', max_iters=16)
+    assert done.code == 0 and 'the best loss begins anew' in done.out
+    run = RunFolder(tmp_path / 'run')
+    evals = {record['iter']: record['val_loss'] for record in run.read_log() if 'val_loss' in record}
+    new = {it: loss for it, loss in evals.items() if it >= 8}
+    assert min(new.values()) > min(evals.values())
+    assert run.load('best')[0]['step'] == min(new, key=new.get) >= 8
+    assert json.loads((run.out_dir / 'result.json').read_text())['best_val_loss'] == min(new.values())
+
+
+@pytest.mark.parametrize('options', [dict(eval_iters=1), dict(curve_iters=1)])
+def test_best_begins_anew_with_another_part_of_the_text(go, resume, tmp_path, options):
+    go(max_iters=4)
+    assert 'the best loss begins anew' in resume(max_iters=8, **options).out
+    assert 'begins anew' not in resume(max_iters=12, learning_rate=1e-3, log_interval=2).out
+
+
+# -- what is not finite
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_weights_that_are_not_finite_reach_no_checkpoint(go, tmp_path, monkeypatch, dtype):
+    """The first step overflows the weights; a signal or the timer comes before any loss shows it."""
+    real = TrainStep.__call__
+
+    def update(self, i, *args):
+        real(self, i, *args)
+        if i == 0:
+            signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    line = go(dtype=dtype, learning_rate=1e38, weight_decay=0.1, warmup_iters=0, grad_clip=0.0).line(DIVERGED)
+    assert line.startswith('diverged at iteration 0: its step left ')
+    assert [step_of(folder) for folder in RunFolder(tmp_path / 'run').checkpoints()] == [0]
+
+
+def test_moments_that_are_not_finite_reach_no_checkpoint(go, tmp_path, monkeypatch):
+    real = TrainStep.__call__
+
+    def update(self, i, *args):
+        real(self, i, *args)
+        if i == 3:
+            self.optimizer.state[self.params[1]]['exp_avg_sq'][0] = math.inf
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    assert 'its step left transformer.wpe.weight.exp_avg_sq not finite' in go().line(DIVERGED)
+    assert step_of(RunFolder(tmp_path / 'run').checkpoints()[0]) == 0
+
+
+def test_a_mask_may_be_infinite(go, monkeypatch):
+    real = MLP.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        self.register_buffer('mask', torch.full((3, 3), -math.inf).triu(1))
+    monkeypatch.setattr(MLP, '__init__', init)
+    assert go(max_iters=2).code == 0
+
+
+def test_no_optimizer_steps_by_a_nan(go, plant, monkeypatch):
+    """RMSprop cannot skip a step by itself."""
+    monkeypatch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS['RMSprop']))
+    made = plant(2, 'loss')
+    go(log_interval=50, eval_interval=50).line(DIVERGED)
+    assert all(p.isfinite().all() for p in made[0].model.parameters())
+
+
+# -- a checkpoint from a stranger
+
+NAN = float('nan')
+HOSTILE = [(name, value) for name in ('seconds', 'best_val_loss', 'options', 'model_args', 'origin', 'tokenizer', 'data',
+                                      'scaler', 'optimizer')
+           for value in ([], 'x\x1b[2J', -1, 10 ** 400, True, {'a': []}) if (name, value) not in (
+               ('best_val_loss', -1), ('data', 'x\x1b[2J'))]
+HOSTILE += [(('options', name), value) for name, value in [
+    ('variant', 7), ('variant', '../../x'), ('variant', 'x.py'), ('batch_size', '4'), ('batch_size', -1),
+    ('learning_rate', 'NaN'), ('init_from', 'resume'), ('init_from', None), ('compile', 2), ('dataset', '')]]
+HOSTILE += [(('model_args', name), value) for name, value in [
+    ('n_layer', 10 ** 9), ('n_layer', 10 ** 30), ('n_layer', 3), ('n_embd', 1 << 40), ('vocab_size', 10 ** 9),
+    ('block_size', 10 ** 12), ('block_size', 17), ('n_head', 0), ('n_head', '2'), ('dropout', 2), ('bias', None),
+    ('unknown', 1)]]
+HOSTILE += [(('tokenizer', 'vocab_size'), 10 ** 9), (('tokenizer', 'kind'), 'x'), (('tokenizer', 'chars'), 'aa'),
+            (('optimizer', 'groups'), [{'params': 1}, [], 3]), (('optimizer', 'numbers'), {'a': 'b'})]
+
+
+def test_a_state_that_nobody_wrote_is_refused(resume, finished, tmp_path):
+    """Each field of the wrong type, out of range, or of a size that the tensors do not have; and each one missing."""
+    folder = tmp_path / 'run/ckpt/step_00000004'
+    shutil.copytree(finished, tmp_path / 'run')
+    good = (folder / 'state.json').read_bytes()
+    missing = [(name, None) for name in unseal(good) if name not in ('step', 'files', 'val_loss', 'optimizer')]
+    for where, value in HOSTILE + missing:
+        def change(state, where=where, value=value):
+            if value is None and where in state:
+                del state[where]
+            elif isinstance(where, str):
+                state[where] = value
+            else:
+                state[where[0]][where[1]] = value
+        (folder / 'state.json').write_bytes(good)
+        restate(folder, change)
+        begun = time.monotonic()
+        done = resume(max_iters=8)
+        code = BAD_INPUT if value == 'x.py' else NO_CHECKPOINT
+        assert (done.code, len(done.err.splitlines())) == (code, 1), (where, value, done.err)
+        assert '\x1b' not in done.err + done.out and time.monotonic() - begun < 2, where
+        # sampling needs no options of training
+        sampled = call(sample.main, out_dir=tmp_path / 'run', num_samples=1, max_new_tokens=2, device='cpu')
+        if where[0] != 'options' or where[1] == 'variant':
+            assert (sampled.code, len(sampled.err.splitlines()[-1:])) == (code, 1), (where, value, sampled.err)
+        assert 'Traceback' not in sampled.err
+
+
+def test_a_variant_that_is_a_file_is_named_by_the_user(go, resume, tmp_path):
+    """A run folder never decides what code runs."""
+    mine, marker = tmp_path / 'mine.py', tmp_path / 'marker'
+    mine.write_text(f'import model\nopen({str(marker)!r}, "a").close()\n\n\nclass MLP(model.MLP):\n    pass\n')
+    assert go(variant=mine, max_iters=2).code == 0
+    del sys.modules[f'variants.{mine}']
+    marker.unlink()
+    for done in resume(max_iters=4), call(sample.main, out_dir=tmp_path / 'run', device='cpu'):
+        assert f'if you trust it, add --variant={mine}' in done.err.splitlines()[-1] and done.code == BAD_INPUT
+    assert not marker.exists()
+    assert resume(max_iters=4, variant=mine).code == 0 and marker.exists()
+    assert call(sample.main, out_dir=tmp_path / 'run', variant=mine, max_new_tokens=2, device='cpu').code == 0
+
+
+def test_a_checkpoint_of_nanogpt_is_named(resume, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/ckpt.pt').write_bytes(b'PK')
+    for done in resume(), call(sample.main, out_dir=tmp_path / 'run', device='cpu'):
+        assert done.code == NO_CHECKPOINT and 'ckpt.pt is a checkpoint of nanoGPT' in done.err.splitlines()[-1]
+    assert [f.name for f in (tmp_path / 'run').iterdir()] == ['ckpt.pt']
+
+
 def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_path):
     go(max_iters=4)
     resume(max_iters=8)
@@ -314,7 +538,10 @@ def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_pa
 
 
 def test_resume_without_a_run(resume, tmp_path):
+    assert not (tmp_path / 'nowhere').exists()
     assert resume('nowhere').line(NO_CHECKPOINT) == f"init_from=resume: {tmp_path / 'nowhere'} holds no run"
+    # a typo makes no folder
+    assert not (tmp_path / 'nowhere').exists()
 
 
 def test_resume_with_every_checkpoint_damaged(go, resume, tmp_path):
@@ -409,14 +636,30 @@ def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
     assert config_json.read_bytes() == content
 
 
-def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
-    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    # TINY has 1337
-    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, **shape))
-    dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
+@pytest.fixture
+def gpt2(data, tmp_path, monkeypatch):
+    """Makes a tiny GPT-2 with 52 tokens, and gives a data set of these."""
+    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd')}
+    monkeypatch.setitem(train.GPT2_SIZES, 'gpt2', shape)
+    # TINY has seed 1337
+    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, block_size=16, **shape))
+    shutil.copytree(data, tmp_path / 'bpe')
+    (tmp_path / 'bpe/meta.json').write_text('{"kind": "gpt2", "vocab_size": 52}')
+    return tmp_path / 'bpe'
+
+
+def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, gpt2, tmp_path,
+                                                                                    monkeypatch):
+    dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2', dataset=gpt2)
     assert resume().code == 0
-    go('whole', init_from='gpt2')
+    go('whole', init_from='gpt2', dataset=gpt2)
     same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+
+
+def test_gpt2_starts_with_its_own_size_and_tokens(go, gpt2):
+    for name, value in [('n_layer', 4), ('n_embd', 32), ('bias', False), ('vocab_size', 65), ('block_size', 2048)]:
+        assert go(init_from='gpt2', dataset=gpt2, **{name: value}).line(BAD_INPUT).startswith(f'{name}={value}')
+    assert 'of the kind char, those of init_from=gpt2 of the kind gpt2' in go(init_from='gpt2').line(BAD_INPUT)
 
 
 def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
@@ -469,6 +712,15 @@ def test_a_new_run_moves_the_old_one_aside(go, tmp_path):
     assert f"the run that was in {tmp_path / 'run'} is now in {tmp_path / 'run'}/previous" in done.out
     assert files(tmp_path / 'run/previous') == before
     assert json.loads((tmp_path / 'run/result.json').read_text())['seed'] == 2
+
+
+def test_a_folder_of_others_is_left_alone(go, tmp_path):
+    (tmp_path / 'run/ckpt').mkdir(parents=True)
+    (tmp_path / 'run/config.json').write_text('{"model": "llama"}')
+    before = files(tmp_path / 'run')
+    for _ in range(3):
+        assert 'holds config.json, ckpt, which no run of train.py wrote' in go().line(BAD_INPUT)
+    assert files(tmp_path / 'run') == before
 
 
 def test_eval_only_writes_nothing(go, resume, tmp_path):
@@ -582,6 +834,8 @@ BAD = [
     (dict(n_layr=3), '--n_layr=3: no such option; did you mean n_layer?'),
     (dict(learning_rate='fast'), '--learning_rate=fast: learning_rate takes float'),
     (dict(n_head=5, n_embd=384), 'n_head=5: must divide n_embd=384'),
+    (dict(out_dir=''), '--out_dir=: out_dir takes a path'),
+    (dict(dataset=''), '--dataset=: dataset takes a path'),
     (dict(dataset='nope'), '--dataset=nope: neither a set'),
     (dict(block_size=400), 'val.bin has 400 tokens, block_size 400 needs at least 401'),
     (dict(variant='nope'), 'variant=nope: no file variants/nope.py'),
@@ -628,6 +882,30 @@ def test_bad_options_in_a_process_of_their_own(data, tmp_path):
     done = shell(ROOT / 'train.py', **TINY | dict(dataset=data, out_dir=tmp_path / 'run', n_head=5))
     assert done.line(BAD_INPUT) == 'n_head=5: must divide n_embd=16'
     assert 'Traceback' not in done.out + done.err
+
+
+ADDRESS = dict(MASTER_ADDR='localhost', MASTER_PORT='29500')
+
+
+@pytest.mark.parametrize('environ, ranks', [
+    ({}, (0, 0, 1)), (dict(LOCAL_RANK='3'), (0, 0, 1)), (dict(RANK='0', WORLD_SIZE='1'), (0, 0, 1)),
+    (dict(RANK='5', LOCAL_RANK='1', WORLD_SIZE='8') | ADDRESS, (5, 1, 8)), (dict(RANK='0'), None),
+    (dict(WORLD_SIZE='2'), None), (dict(RANK='', WORLD_SIZE=''), None), (dict(RANK='0', WORLD_SIZE='2'), None),
+    (dict(RANK='2', LOCAL_RANK='0', WORLD_SIZE='2') | ADDRESS, None), (dict(RANK='0', WORLD_SIZE='0'), None),
+    (dict(RANK='-1', LOCAL_RANK='0', WORLD_SIZE='2') | ADDRESS, None), (dict(RANK='a', WORLD_SIZE='2') | ADDRESS, None),
+    (dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_ADDR='localhost'), None),
+    (dict(RANK='1', WORLD_SIZE='2') | ADDRESS, None)])
+def test_the_environment_of_torchrun(environ, ranks):
+    if ranks:
+        assert train.torchrun_ranks(environ) == ranks
+    else:
+        with pytest.raises(Stop, match='environment variables RANK='):
+            train.torchrun_ranks(environ)
+
+
+def test_an_odd_environment_is_one_line(go, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', 'two')
+    assert "WORLD_SIZE='two'" in go().line(BAD_INPUT)
 
 
 # -- the schedule and the step
