@@ -35,7 +35,6 @@ def check_state(state, tensors):
 
     Options and model_args are left to those who know which there are.
     """
-    is_number = lambda x: type(x) in (int, float) and math.isfinite(x)
     is_time = lambda x: is_number(x) and x >= 0
     is_names = lambda x: isinstance(x, dict) and all(isinstance(text, str) for text in x.values())
     is_numbers = lambda x: isinstance(x, dict) and all(isinstance(n, bool) or is_number(n) for n in x.values())
@@ -44,14 +43,15 @@ def check_state(state, tensors):
                   best_val_loss=lambda x: x is None or is_number(x), data=lambda x: isinstance(x, str),
                   options=lambda x: is_dict(x) and isinstance(x.get('variant'), str), model_args=is_dict)
     for name, is_sound in checks.items():
-        if not is_sound(state.get(name)):
-            raise Stop(f'state.json: {name}={short(state.get(name))}: not what train.py writes')
+        if name not in state or not is_sound(state[name]):
+            value = short(state[name]) if name in state else 'nothing'
+            raise Stop(f'state.json: {name} is {value}, which is not what train.py writes')
     # what the optimizer keeps besides tensors, which older checkpoints do not have
     optimizer = state.get('optimizer', dict(tensors=0, numbers={}, groups=[]))
     if not (isinstance(optimizer, dict) and type(optimizer.get('tensors')) is int
             and is_numbers(optimizer.get('numbers')) and isinstance(optimizer.get('groups'), list)
             and all(map(is_numbers, optimizer['groups']))):
-        raise Stop(f'state.json: optimizer={short(optimizer)}: not what train.py writes')
+        raise Stop(f'state.json: optimizer is {short(optimizer)}, which is not what train.py writes')
     Tokenizer.from_meta(state.get('tokenizer'))
     check_sizes(state['model_args'], tensors)
 
@@ -63,11 +63,16 @@ def check_named(variant, given):
                    f'if you trust it, add --variant={variant}')
 
 
+def is_number(x):
+    """Returns True for a finite number that a float can be."""
+    return type(x) is float and math.isfinite(x) or type(x) is int and abs(x) < 1 << 63
+
+
 def is_scaler(x):
     """Returns True for a GradScaler's state: empty without float16, else numbers above or from 0 on."""
     names = {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'}
     return isinstance(x, dict) and (not x or x.keys() == names and all(
-        type(n) in (int, float) and math.isfinite(n) and n >= (name == 'growth_interval') for name, n in x.items()))
+        is_number(n) and n >= (name == 'growth_interval') for name, n in x.items()))
 
 
 def check_sizes(model_args, tensors):
