@@ -118,7 +118,7 @@ def read_start(start):
     """Returns the text to go on from: `start` itself, or the content of the file that FILE: names."""
     if not start.startswith('FILE:'):
         return start
-    path = Path(start.removeprefix('FILE:'))
+    path = Path(start.removeprefix('FILE:')).expanduser()
     try:
         return path.read_text(encoding='utf-8-sig')
     except OSError as error:

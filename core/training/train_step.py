@@ -1,5 +1,6 @@
 """One training iteration: forward, backward, clipping, optimizer step; on CUDA, a graph that is replayed."""
 import gc
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -309,7 +310,10 @@ class TrainStep:
         for name, p in self.model.named_parameters():
             if name in owners:
                 p.grad = torch.zeros_like(p)
-        self.optimizer.step()
+        # a capturable one warns where it is not captured
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def find_nonfinite_state(self):

@@ -189,6 +189,12 @@ def test_killed_in_the_middle_of_saves(spawn, go, tmp_path):
     assert not list((out / 'ckpt').glob('.tmp-*'))
 
 
+def test_the_home_folder(go, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert go(out_dir='~/runs/a', max_iters=1).code == 0
+    assert json.loads((tmp_path / 'runs/a/config.json').read_text())['options']['out_dir'] == str(tmp_path / 'runs/a')
+
+
 def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
     options = HARD | dict(max_iters=20)
     go('a', **options, eval_interval=20)
@@ -253,6 +259,34 @@ def test_the_second_signal_stops_at_once(spawn, tmp_path):
     child.join(5)
     assert child.exitcode == 128 + signal.SIGTERM
     assert RunFolder(out).load()[0]['step'] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('k', range(1, 11))
+def test_resumed_at_every_iteration(go, resume, tmp_path, whole, k):
+    go(**HARD, max_iters=k)
+    done = resume(max_iters=12, eval_interval=5, log_interval=1)
+    assert done.code == 0 and losses(tmp_path / 'run') == losses(whole)
+    assert hashes(tmp_path / 'run', 12) == hashes(whole, 12)
+
+
+def test_no_more_than_checkpoint_minutes_are_lost(go, tmp_path, monkeypatch):
+    """Of a run that evaluates only at its ends, whose iterations take ten seconds each."""
+    clock, saved, real_call, real_save = [0.0], [], TrainStep.__call__, RunFolder.save_behind
+
+    def call_(self, *args):
+        clock[0] += 10
+        real_call(self, *args)
+
+    def save_behind(self, step, *args):
+        saved.append(step)
+        real_save(self, step, *args)
+    monkeypatch.setattr(train, 'time', SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(TrainStep, '__call__', call_)
+    monkeypatch.setattr(RunFolder, 'save_behind', save_behind)
+    assert go(checkpoint_minutes=0.5, eval_interval=100).code == 0
+    # the first after more than 30 s
+    assert saved == [0, 4, 8, 12]
 
 
 # -- what resume refuses, says, and keeps
@@ -1049,6 +1083,14 @@ def pair(spawn, tmp_path):
 def test_two_processes_train_as_one(pair, go, tmp_path):
     pair('two', nothing, **TWO)
     assert go('one', **TWO).code == 0
+    same_training(tmp_path / 'one', tmp_path / 'two')
+
+
+@posix
+def test_a_run_goes_on_in_two_processes(pair, go, tmp_path):
+    options = TWO | dict(eval_interval=5)
+    assert go('one', **options).code == go('two', **options | dict(max_iters=5)).code == 0
+    pair('two', nothing, **options, init_from='resume')
     same_training(tmp_path / 'one', tmp_path / 'two')
 
 
