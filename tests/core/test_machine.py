@@ -42,7 +42,7 @@ def test_without_a_gpu(gpus, monkeypatch):
         assert machine('cpu', decoding=True) == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'bfloat16', True) == Machine('cpu', 'cpu', 'bfloat16', True)
-    for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cuda:x', 'cuda:-1', '':
+    for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cpu:', 'cpu:00', 'cpu:²', 'cpu:٠', 'cuda:x', 'cuda:-1', '':
         assert refusal(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
