@@ -42,6 +42,7 @@ Positive = Annotated[float, '(0, inf)']
 NonNegative = Annotated[float, '[0, inf)']
 Rate = Annotated[float, '[0, 1)']
 Share = Annotated[float, '[0, 1]']
+FilePath = Annotated[str, 'path']       # of a file or folder; ~ is the user's own
 
 COMMAND_LINE = 'command line'           # the origin of a value that came as text
 WORDS = {'None': None, 'True': True, 'true': True, 'False': False, 'false': False}
@@ -95,6 +96,8 @@ def in_words(kind):
         return ' | '.join(map(in_words, args))
     if origin is Literal:
         return ' | '.join(map(str, args))
+    if kind == FilePath:
+        return 'a path'
     if origin is Annotated:
         return f'{in_words(args[0])} in {args[1]}'
     words = {int: 'int', float: 'float', bool: 'True | False', str: 'text', NoneType: 'None'}
@@ -169,6 +172,10 @@ def convert(kind, value):
         for choice in args:
             if type(choice) is type(value) and choice == value:     # 1 == True
                 return choice
+    elif kind == FilePath:
+        # an unset shell variable leaves nothing
+        if (path := convert(str, value)).strip() and '\0' not in path:
+            return os.path.expanduser(path)
     elif origin is Annotated:
         number = convert(args[0], value)
         if in_interval(number, args[1]):
@@ -307,8 +314,10 @@ def config_file(path):
     try:
         names = runpy.run_path(path)
         tree = ast.parse(Path(path).read_bytes(), path)
-    # the user's code may raise anything, and the user is told where
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    # the user's code may raise anything, SystemExit too, and the user is told where
+    except BaseException as error:
         inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)

@@ -6,19 +6,20 @@ from typing import Annotated, Literal
 
 import torch
 
-from configurator import Count, DeviceOptions, NonNegative, Share, Whole, configure
+from configurator import Count, DeviceOptions, FilePath, NonNegative, Share, Whole, configure, construct_checked
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.errors import NO_CHECKPOINT, Stop, printable, run_main
 from core.rng import key
 from core.run.checkpoint import load_model_tensors
 from core.run.folder import RunFolder
-from model import build, build_gpt2
+from core.run.resume import check_fits, check_state, unusable
+from model import build, build_gpt2, load_classes
 
 
 @dataclass
 class Options(DeviceOptions):
-    out_dir: str = 'out'                # run folder
+    out_dir: FilePath = 'out'           # run folder
     ckpt: str = 'auto'                # best, latest, or a step; auto: as always_save_checkpoint says, False means best
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
@@ -41,14 +42,20 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     """
     run = RunFolder(out_dir)
     if not run.checkpoints():
-        raise Stop(f'out_dir={out_dir}: holds no checkpoint; '
-                   f'train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
+        advice = run.nanogpt_checkpoint() or f'; train first: python train.py ... --out_dir={out_dir}'
+        raise Stop(f'out_dir={out_dir}: holds no checkpoint{advice}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
     # always_save_checkpoint=False means that a run keeps its best, so sample that
-    if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
+    if ckpt == 'auto' and isinstance(state.get('options'), dict) and not state['options'].get('always_save_checkpoint'):
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype, decoding=True)
-    model = build(state['options']['variant'], **state['model_args'])
+    # it may be a stranger's
+    with unusable(run.ckpt):
+        check_state(state, tensors)
+        classes = load_classes(state['options']['variant'])
+        config = construct_checked(classes.GPTConfig, state['model_args'])
+        check_fits(lambda: classes.GPT(config, classes), tensors)
+        model = build(state['options']['variant'], **state['model_args'])
     load_model_tensors(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
