@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+from core.errors import terminal_may_close
+
 WANDB_SECONDS = 9       # that a run waits for Weights & Biases; 10 with all around it
 TIME_LEFT_SECONDS = 30  # between two lines that tell the time left, where there is no terminal
 
@@ -26,6 +28,7 @@ class Progress:
                             bar_format='{n_fmt}/{total_fmt} [{bar:24}]{postfix}, {remaining} left',
                             ascii=' =', ncols=columns - 1, nrows=rows)
 
+    @terminal_may_close()
     def line(self, text):
         """Prints a line that stays."""
         if self.bar is None:
@@ -33,6 +36,7 @@ class Progress:
         else:
             self.bar.write(text)
 
+    @terminal_may_close()
     def update(self, it, text):
         """Shows iteration `it` and a text, in the moving line or, without a terminal, in a new one."""
         if self.bar is None:
@@ -52,6 +56,7 @@ class Progress:
         seconds = (now - self.began) / (it - self.start) * (self.total - it)
         return f', {datetime.timedelta(seconds=round(seconds))} left'
 
+    @terminal_may_close()
     def close(self):
         """Removes the moving line."""
         if self.bar is not None:
