@@ -68,6 +68,13 @@ def test_with_gpus(gpus, settings, monkeypatch):
     assert refusal('cuda', 'auto', True) == missing
 
 
+def test_compilation_on_a_cpu_needs_a_compiler():
+    with inductor.patch({'cpp.cxx': ('no-such-compiler',)}):
+        assert refusal('cpu', 'float32', True) == ('compile=True: on a CPU that needs a C++ compiler, such as g++, '
+                                                   'which is not installed; allowed: auto, False')
+        assert machine('cpu', 'float32', False) == machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
+
+
 def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):
     """They are where Inductor's are, by the same assembler, whoever compiles first; users' settings stay."""
     monkeypatch.setattr(os, 'environ', environ := dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
