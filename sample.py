@@ -1,4 +1,9 @@
 """Samples from a trained model: python sample.py --out_dir=out-surprise --start="ROMEO:" """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +130,9 @@ def read_start(start):
         raise Stop(f'start={start}: {error.strerror}') from None
     except UnicodeDecodeError:
         raise Stop(f'start={start}: is not UTF-8 text') from None
+    # a path with a NUL
+    except ValueError as error:
+        raise Stop(f'start={start}: {error}') from None
 
 
 if __name__ == '__main__':

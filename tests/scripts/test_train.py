@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -53,10 +55,12 @@ from core.device.flops import flops_per_token
 from core.device.machine import machine
 from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, Stop
 from core.rng import key
+from core.run import progress
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
 from core.run.files import seal, sha256, unseal
 from core.run.folder import RunFolder
 from core.training import evaluation
+from core.training.signals import Signals
 from core.training.train_step import TrainStep, no_garbage_collection
 from model import GPT, MLP, Step, build, load_classes
 
@@ -211,9 +215,9 @@ def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monke
     real = TrainStep.__call__
 
     def update(self, i, *args):
+        real(self, i, *args)
         if i == it - 1:
             signal.raise_signal(number)
-        real(self, i, *args)
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, '__call__', update)
         done = go('run', **HARD)
@@ -223,6 +227,131 @@ def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monke
     assert RunFolder(run).load()[0]['step'] == it and max(losses(run)) == it - 1 and not (run / 'result.json').exists()
     assert resume().code == 0                               # with the options it had
     same_run(run, whole, 12)
+
+
+@pytest.mark.parametrize('it', [0, 4, 12])
+def test_a_signal_ends_an_evaluation_at_its_next_batch(go, resume, tmp_path, monkeypatch, it):
+    """The checkpoint is of the same iteration, and the resumed run evaluates it again: nothing is lost."""
+    monkeypatch.setattr(evaluation, 'batch_rows', lambda *args: 5)
+    go('whole', **HARD)
+    real, seen = evaluation.token_losses, []
+
+    def token_losses(logits, targets):
+        seen.append(len(logits))
+        evaluations = 1 + it // 4
+        # in the first batch of this evaluation; each of those before reads 25 windows
+        if sum(seen) == 25 * (evaluations - 1) + 10:
+            signal.raise_signal(signal.SIGINT)
+        return real(logits, targets)
+    run = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, 'token_losses', token_losses)
+        line = go('run', **HARD).line(130)
+    assert line.startswith(f'stopped by SIGINT at iteration {it}, checkpoint in {run}; ')
+    # the signal came in the second of five batches, and the third is not read
+    assert sum(seen) == 25 * (it // 4) + 10
+    assert RunFolder(run).load()[0]['step'] == it and max([-1, *losses(run)]) == it - 1
+    assert resume().code == 0
+    same_run(run, tmp_path / 'whole', 12)
+    best = [RunFolder(tmp_path / name).load('best')[0] for name in ('run', 'whole')]
+    assert best[0]['step'] == best[1]['step'] and best[0]['val_loss'] == best[1]['val_loss']
+
+
+def test_a_signal_ends_an_iteration_between_micro_batches(go, resume, tmp_path, whole, monkeypatch):
+    real, calls = GPT.objective, []
+
+    def objective(self, *args):
+        calls.append(1)
+        # the first of two micro-batches of iteration 6
+        if len(calls) == 13:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+    run = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, 'objective', objective)
+        assert go('run', **HARD).line(143).startswith(f'stopped by SIGTERM at iteration 6, checkpoint in {run}; ')
+    assert len(calls) == 13 and RunFolder(run).load()[0]['step'] == 6 and max(losses(run)) == 5
+    assert resume().code == 0
+    same_run(run, whole, 12)
+
+
+def test_a_signal_ends_an_evaluation_alone(go, tmp_path, monkeypatch):
+    real = evaluation.token_losses
+    monkeypatch.setattr(evaluation, 'token_losses', lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1])
+    monkeypatch.setattr(evaluation, 'batch_rows', lambda *args: 5)
+    assert go('run', eval_only=True).line(130) == 'stopped by SIGINT'
+    assert not (tmp_path / 'run').exists()
+
+
+def train_as_a_notebook_does(data, tmp_path, **options):
+    options = TINY | dict(dataset=data, out_dir=tmp_path / 'run') | options
+    return train.train(configure(train.Options, load_classes, flags(**options), say=lambda line: None))
+
+
+def test_a_notebook_has_its_signals_back(data, tmp_path):
+    """However training ends: by itself, by Ctrl-C, by a second one, which leaves the kernel alive, or dropped."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for _ in train_as_a_notebook_does(data, tmp_path):
+        assert signal.getsignal(signal.SIGINT) is not before[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    with pytest.raises(Stop, match='^stopped by SIGINT at iteration'):
+        for n, _ in enumerate(train_as_a_notebook_does(data, tmp_path)):
+            if n == 5:
+                signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    with pytest.raises(KeyboardInterrupt):
+        for _ in train_as_a_notebook_does(data, tmp_path):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    run = train_as_a_notebook_does(data, tmp_path)
+    next(run)
+    run.close()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_training_in_a_thread(data, tmp_path):
+    """There no signal can be caught, so there are no handlers, and it trains."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: list(train_as_a_notebook_does(data, tmp_path))).result()
+    assert (tmp_path / 'run/result.json').exists()
+
+
+def on_a_terminal_that_closes(out):
+    """Gives this process a terminal, which is gone after iteration 5; then writing there is an error."""
+    terminal, ours = os.openpty()
+    os.dup2(ours, 1)
+    os.dup2(ours, 2)
+    os.close(ours)
+
+    def close():
+        while last_iter(out) < 5:
+            os.read(terminal, 1 << 16)
+        os.close(terminal)
+        os.kill(os.getpid(), signal.SIGHUP)
+    threading.Thread(target=close, daemon=True).start()
+
+
+@posix
+def test_a_terminal_that_closes(spawn, tmp_path):
+    out = tmp_path / 'run'
+    child = spawn('run', partial(on_a_terminal_that_closes, out), max_iters=5000, eval_interval=5000)
+    child.join(60)
+    assert child.exitcode == 128 + signal.SIGHUP
+    step = RunFolder(out).load()[0]['step']
+    assert 5 < step < 5000 and last_iter(out) == step - 1
+
+
+@posix
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @posix
@@ -626,7 +755,7 @@ def test_a_run_of_older_code_is_resumed(data, resume, tmp_path):
     shutil.copytree(OLD_RUN / 'killed', run)
     (run / 'ckpt/.tmp-14315').mkdir()                       # what the kill left, which git does not keep
     done = call(sample.main, out_dir=run, num_samples=1, max_new_tokens=5, device='cpu')
-    assert (done.code, done.err) == (0, '')
+    assert done.code == 0 and 'warning' not in done.err
     done = resume(dataset=data)
     assert (done.code, done.err) == (0, '') and f'dataset: data before, {data} from here' in done.out
     assert RunFolder(run).checkpoints()[0].name == 'step_00000012' and not (run / 'ckpt/.tmp-14315').exists()
@@ -1301,7 +1430,7 @@ def test_the_best_checkpoint_is_kept(go, tmp_path):
 
 # -- Weights & Biases
 
-@pytest.mark.parametrize('where', ['import', 'init', 'log', 'nowhere'])
+@pytest.mark.parametrize('where', ['import', 'init', 'hang', 'log', 'nowhere'])
 def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
     seen = []
 
@@ -1311,7 +1440,10 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
     def see(record, step):
         seen.append(step)
     run = SimpleNamespace(log=fail if where == 'log' else see, finish=lambda: None)
-    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=fail if where == 'init' else lambda **kwargs: run)
+    hang = lambda **kwargs: time.sleep(20)
+    monkeypatch.setattr(progress, 'WANDB_SECONDS', 0.2 if where == 'hang' else 9)
+    begin = dict(init=fail, hang=hang).get(where, lambda **kwargs: run)
+    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=begin)
     monkeypatch.setitem(sys.modules, 'wandb', None if where == 'import' else fake)
     done = go(wandb_log=True)
     assert done.code == 0
@@ -1319,9 +1451,27 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
         assert done.err == '' and seen == [record['iter'] for record in RunFolder(tmp_path / 'run').read_log()]
     else:
         line = done.line(0)
-        assert line.startswith('wandb: ') and line.endswith('; the run goes on, log.jsonl has the numbers')
+        said = {'import': 'not installed (pip install wandb)', 'hang': 'no answer in 0.2 s'}
+        said = said.get(where, 'no route to host')
+        assert line == f'wandb: {said}; the run goes on, log.jsonl has the numbers'
     go('without')
     same_run(tmp_path / 'run', tmp_path / 'without', 12)
+
+
+def test_a_resumed_run_is_the_same_one_at_wandb(go, resume, monkeypatch):
+    ids = []
+    run = SimpleNamespace(log=lambda record, step: None, finish=lambda: None)
+    init = lambda id, resume, **kwargs: (ids.append((id, resume)), run)[1]
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(Settings=lambda **kwargs: None, init=init))
+    go(wandb_log=True)
+    resume(max_iters=14)
+    # one that is not logged there does not lose the id, and another run has another one
+    resume(max_iters=16, wandb_log=False)
+    resume(max_iters=18, wandb_log=True)
+    go(wandb_log=True)
+    first, second = ids[0], ids[-1]
+    assert ids == [first] * 3 + [second] and first != second and re.fullmatch('[0-9a-z]{8}', first[0])
+    assert first[1] == 'allow'
 
 
 def test_wandb_is_imported_only_when_asked(go, monkeypatch):
