@@ -63,7 +63,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant=''):
     with unusable(run.ckpt):
         classes = load_classes(state['options']['variant'])
         config = construct_checked(classes.GPTConfig, state['model_args'])
-        check_fits(lambda: classes.GPT(config, classes), tensors)
+        check_fits(lambda: classes.GPT(config, classes), config, tensors)
         model = build(state['options']['variant'], **state['model_args'])
     load_model_tensors(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state

@@ -234,8 +234,16 @@ def setup(config):
     print0(f"device {m.name}, {m.dtype}, {'compiled' if m.compile else 'eager'}"
            + (f', {WORLD_SIZE} processes' if WORLD_SIZE > 1 else ''))
 
+    # a checkpoint's model comes first: sizes that its tensors do not have are not to be used
+    classes = load_classes(o.variant)
+    model_config = construct_checked(classes.GPTConfig, model_args)
+    block_size = model_config.block_size
+    if tensors is not None:
+        check_fits(lambda: classes.GPT(model_config, classes), model_config, tensors)
+        model = build(o.variant, o.seed, **model_args)
+        load_model_tensors(model, tensors)
+
     # data: a resumed run needs the tokens it was trained on
-    block_size = construct_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
     if saved is not None and saved.get('tokenizer') != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
@@ -248,16 +256,11 @@ def setup(config):
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
 
-    # the model: from scratch, from GPT-2's weights, or from the checkpoint
-    if o.init_from in GPT2_SIZES and tensors is None:
+    # a new model: from scratch, or from GPT-2's weights
+    if tensors is None and o.init_from in GPT2_SIZES:
         model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
-    else:
-        if tensors is not None:
-            classes = load_classes(o.variant)
-            check_fits(lambda: classes.GPT(construct_checked(classes.GPTConfig, model_args), classes), tensors)
+    elif tensors is None:
         model = build(o.variant, o.seed, **model_args)
-    if tensors is not None:
-        load_model_tensors(model, tensors)
     # a model that cannot run says so here, before its run folder is touched
     model.to(m.device).eval()
     try_forward(model, m, o.batch_size, block_size, o.variant)

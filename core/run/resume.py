@@ -85,11 +85,15 @@ def check_sizes(model_args, tensors):
             raise Stop(f'{name}={short(value)}: not the size of its {len(tensors)} tensors with {elements:,} numbers')
 
 
-def check_fits(make_model, tensors):
-    """Raises Stop unless the model that make_model() returns has tensors of these names and shapes.
+def check_fits(make_model, config, tensors):
+    """Raises Stop if make_model() would be much larger than a checkpoint's tensors.
 
-    It is made on the meta device, without memory.
+    Such a one is made on the meta device, without memory. Others are made at once: a variant might keep a table
+    from a model on the meta device.
     """
+    matrices = 12 * config.n_layer * config.n_embd ** 2 + config.n_embd * (config.vocab_size + config.block_size)
+    if matrices <= 4 * sum(t.numel() for t in tensors.values()) + (1 << 22):
+        return
     try:
         with torch.device('meta'):
             model = make_model()

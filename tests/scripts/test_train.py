@@ -635,7 +635,8 @@ HOSTILE += [(('options', name), value) for name, value in [
     ('learning_rate', 'NaN'), ('init_from', 'resume'), ('init_from', None), ('compile', 2), ('dataset', '')]]
 HOSTILE += [(('model_args', name), value) for name, value in [
     ('n_layer', 10 ** 9), ('n_layer', 10 ** 30), ('n_layer', 3), ('n_embd', 1 << 40), ('vocab_size', 10 ** 9),
-    ('block_size', 10 ** 12), ('block_size', 17), ('n_head', 0), ('n_head', '2'), ('dropout', 2), ('bias', None),
+    ('block_size', 10 ** 12), ('block_size', 17), ('block_size', 1 << 20),
+    ('n_head', 0), ('n_head', '2'), ('dropout', 2), ('bias', None),
     ('unknown', 1)]]
 HOSTILE += [(('tokenizer', 'vocab_size'), 10 ** 9), (('tokenizer', 'kind'), 'x'), (('tokenizer', 'chars'), 'aa'),
             (('optimizer', 'groups'), [{'params': 1}, [], 3]), (('optimizer', 'numbers'), {'a': 'b'})]
