@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +54,7 @@ from core.data.dataset import Dataset
 from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import machine
-from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, Stop
+from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, Stop
 from core.rng import key
 from core.run import progress
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
@@ -1107,6 +1108,80 @@ def test_the_best_checkpoint_is_kept(go, tmp_path):
     assert RunFolder(tmp_path / 'run').load('latest')[0]['step'] == 20
     result = json.loads((tmp_path / 'run/result.json').read_text())
     assert (result['val_loss'], result['best_val_loss']) == (evals[20], evals[best])
+
+
+# -- what surrounds a run
+
+def test_names_that_shells_and_people_use(data, tmp_path, monkeypatch):
+    """Spaces, =, quotes, characters beyond ASCII, in every name that is given."""
+    odd = tmp_path / "my runs = 'naïve' 漢字 %s {x} #1"
+    odd.mkdir()
+    shutil.copytree(data, odd / 'data set = é')
+    monkeypatch.chdir(odd)
+    Path('my config = é.py').write_text('max_iters = 4\n', encoding='utf-8')
+    options = {name: value for name, value in TINY.items() if name != 'max_iters'}
+    done = call(train.main, 'my config = é.py', **options, dataset='data set = é', out_dir='out = é')
+    assert done.code == 0, done.err
+    assert call(train.main, init_from='resume', out_dir='out = é', max_iters=6).code == 0
+    Path('prompt = é.txt').write_text('All:')
+    done = call(sample.main, out_dir='out = é', start='FILE:prompt = é.txt', num_samples=1, max_new_tokens=5)
+    assert done.code == 0 and done.out.startswith('All:')
+
+
+@pytest.mark.slow
+def test_a_locale_that_is_not_utf8(data, tmp_path):
+    env = ENV | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii')
+    out = tmp_path / 'naïve'
+    for script, options in ('train.py', TINY | dict(dataset=data, out_dir=out, max_iters=2)), \
+                           ('sample.py', dict(out_dir=out, num_samples=1, max_new_tokens=5)):
+        done = subprocess.run([sys.executable, str(ROOT / script), *flags(**options)], env=env, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        # the two bytes of ï, as Python writes a path that the locale cannot read
+        assert r'na\udcc3\udcafve' in (done.stdout + done.stderr).decode('ascii')
+    assert (out / 'result.json').exists()
+
+
+def test_no_network_and_no_secrets(data, tmp_path, monkeypatch):
+    """Training and sampling open no connection, and keep neither the environment nor the home folder's name."""
+    def connect(*args):
+        raise AssertionError(f'a connection to {args}')
+    for name in 'connect', 'connect_ex', 'sendto':
+        monkeypatch.setattr(socket.socket, name, connect)
+    monkeypatch.setattr(socket, 'getaddrinfo', connect)
+    home = tmp_path / 'home-of-someone'
+    home.mkdir()
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.setenv('HF_TOKEN', 'hf_verysecret')
+    shutil.copytree(data, tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    assert call(train.main, **TINY | dict(dataset='data', out_dir='run', max_iters=4)).code == 0
+    assert call(sample.main, out_dir='run', num_samples=1, max_new_tokens=5).code == 0
+    kept = b''.join(path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file())
+    assert b'max_iters' in kept
+    for private in 'hf_verysecret', 'home-of-someone', 'HF_TOKEN':
+        assert private.encode() not in kept
+
+
+@pytest.mark.parametrize('out, says', [('file/run', 'Not a directory'), ('file', 'File exists'),
+                                       ('/proc/run', 'No such file or directory'), ('x' * 5000, 'File name too long')])
+def test_a_folder_that_cannot_be_written_is_one_line(go, tmp_path, out, says):
+    (tmp_path / 'file').touch()
+    line = go(out).line(BAD_INPUT)
+    assert line.startswith(f'--out_dir={tmp_path / out}: ') and line.endswith(says)
+
+
+def test_a_device_that_runs_out_of_memory(go, tmp_path, monkeypatch):
+    """As an allocator reports it, in the middle of a run: what fits is said, and the checkpoint stays."""
+    real = TrainStep.__call__
+
+    def update(self, it, *args):
+        if it == 6:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+        real(self, it, *args)
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    line = go().line(OUT_OF_MEMORY)
+    assert 'Tried to allocate 2.00 GiB' in line and '--batch_size' in line and '--gradient_accumulation_steps' in line
+    assert RunFolder(tmp_path / 'run').load()[0]['step'] == 4
 
 
 # -- Weights & Biases
