@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +54,7 @@ from core.data.dataset import Dataset
 from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import machine
-from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, Stop
+from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, Stop
 from core.rng import key
 from core.run import progress
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
@@ -123,9 +124,8 @@ def test_the_commands_of_the_readme(tmp_path):
     assert 'python sample.py --out_dir=out-surprise' in done.out.splitlines()[-1]
     assert [f.name for f in tmp_path.iterdir() if f.name != 'config'] == ['out-surprise']
     done = shell(ROOT / 'sample.py', '--out_dir=out-surprise', '--num_samples=2', cwd=tmp_path)
-    assert (done.code, done.err) == (0, '')
-    first, *others = done.out.split('\n---------------\n')[:-1] # before the first the options are listed
-    samples = first[-501:], *others                         # the start and 500 tokens
+    assert (done.code, len(done.err.splitlines())) == (0, 2) # its options
+    samples = done.out.split('\n---------------\n')[:-1]    # the start and 500 tokens
     assert [len(text) for text in samples] == [501] * 2
     assert set(''.join(samples)) <= set(TEXT.read_text(encoding='utf-8'))
 
@@ -1429,6 +1429,80 @@ def test_the_best_checkpoint_is_kept(go, tmp_path):
     assert (result['val_loss'], result['best_val_loss']) == (evals[20], evals[best])
 
 
+# -- what surrounds a run
+
+def test_names_that_shells_and_people_use(data, tmp_path, monkeypatch):
+    """Spaces, =, quotes, characters beyond ASCII, in every name that is given."""
+    odd = tmp_path / "my runs = 'naïve' 漢字 %s {x} #1"
+    odd.mkdir()
+    shutil.copytree(data, odd / 'data set = é')
+    monkeypatch.chdir(odd)
+    Path('my config = é.py').write_text('max_iters = 4\n', encoding='utf-8')
+    options = {name: value for name, value in TINY.items() if name != 'max_iters'}
+    done = call(train.main, 'my config = é.py', **options, dataset='data set = é', out_dir='out = é')
+    assert done.code == 0, done.err
+    assert call(train.main, init_from='resume', out_dir='out = é', max_iters=6).code == 0
+    Path('prompt = é.txt').write_text('All:')
+    done = call(sample.main, out_dir='out = é', start='FILE:prompt = é.txt', num_samples=1, max_new_tokens=5)
+    assert done.code == 0 and done.out.startswith('All:')
+
+
+@pytest.mark.slow
+def test_a_locale_that_is_not_utf8(data, tmp_path):
+    env = ENV | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii')
+    out = tmp_path / 'naïve'
+    for script, options in ('train.py', TINY | dict(dataset=data, out_dir=out, max_iters=2)), \
+                           ('sample.py', dict(out_dir=out, num_samples=1, max_new_tokens=5)):
+        done = subprocess.run([sys.executable, str(ROOT / script), *flags(**options)], env=env, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        # the two bytes of ï, as Python writes a path that the locale cannot read
+        assert r'na\udcc3\udcafve' in (done.stdout + done.stderr).decode('ascii')
+    assert (out / 'result.json').exists()
+
+
+def test_no_network_and_no_secrets(data, tmp_path, monkeypatch):
+    """Training and sampling open no connection, and keep neither the environment nor the home folder's name."""
+    def connect(*args):
+        raise AssertionError(f'a connection to {args}')
+    for name in 'connect', 'connect_ex', 'sendto':
+        monkeypatch.setattr(socket.socket, name, connect)
+    monkeypatch.setattr(socket, 'getaddrinfo', connect)
+    home = tmp_path / 'home-of-someone'
+    home.mkdir()
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.setenv('HF_TOKEN', 'hf_verysecret')
+    shutil.copytree(data, tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    assert call(train.main, **TINY | dict(dataset='data', out_dir='run', max_iters=4)).code == 0
+    assert call(sample.main, out_dir='run', num_samples=1, max_new_tokens=5).code == 0
+    kept = b''.join(path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file())
+    assert b'max_iters' in kept
+    for private in 'hf_verysecret', 'home-of-someone', 'HF_TOKEN':
+        assert private.encode() not in kept
+
+
+@pytest.mark.parametrize('out, says', [('file/run', 'Not a directory'), ('file', 'File exists'),
+                                       ('/proc/run', 'No such file or directory'), ('x' * 5000, 'File name too long')])
+def test_a_folder_that_cannot_be_written_is_one_line(go, tmp_path, out, says):
+    (tmp_path / 'file').touch()
+    line = go(out).line(BAD_INPUT)
+    assert line.startswith(f'--out_dir={tmp_path / out}: ') and line.endswith(says)
+
+
+def test_a_device_that_runs_out_of_memory(go, tmp_path, monkeypatch):
+    """As an allocator reports it, in the middle of a run: what fits is said, and the checkpoint stays."""
+    real = TrainStep.__call__
+
+    def update(self, it, *args):
+        if it == 6:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+        real(self, it, *args)
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    line = go().line(OUT_OF_MEMORY)
+    assert 'Tried to allocate 2.00 GiB' in line and '--batch_size' in line and '--gradient_accumulation_steps' in line
+    assert RunFolder(tmp_path / 'run').load()[0]['step'] == 4
+
+
 # -- Weights & Biases
 
 @pytest.mark.parametrize('where', ['import', 'init', 'hang', 'log', 'nowhere'])
@@ -1532,7 +1606,8 @@ def test_a_file_is_a_variant(checkout, go, tmp_path):
                 ['train.py', *flags(init_from='resume', out_dir='out-scale', max_iters=12)],
                 ['sample.py', *flags(out_dir='out-scale', num_samples=2, max_new_tokens=20, device='cpu')]]
     done, out = shell('commands.py', json.dumps(commands), cwd=checkout), checkout / 'out-scale'
-    assert (done.code, done.err) == (0, '') and done.out.count('---------------') == 2
+    assert done.code == 0 and done.out.count('---------------') == 2
+    assert all(line.endswith(' (command line)') for line in done.err.splitlines()) # sample.py's options
     assert {'iters': 12, 'variant': 'scale'}.items() <= json.loads((out / 'result.json').read_text()).items()
     assert 'variants/scale.py' in json.loads((out / 'config.json').read_text())['code']
 
