@@ -36,7 +36,7 @@ from configurator import (
     options_of,
     parse_known,
 )
-from core.errors import Stop, run_main
+from core.errors import BAD_INPUT, DIVERGED, Stop, run_main
 from core.run.environment import git, timestamp, versions
 from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
@@ -53,7 +53,7 @@ from lab.study.results import (
     load_runs,
     time_ratio_of,
 )
-from lab.study.runner import Runner, format_duration, worker_slots
+from lab.study.runner import Runner, format_duration, stopped_by_signals, worker_slots
 from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, read_options
@@ -138,9 +138,12 @@ def run_study(o, given):
         train_to_each_look(study, runner, looks)
 
     report = end_study(study, runner, before)
+    page, lost = f'{study.folder}/report.html', lost_runs(report)
     if study.judged_arms() and not report.comparisons:
-        raise Stop('no verdict: fewer than two runs of the baseline or of every arm ended; '
-                   f'see {study.folder}/report.html')
+        raise Stop(f'no verdict: fewer than two runs of the baseline or of every arm ended; see {page}',
+                   DIVERGED if lost else BAD_INPUT)
+    if lost:
+        raise Stop(f'{lost}; the others are in {page}; --retry=True trains these again', DIVERGED)
 
 
 def begin_study(o, given):
@@ -174,6 +177,13 @@ def end_study(study, runner, before):
     publish(report, study.folder)
     add_to_ledger(report, OUT)
     return report
+
+
+def lost_runs(report):
+    """Returns how many runs of which arms diverged or failed: 'hot: 4 of 4 runs diverged or failed'; or ''."""
+    lost = {arm.name: sum(run.status in ('diverged', 'failed') for run in arm.runs) for arm in report.arms}
+    words = [f'{arm.name}: {lost[arm.name]} of {len(arm.runs)}' for arm in report.arms if lost[arm.name]]
+    return f'{", ".join(words)} runs diverged or failed' if words else ''
 
 
 def run_gate(o, given):
@@ -438,7 +448,8 @@ def main():
     if o.from_csv:
         return report_file(o)
     run = run_gate if gating else run_study
-    run(o, [g for g in given if g.name not in known])
+    with stopped_by_signals():
+        run(o, [g for g in given if g.name not in known])
 
 
 if __name__ == '__main__':

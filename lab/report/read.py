@@ -20,7 +20,7 @@ PAIRED = dict(batches_equal=True, init_equal=True, note='')
 PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
             lr_sweep={}, design='', stored={}, store='', unit='nats', higher_is_better=False)
 ARM = dict(name='', variant='–', baseline=False, options={}, params=None, checks={}, price={}, runs=[],
-           curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='')
+           curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='', no_sample='')
 CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
            train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
@@ -85,7 +85,7 @@ def drop_nonfinite(x):
     """Returns a copy of x with None for numbers that are not finite, be they floats or words of JSON."""
     if isinstance(x, dict):
         # these hold users' texts, in which NaN is just a word
-        texts = 'name', 'options', 'sample'
+        texts = 'name', 'options', 'sample', 'no_sample'
         return {field: v if field in texts else drop_nonfinite(v) for field, v in x.items()}
     if isinstance(x, list):
         return [drop_nonfinite(v) for v in x]

@@ -202,6 +202,9 @@ def warning_sentences(r):
         subject = ', '.join(names) if len(names) < len(r.arms) else 'All arms'
         yield f'{subject}: leak suite: {finding}.'
     for arm in r.arms:
+        if arm.no_sample:
+            yield f'{arm.name}: no sample: {arm.no_sample.rstrip(".")}. Its losses count all the same.'
+    for arm in r.arms:
         for line in check_lines(arm.checks):
             if 'crashed in' in line:
                 yield f'{arm.name}: {line}. A check that crashed says nothing about the arm.'
