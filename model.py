@@ -468,10 +468,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None,
-               it=None):
+               it=None, known=None):
         """Yields the next token of each row (B, 1), max_new_tokens times, after the context idx (B, T).
 
-        temperature, top_k, top_p, min_p, generator: as in sample_token(); it: as in Step.
+        temperature, top_k, top_p, min_p, generator: as in sample_token(); it: as in Step. known: ids from there
+        on only pad the vocabulary, and are never drawn.
         """
         # a dict for each layer, in which Step.extend() keeps what it is given
         cache = [{} for _ in self.transformer.h]
@@ -491,7 +492,7 @@ class GPT(nn.Module):
             # with a small model on a CPU a token takes a tenth less time than under no_grad alone
             with torch.inference_mode():
                 logits, _ = self(new, step=step)
-            new = sample_token(logits[:, -1, :], temperature, top_k, top_p, min_p, generator) # (B, 1)
+            new = sample_token(logits[:, -1, :known], temperature, top_k, top_p, min_p, generator) # (B, 1)
             idx = torch.cat((idx, new), dim=1)
             yield new
 

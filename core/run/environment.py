@@ -23,7 +23,7 @@ def describe_run(state, machine, classes):
                 argv=sys.argv, versions=versions(), git=git(),
                 device=machine.name, dtype=machine.dtype, compile=machine.compile,
                 # a variant's file may lie anywhere
-                sha256={os.path.relpath(path, ROOT): sha256(path) for path in sources})
+                code={os.path.relpath(path, ROOT): sha256(path) for path in sources})
 
 
 @cache
