@@ -343,16 +343,24 @@ def print_time_left(study, workers):
 
 
 def default_name(config, arms, o):
-    """Returns a folder name of at most 80 characters: ab_shakespeare_char-soft_window-alibi."""
+    """Returns a folder name of at most 80 bytes: ab_shakespeare_char-soft_window-alibi."""
     # a later config file overrides an earlier one, so the study is named after the last
     last_config = Path(config.split(', ')[-1]).stem
-    words = [last_config, *(arm.folder for arm in arms[1:]), 'null' * o.null]
-    return file_name('-'.join(filter(None, words)))[:80].strip('_.-') or 'study'
+    return folder_name('-'.join(filter(None, [last_config, *(arm.name for arm in arms[1:]), 'null' * o.null])))
 
 
-def file_name(text):
-    """Returns text with an underscore for each run of characters that a file name should not have."""
-    return re.sub(r'[^\w.+=-]+', '_', text)
+def folder_name(text):
+    """Returns the name of a study's folder that is nearest to a text."""
+    name = re.sub(r'[^\w.+=-]+', '_', text).encode()[:80].decode(errors='ignore').strip('_.-')
+    return name if is_study_name(name) else f'study-{name}'.strip('-')
+
+
+def is_study_name(name):
+    """Returns True if a study's folder can have this name, in OUT, beside the store and the ledger."""
+    # Windows reserves some names, whatever follows their first dot
+    ours, reserved = ('runs', 'ledger.jsonl', 'ledger.md', 'gate.jsonl'), ('con', 'prn', 'aux', 'nul', 'com1', 'lpt1')
+    return (name and Path(name).name == name and not name.startswith('.') and name.isprintable() and len(name.encode()) <= 200
+            and name.casefold() not in ours and name.casefold().split('.')[0] not in reserved)
 
 
 def command_line():
@@ -414,7 +422,7 @@ def report_again(folder):
 
 def report_file(o):
     """Writes the report of the losses in a file, and says how the file was read."""
-    folder = OUT / (o.name or file_name(Path(o.from_csv).stem))
+    folder = OUT / (o.name or folder_name(Path(o.from_csv).stem))
     losses, metric, said = read_losses(o.from_csv, o.columns)
     baseline, why = choose_baseline(losses, o.baseline)
     print(f'{said}\nbaseline: {baseline} ({why})')
@@ -436,8 +444,8 @@ def main():
     # only now: workers and --help need no scipy
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
-    if o.name and Path(o.name).name != o.name or o.name == '..':
-        raise Stop(f'name={o.name}: takes the name of a folder in {OUT}')
+    if o.name and not is_study_name(o.name):
+        raise Stop(f'name={o.name}: takes the name of a folder in {OUT}, other than its store, ledger and stream')
     # modes that train nothing
     if o.ledger:
         return print(ledger_text(OUT))

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from core.device.flops import flops_per_token
-from core.errors import Stop
+from core.errors import Stop, leave_lost_terminal
 from core.run.folder import last_iteration
 from lab.study.pool import Pool, Slot, WorkerDied
 from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
@@ -78,9 +78,8 @@ class Runner:
             yield from self.pool.run(tasks, tick)
         except KeyboardInterrupt as interrupt:
             with contextlib.suppress(KeyboardInterrupt):
-                # a terminal that was closed takes no more lines
-                with contextlib.suppress(OSError):
-                    print_above('stopping: each run saves where it is; a second Ctrl-C does not wait')
+                leave_lost_terminal()
+                print_above('stopping: each run saves where it is; a second Ctrl-C does not wait')
                 self.pool.stop()
             raise stopped(interrupt, f'the same command goes on with {self.study.folder}') from None
         finally:

@@ -90,6 +90,18 @@ def test_names_that_differ_in_a_character_are_other_runs(data):
         Study.from_dict(study.folder, d, ab.Options)
 
 
+@pytest.mark.parametrize('name', ['..', 'runs', 'price.json', 'con', 'ledger.jsonl', 'a/b', '~', 'Ab', 'x' * 300])
+def test_any_name_of_an_arm_gives_a_folder_of_its_own(data, name):
+    arms = arms_of(data, arms=f'base; {name}: dropout=0.5')
+    folder = Path('out-ab') / ab.default_name('', arms, ab.Options())
+    assert folder.parent == Path('out-ab') and len(folder.name) <= 80 and ab.is_study_name(folder.name)
+    study = study_of(arms)
+    assert study.run_folder(arms[1], 1).parents[1] == RUNS
+    # a study from before the store
+    study.in_store, arms[1].key = False, ''
+    assert study.run_folder(arms[1], 1).parents[1] == study.folder
+
+
 @pytest.mark.parametrize('name', ['ab.json', 'failed.json'])
 def test_a_record_of_another_run_is_refused(data, name):
     """A run that lies in another's place, as after a cp -r, is named and not judged."""
