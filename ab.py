@@ -164,11 +164,10 @@ def begin_study(o, given):
 
 
 def end_study(study, runner, before):
-    """Writes the report of a study and returns it; before: seeds of the baseline's runs that were stored."""
+    """Writes the report of a study and returns it; before: how many of the baseline's runs were stored."""
     runner.pool.stop(5)
     # results are read from disk, so a study that was resumed reports all its runs
-    ended = study.ended(study.baseline)
-    study.findings.stored = dict(before=len(before), new=len(set(ended) - set(before)))
+    study.findings.stored = dict(before=before, new=len(study.ended(study.baseline)) - before)
     runs = load_runs(study)
     if study.design is None or study.design.test == 'paired':
         study.findings.paired = dataclasses.asdict(check_pairing(study, runs))
@@ -222,7 +221,7 @@ def judge_idea(study, runner, stream):
     prepare(study, runner, [])
     before = fix_design(study, [], least=GATE_BASELINE)
     prices = study.findings.prices
-    idea.stored = len(before)
+    idea.stored = before
     idea.price = prices and time_ratio_of(prices[arm.name], prices[baseline.name])
     deadline = time.monotonic() + parse_budget(o.budget)
 
@@ -263,22 +262,25 @@ def parse_plan(o):
 def fix_design(study, looks, least=MIN_BASELINE):
     """Fixes the test and the seeds of all arms, before the first run; looks: [] with seeds=auto.
 
-    least: runs of the baseline, with seeds=auto. Returns the seeds of those that the store holds already.
+    least: runs of the baseline, with seeds=auto. Returns how many the store held when this study began.
     """
     o, findings = study.options, study.findings
     if study.archive_other():
         print(f'the study that was in {study.folder}, of other code or options, is now in its previous/')
+    saved = read_json(study.folder / 'study.json') or {}
     if looks:
         fix_seeds(study, looks)
-        before = study.ended(study.baseline)
     else:
         plan_looks(study, least)
-        before = study.ended(study.baseline)
-        findings.design = describe_design(study, len(before))
+    # a study that goes on has trained some itself
+    stored = saved.get('extra', {}).get('stored') or dict(before=len(study.ended(study.baseline)), new=0)
+    if study.design:
+        findings.design = describe_design(study, stored['before'])
+    findings.stored = stored
     if o.retry:
         forget_failures(study)
     study.save()
-    return before
+    return stored['before']
 
 
 def fix_seeds(study, looks):
@@ -357,10 +359,12 @@ def folder_name(text):
 
 def is_study_name(name):
     """Returns True if a study's folder can have this name, in OUT, beside the store and the ledger."""
-    # Windows reserves some names, whatever follows their first dot
-    ours, reserved = ('runs', 'ledger.jsonl', 'ledger.md', 'gate.jsonl'), ('con', 'prn', 'aux', 'nul', 'com1', 'lpt1')
-    return (name and Path(name).name == name and not name.startswith('.') and name.isprintable() and len(name.encode()) <= 200
-            and name.casefold() not in ours and name.casefold().split('.')[0] not in reserved)
+    ours = 'runs', 'ledger.jsonl', 'ledger.md', 'gate.jsonl'
+    # Windows reserves these, whatever follows their first dot
+    reserved = 'con', 'prn', 'aux', 'nul', 'com1', 'lpt1'
+    folded, size = name.casefold(), len(name.encode(errors='replace'))
+    return (0 < size <= 200 and Path(name).name == name and not name.startswith('.') and name.isprintable()
+            and folded not in ours and folded.split('.')[0] not in reserved)
 
 
 def command_line():

@@ -55,7 +55,10 @@ def read_report(report):
     r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
     r.from_file = not r.recipe and not any(arm.iters for arm in r.arms)
+    # an eager run compiles nothing
+    eager = r.environment.get('compile') is False
     for arm in r.arms:
+        arm.price = {field: x for field, x in arm.price.items() if not (eager and field == 'compile_seconds')}
         arm.costs = {field: cost_and_ratio(arm, r.base, field) for field in COSTS}
 
     r.plan = with_defaults(drop_nonfinite(r.plan), PLAN)
@@ -151,6 +154,9 @@ def read_arm(given):
     arm = with_defaults(given, ARM)
     arm.checks = with_defaults(arm.checks, CHECKS)
     arm.runs = [with_defaults(run, RUN) for run in arm.runs]
+
+    # the arm that --null=True adds
+    arm.null = arm.name == 'null' and 'perturb' in str(arm.variant).split('+')
 
     # {seed: final loss} of the runs that are done
     arm.losses = {run.seed: run.val_loss for run in arm.runs

@@ -17,7 +17,7 @@ import train
 from core.errors import BAD_INPUT, DIVERGED, run_main
 from core.run.folder import last_iteration
 from lab.study import pool
-from lab.study.store import code_hash
+from lab.study.store import code_hash, write_identity
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
                     always_save_checkpoint=False)
@@ -178,6 +178,8 @@ def test_a_study_is_its_runs(data):
     run_folder('s', 'alibi', 1338).joinpath('ab.json').unlink()
     again = ran(data, **options)
     assert again.code == 0 and '5 of 6 runs are done already' in again.out and again.out.count('alibi, seed') == 1
+    # what the study trained itself is not what it found
+    assert json.loads((STORE.parent / 's/study.json').read_text())['extra']['stored'] == dict(before=0, new=2)
     assert losses('s') == found and run_folder('s', 'alibi', 1337).joinpath('ab.json').read_bytes() == kept
 
     report = report_of('s')
@@ -202,6 +204,9 @@ def test_studies_share_runs(data, no_page):
 
     listed = call(ab.main, '--store')
     assert '10 runs of 5 identities' in listed.out and 'one/previous, two' in listed.out
+    # an arm that was checked, and never trained
+    write_identity(STORE, 'checked-0', dict(code='x'))
+    assert call(ab.main, '--store').out == listed.out
     # what no study shows goes, and what did not end
     Path('out-ab/two/study.json').unlink()
     run_folder('one', 'base', 1338).joinpath('ab.json').unlink()
