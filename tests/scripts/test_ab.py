@@ -480,6 +480,20 @@ def test_higher_is_better(no_page):
     assert up['plan']['metric'] == 'accuracy, as given' and '0.6' in up['tables'][0]
 
 
+@pytest.mark.filterwarnings('error')
+def test_losses_far_from_each_other_are_judged(no_page):
+    """A perplexity of a run that came close to diverging is a number like any other, and takes no whole line."""
+    losses = dict(base=[1.1, 1.2, 1.3, 1.4, 1.5, 1.6], far=[1e99] * 6, wide=[n * 1e98 for n in range(1, 7)],
+                  tiny=[1e-99] * 6)
+    write_csv([f'{arm},{seed},{x}' for arm, xs in losses.items() for seed, x in enumerate(xs)])
+    done = call(ab.main, from_csv='r.csv')
+    assert (done.code, done.err) == (0, '') and max(map(len, done.out.splitlines())) < 200
+    found = {c['arm']: c for c in report_of('r')['comparisons']}
+    assert [found[arm]['verdict'] for arm in ('far', 'wide', 'tiny')] == ['worse', 'worse', 'better']
+    assert found['far']['shrunk'] == pytest.approx(1e99, rel=1e-9) and 'nan' not in done.out
+    assert '+1e+99' in call(ab.main, '--ledger').out
+
+
 def test_a_run_that_diverged_is_the_worst_accuracy(no_page):
     write_csv([f'{arm},{seed},{"diverged" if (arm, seed) == ("b", 0) else 0.9}' for arm in 'ab' for seed in range(9)],
               'arm,seed,accuracy')
