@@ -426,6 +426,17 @@ def test_from_csv_is_scipy(no_page):
     assert report_of('other')['comparisons'][0]['arm'] == 'a'
 
 
+def test_no_escape_of_a_file_reaches_the_terminal(no_page):
+    """Names of arms, columns and files are text: a terminal would obey what they may hold."""
+    evil = 'a\x1b[31m\x9bm\x07'
+    write_csv([f'{arm},{seed},{1.5 + seed / 100}' for arm in ('base', evil) for seed in range(5)], 'arm,seed,loss')
+    Path('r.csv').rename(f'{evil}.csv')
+    done = call(ab.main, from_csv=f'{evil}.csv', name='e')
+    shown = [done, call(ab.main, '--ledger'), call(ab.main, report='out-ab/e'), call(ab.main, '--store')]
+    assert all(one.code == 0 for one in shown) and all('\\x1b[31m' in one.out for one in shown[:3])
+    assert not {'\x1b', '\x9b', '\x07'} & set(''.join(one.out + one.err for one in shown))
+
+
 def test_losses_from_a_file_are_reported_again(no_page):
     write_csv(['a,1,1.5', 'a,2,1.6', 'b,1,1.4', 'b,2,inf'])
     assert call(ab.main, '--from_csv', 'r.csv').code == 0
