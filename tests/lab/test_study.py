@@ -393,7 +393,8 @@ def test_a_worker_ends_with_its_study_while_it_imports():
     worker = int(study.stdout.readline())
     wait_for(Path('importing').exists, lambda: study.poll() is None)
     study.kill()
-    study.communicate()
+    study.wait()
+    study.stdout.close()
     # what has ended waits at most for a parent that asks for its exit code
     state = lambda: Path(f'/proc/{worker}/stat').read_text().rsplit(')', 1)[1].split()[0]
     wait_for(lambda: not Path(f'/proc/{worker}').exists() or state() == 'Z', seconds=1)
