@@ -305,7 +305,9 @@ def print_arms(study):
     print(f'study {study.folder}: {len(study.arms)} arms, {study.baseline.options.max_iters} iterations each')
     for arm in study.arms:
         options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
-        print(printable(f'arm {arm.name}: {options or "the baseline"}'))
+        same = arm is not study.baseline and study.key(arm) == study.key(study.baseline)
+        warning = '; it computes what the baseline does: none of these options changes anything' if same else ''
+        print(printable(f'arm {arm.name}: {options or "the baseline"}{warning}'))
 
 
 def train_to_each_look(study, runner, looks):

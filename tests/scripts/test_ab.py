@@ -270,6 +270,8 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
     done = ran(data, **options)
     assert done.line(DIVERGED).startswith('hot: 6 of 7 runs diverged or failed; the others are in out-ab/d/report.html')
     assert 'hot, seed 1337: diverged: diverged at iteration' in done.out
+    assert 'arm same: dropout=0; it computes what the baseline does' in done.out
+    assert done.out.count('it computes what the baseline does') == 1
     assert 'hot is decided at 6 seeds: worse' in done.out
     report = report_of('d')
     hot, same = report['comparisons']
