@@ -1,4 +1,9 @@
 """Samples from a trained model: python sample.py --out_dir=out-surprise --start="ROMEO:" """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +63,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant=''):
     with unusable(run.ckpt):
         classes = load_classes(state['options']['variant'])
         config = construct_checked(classes.GPTConfig, state['model_args'])
-        check_fits(lambda: classes.GPT(config, classes), tensors)
+        check_fits(lambda: classes.GPT(config, classes), config, tensors)
         model = build(state['options']['variant'], **state['model_args'])
     load_model_tensors(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
@@ -118,13 +123,16 @@ def read_start(start):
     """Returns the text to go on from: `start` itself, or the content of the file that FILE: names."""
     if not start.startswith('FILE:'):
         return start
-    path = Path(start.removeprefix('FILE:'))
+    path = Path(start.removeprefix('FILE:')).expanduser()
     try:
         return path.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise Stop(f'start={start}: {error.strerror}') from None
     except UnicodeDecodeError:
         raise Stop(f'start={start}: is not UTF-8 text') from None
+    # a path with a NUL
+    except ValueError as error:
+        raise Stop(f'start={start}: {error}') from None
 
 
 if __name__ == '__main__':

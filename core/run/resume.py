@@ -35,7 +35,6 @@ def check_state(state, tensors):
 
     Options and model_args are left to those who know which there are.
     """
-    is_number = lambda x: type(x) in (int, float) and math.isfinite(x)
     is_time = lambda x: is_number(x) and x >= 0
     is_names = lambda x: isinstance(x, dict) and all(isinstance(text, str) for text in x.values())
     is_numbers = lambda x: isinstance(x, dict) and all(isinstance(n, bool) or is_number(n) for n in x.values())
@@ -44,14 +43,15 @@ def check_state(state, tensors):
                   best_val_loss=lambda x: x is None or is_number(x), data=lambda x: isinstance(x, str),
                   options=lambda x: is_dict(x) and isinstance(x.get('variant'), str), model_args=is_dict)
     for name, is_sound in checks.items():
-        if not is_sound(state.get(name)):
-            raise Stop(f'state.json: {name}={short(state.get(name))}: not what train.py writes')
+        if name not in state or not is_sound(state[name]):
+            value = short(state[name]) if name in state else 'nothing'
+            raise Stop(f'state.json: {name} is {value}, which is not what train.py writes')
     # what the optimizer keeps besides tensors, which older checkpoints do not have
     optimizer = state.get('optimizer', dict(tensors=0, numbers={}, groups=[]))
     if not (isinstance(optimizer, dict) and type(optimizer.get('tensors')) is int
             and is_numbers(optimizer.get('numbers')) and isinstance(optimizer.get('groups'), list)
             and all(map(is_numbers, optimizer['groups']))):
-        raise Stop(f'state.json: optimizer={short(optimizer)}: not what train.py writes')
+        raise Stop(f'state.json: optimizer is {short(optimizer)}, which is not what train.py writes')
     Tokenizer.from_meta(state.get('tokenizer'))
     check_sizes(state['model_args'], tensors)
 
@@ -63,11 +63,16 @@ def check_named(variant, given):
                    f'if you trust it, add --variant={variant}')
 
 
+def is_number(x):
+    """Returns True for a finite number that a float can be."""
+    return type(x) is float and math.isfinite(x) or type(x) is int and abs(x) < 1 << 63
+
+
 def is_scaler(x):
     """Returns True for a GradScaler's state: empty without float16, else numbers above or from 0 on."""
     names = {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'}
     return isinstance(x, dict) and (not x or x.keys() == names and all(
-        type(n) in (int, float) and math.isfinite(n) and n >= (name == 'growth_interval') for name, n in x.items()))
+        is_number(n) and n >= (name == 'growth_interval') for name, n in x.items()))
 
 
 def check_sizes(model_args, tensors):
@@ -80,16 +85,20 @@ def check_sizes(model_args, tensors):
             raise Stop(f'{name}={short(value)}: not the size of its {len(tensors)} tensors with {elements:,} numbers')
 
 
-def check_fits(make_model, tensors):
-    """Raises Stop unless the model that make_model() returns has tensors of these names and shapes.
+def check_fits(make_model, config, tensors):
+    """Raises Stop if make_model() would be much larger than a checkpoint's tensors.
 
-    It is made on the meta device, without memory.
+    Such a one is made on the meta device, without memory. Others are made at once: a variant might keep a table
+    from a model on the meta device.
     """
+    matrices = 12 * config.n_layer * config.n_embd ** 2 + config.n_embd * (config.vocab_size + config.block_size)
+    if matrices <= 4 * sum(t.numel() for t in tensors.values()) + (1 << 22):
+        return
     try:
         with torch.device('meta'):
             model = make_model()
     # sizes that overflow; but a variant may also compute with values, which a meta tensor does not have
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         if 'overflow' in str(error):
             raise Stop(f'its sizes make no model: {short(str(error))}') from None
         return
