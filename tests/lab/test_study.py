@@ -2,31 +2,38 @@
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, flags
+from helpers import ROOT, TINY, flags, wait_for
 from pool_tasks import Word, run_word
 
 import ab
+import model
 import train
 from configurator import arguments, construct, options_of, parse_known
 from core.assemble import variant_names
 from core.data.dataset import Dataset
+from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import Machine
-from core.run.files import write_json
+from core.errors import BAD_INPUT, Stop
+from core.run.files import read_json, write_json
 from core.training import evaluation
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
 from lab.study.arm import matched_baseline, parse_arms
-from lab.study.preparation import price_arms
-from lab.study.results import build_report, load_runs, loss_at_cost
+from lab.study.preparation import checks_code, checks_file, price_arms, stored_checks
+from lab.study.results import arm_result, build_report, load_run, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
+from lab.study.store import RUNS, studies_by_key, write_identity
 from lab.study.study import Findings, Study
-from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, run_task, sample_text
+from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, record_failure, run_task, sample_text
 from model import load_classes
 
 pytestmark = pytest.mark.usefixtures('somewhere_else')
@@ -68,6 +75,121 @@ def test_any_option_may_differ(data):
     assert (far.options.variant, far.model_args['window_init']) == ('soft_window', 128)
     assert cool.options.learning_rate == 1e-4 and base.options.learning_rate == SMALL['learning_rate']
     assert [a.name for a in arms_of(data, arms='base; b: dropout=0.1', baseline='b')] == ['b', 'base']
+
+
+def test_the_baseline_is_known_by_its_name(data):
+    """As in a table of losses: an arm called base is the baseline wherever it stands."""
+    assert [a.name for a in arms_of(data, arms='mine: dropout=0.1; base')] == ['base', 'mine']
+
+
+def test_names_that_differ_in_a_character_are_other_runs(data):
+    arms = arms_of(data, arms='base; a b: dropout=0.5; a_b: learning_rate=0.5; A-b: weight_decay=0.5')
+    study = study_of(arms)
+    folders = [str(study.run_folder(arm, 1)).casefold() for arm in arms]
+    assert len(set(folders)) == 4
+    # in a study from before the store they shared one
+    old = [arm.as_dict() | dict(key='') for arm in arms]
+    d = dict(arms=old, options={}, pairs={}, seeds=[1], extra=vars(study.findings))
+    with pytest.raises(Stop, match='study: arms a b and a_b have one folder'):
+        Study.from_dict(study.folder, d, ab.Options)
+
+
+@pytest.mark.parametrize('name', ['..', 'runs', 'price.json', 'con', 'ledger.jsonl', 'a/b', '~', 'Ab', 'x' * 300])
+def test_any_name_of_an_arm_gives_a_folder_of_its_own(data, name):
+    arms = arms_of(data, arms=f'base; {name}: dropout=0.5')
+    folder = Path('out-ab') / ab.default_name('', arms, ab.Options())
+    assert folder.parent == Path('out-ab') and len(folder.name) <= 80 and ab.is_study_name(folder.name)
+    study = study_of(arms)
+    assert study.run_folder(arms[1], 1).parents[1] == RUNS
+    # a study from before the store
+    study.in_store, arms[1].key = False, ''
+    assert study.run_folder(arms[1], 1).parents[1] == study.folder
+
+
+def test_no_study_takes_the_place_of_another(data):
+    """A folder that is used again and again keeps every study that was in it, and the store their runs."""
+    rates = 1e-3, 2e-3, 3e-3
+    for rate in rates:
+        study = study_of(arms_of(data, arms='base', null=True, learning_rate=rate))
+        moved = study.archive_other()
+        write_run(study, study.baseline, 1, 1.5)
+        study.save()
+    assert moved.name == 'previous.1'
+    found = [read_json(Path('study', place, 'study.json')) for place in ('previous', 'previous.1', '')]
+    assert [saved['arms'][0]['options']['learning_rate'] for saved in found] == list(rates)
+    assert len(studies_by_key(Path('.'))) == 3
+
+
+@pytest.mark.parametrize('name', ['ab.json', 'failed.json'])
+def test_a_record_of_another_run_is_refused(data, name):
+    """A run that lies in another's place, as after a cp -r, is named and not judged."""
+    base, alibi = arms_of(data, variants='alibi')
+    study = study_of([base, alibi])
+    task = task_of(study, base, 1)
+    if name == 'ab.json':
+        run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    else:
+        record_failure(task, TaskResult('failed', 'out of memory'))
+    mine = study.run_folder(base, 1) / name
+    assert load_run(study, base, 1).status == study.state(base, 1)
+    for arm, seed in (base, 2), (alibi, 1):
+        theirs = study.run_folder(arm, seed) / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_bytes(mine.read_bytes())
+        with pytest.raises(Stop, match=f'{theirs}: is the record of another run, {study.key(base)} seed 1') as stop:
+            load_run(study, arm, seed)
+        assert stop.value.code == BAD_INPUT
+
+
+def test_a_damaged_record_is_never_read(data):
+    """A flipped byte or a cut in any file that a verdict or price rests on is named, or the file is made anew."""
+    arms = arms_of(data, variants='alibi')
+    study, rng = study_of(arms), np.random.default_rng(0)
+    for arm in arms:
+        for seed in study.seeds_of(arm):
+            write_run(study, arm, seed, 1.5 + seed / 100)
+    study.save()
+    read_study = lambda: Study.from_dict(study.folder, read_json(study.folder / 'study.json'), ab.Options)
+    write_json(study.folder / 'price.json', dict(identity={}, results={}))
+    for path, read in ((study.run_folder(arms[1], 2) / 'ab.json', lambda: load_runs(study)),
+                       (study.folder / 'study.json', read_study),
+                       (study.folder / 'price.json', lambda: price_arms(study, None, 'price.json'))):
+        whole = path.read_bytes()
+        for damaged in damages(whole, rng):
+            path.write_bytes(damaged)
+            with pytest.raises(Stop, match=f'{path}: is ') as stop:
+                read()
+            assert stop.value.code == BAD_INPUT
+        path.write_bytes(whole)
+
+
+def test_what_can_be_made_anew_is(data, capsys):
+    base, = arms_of(data, arms='base', null=True)
+    study, rng = study_of([base]), np.random.default_rng(0)
+    key = study.key(base)
+    path = RUNS / key / 'identity.json'
+    checks_path, found = checks_file(study, base), dict(status='ok', why=None, lines=[])
+    write_json(checks_path, dict(identity=key, which='all', code=checks_code(), found=found))
+    whole, whole_checks = path.read_bytes(), checks_path.read_bytes()
+    assert stored_checks(study, base, 'leaks') == found
+    for damaged, damaged_checks in zip(damages(whole, rng), damages(whole_checks, rng)):
+        path.write_bytes(damaged)
+        write_identity(RUNS, key, study.identity(base))
+        assert path.read_bytes() == whole and f'warning: {path}: is ' in capsys.readouterr().err
+        checks_path.write_bytes(damaged_checks)
+        assert stored_checks(study, base, 'leaks') is None and f'warning: {checks_path}: is ' in capsys.readouterr().err
+    # those of another arm are not this one's
+    write_json(checks_path, dict(identity='other', which='all', code=checks_code(), found=found))
+    assert stored_checks(study, base, 'leaks') is None
+
+
+def damages(whole, rng, n=25):
+    """Yields these bytes with one bit flipped, and cut, n times each."""
+    for at in rng.integers(len(whole), size=n):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        yield bytes(flipped)
+        yield whole[:at]
 
 
 def test_matched_baselines_hit_within_a_percent(data):
@@ -150,6 +272,44 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     assert [study.state(arm, seed) for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
 
 
+@pytest.mark.parametrize('spoil, why', [
+    (lambda self, *args, **options: [][0], 'IndexError: list index out of range'),
+    (lambda self, *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError('CUDA out of memory.')),
+     'OutOfMemoryError: CUDA out of memory.')])
+def test_a_text_that_cannot_be_written_costs_no_run(data, monkeypatch, spoil, why):
+    """The sample is for the page: whatever its decoding raises, the run counts, and the report says why."""
+    arm, = arms_of(data, arms='base', null=True)
+    study = study_of([arm])
+    monkeypatch.setattr(model.GPT, 'stream', spoil)
+    task = TrainTask(arm, 1, str(study.run_folder(arm, 1)), first=True)
+    result, = run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    run = load_run(study, arm, 1)
+    assert (result.status, run.status, run.val_loss) == ('done', 'done', result.value)
+    assert run.sample is None and arm_result(study, arm, [run]).no_sample == why
+
+
+def test_a_text_without_line_breaks_has_a_sample(tmp_path):
+    prepare_chars('to be or not to be, that is the question: ' * 100, tmp_path / 'flat')
+    arm, = arms_of(tmp_path / 'flat', arms='base', null=True, vocab_size=64)
+    study = study_of([arm])
+    task = TrainTask(arm, 1, str(study.run_folder(arm, 1)), first=True)
+    result, = run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    run = load_run(study, arm, 1)
+    assert result.status == 'done' and set(run.sample) <= set('to be or not to be, that is the question: ')
+
+
+def test_a_study_runs_by_the_records_of_its_runs(data):
+    """Curves come from the sealed record: a log that is lost, or edited, moves no figure."""
+    arm, = arms_of(data, arms='base', null=True)
+    study = study_of([arm])
+    run_task(TaskGroup([task_of(study, arm, 1)]), pool.Slot('', 1), {})
+    before = load_run(study, arm, 1)
+    assert [e['iter'] for e in before.evaluations] == [0, 3, 6]
+    assert before.evaluations[-1]['val_loss'] == before.val_loss
+    (study.run_folder(arm, 1) / 'log.jsonl').unlink()
+    assert load_run(study, arm, 1) == before
+
+
 def test_what_no_run_can_begin_with_fails_them_all(data):
     arm, = arms_of(data, arms='base', null=True, device='cuda:77')
     study = study_of([arm])
@@ -202,6 +362,42 @@ def test_workers_die_retire_and_keep_to_their_kind():
     workers.stop()
     assert results == [('die', pool.WorkerDied(-9)), ('ax', 'ax 1'), ('ay', 'ay 2'), ('bx', 'bx 3'), ('by', 'by 4'),
                        ('last', 'last 5'), ('c', 'c 1')]
+
+
+# a task whose import takes a minute and, as that of PyTorch may, lets no other thread of Python's run
+SLOW_TASK = '''
+import ctypes, multiprocessing
+from pathlib import Path
+if multiprocessing.parent_process():
+    Path('importing').touch()
+    ctypes.PyDLL(None).sleep(60)
+def run_task(): pass
+'''
+# a script without a guard, which its workers must not run again
+SLOW_SCRIPT = f'''
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}]
+from lab.study import pool
+import slow_task
+worker = pool.Worker(slow_task.run_task, pool.Slot('', 1))
+print(worker.process.pid, flush=True)
+time.sleep(60)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a worker ends after its imports')
+def test_a_worker_ends_with_its_study_while_it_imports():
+    Path('slow_task.py').write_text(SLOW_TASK)
+    Path('script.py').write_text(SLOW_SCRIPT)
+    study = subprocess.Popen([sys.executable, 'script.py'], stdout=subprocess.PIPE, text=True)
+    worker = int(study.stdout.readline())
+    wait_for(Path('importing').exists, lambda: study.poll() is None)
+    study.kill()
+    study.wait()
+    study.stdout.close()
+    # what has ended waits at most for a parent that asks for its exit code
+    state = lambda: Path(f'/proc/{worker}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    wait_for(lambda: not Path(f'/proc/{worker}').exists() or state() == 'Z', seconds=1)
 
 
 # -----------------------------------------------------------------------------
@@ -328,6 +524,6 @@ def test_prices_say_what_can_be_seen(data, capsys):
 
     for price in values.values():
         del price['step_ratio'], price['step_ratio_interval']
-    saved = json.loads((study.folder / 'price.json').read_text())
+    saved = read_json(study.folder / 'price.json')
     write_json(study.folder / 'price.json', saved | dict(results=values))
     assert [line.split(', ')[-1] for line in lines()] == ['4.00 ms a step', '1.07x', '0.97x'] and len(timed) == 2

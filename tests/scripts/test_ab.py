@@ -14,10 +14,10 @@ from scipy.stats import ttest_rel
 
 import ab
 import train
-from core.errors import BAD_INPUT, run_main
+from core.errors import BAD_INPUT, DIVERGED, run_main
 from core.run.folder import last_iteration
 from lab.study import pool
-from lab.study.store import code_hash
+from lab.study.store import code_hash, write_identity
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
                     always_save_checkpoint=False)
@@ -75,10 +75,30 @@ def losses(name):
     (dict(arms='base; hot: "variant=alibi'), 'arms: hot: "variant=alibi: No closing quotation'),
     (dict(arms='base; hot: learning_rate=high'), 'arm hot: --learning_rate=high'),
     (dict(arms='base; hot: seed=3'), 'seed is the same for all arms'),
+    (dict(arms='base; x: dataset=dna'), 'arms: x: dataset=dna: changes what is measured'),
+    (dict(arms='base; x: eval_iters=2'), 'arms: x: eval_iters=2: changes what is measured'),
+    (dict(arms='base; x: curve_iters=2'), 'arms: x: curve_iters=2: changes what is measured'),
+    (dict(arms='base; x: eval_train=always'), 'arms: x: eval_train=always: changes what is measured'),
+    (dict(arms='base; x: block_size=8'), 'arms: x: block_size=8: changes what is measured'),
+    (dict(arms='base; x: batch_size=8', eval_iters=2), 'arm x: eval_iters x batch_size=16: must be the same in all'),
+    (dict(arms='base; x: eval_only=True'), 'arms: x: eval_only=True: changes what is measured'),
+    (dict(variants='alibi', eval_only=True), 'eval_only=True, init_from=scratch: a study trains each run from scratch'),
+    (dict(variants='alibi', init_from='gpt2'), 'init_from=gpt2: is set by ab.py'),
+    (dict(variants='alibi', seed=5), 'seed=5: is set by ab.py, for each run; --first_seed moves all seeds'),
+    (dict(arms='Mine; mine: dropout=0.1'), 'Mine is there twice'),
+    (dict(arms='base; null: dropout=0.1', null=True), 'null is there twice'),
     (dict(variants='alibi', arms='base; b: dropout=0.1'), 'give one of the two'),
     (dict(variants='alibi', window_init=3), 'window_init=3: no such option of any arm'),
     (dict(variants='alibi', baseline='nope'), 'baseline=nope: no such arm'),
     (dict(variants='alibi', name='../x'), 'name=../x: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='..'), 'name=..: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='runs'), 'name=runs: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='Ledger.jsonl'), 'name=Ledger.jsonl: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='gate.jsonl'), 'name=gate.jsonl: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='.git'), 'name=.git: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='con'), 'name=con: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='a\0b'), 'takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='x' * 201), 'takes the name of a folder in out-ab'),
     (dict(variants='alibi', lr_sweep='0,1'), 'lr_sweep=0,1: takes positive numbers'),
     (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
     (dict(report=__file__), 'holds no study'),
@@ -158,6 +178,8 @@ def test_a_study_is_its_runs(data):
     run_folder('s', 'alibi', 1338).joinpath('ab.json').unlink()
     again = ran(data, **options)
     assert again.code == 0 and '5 of 6 runs are done already' in again.out and again.out.count('alibi, seed') == 1
+    # what the study trained itself is not what it found
+    assert json.loads((STORE.parent / 's/study.json').read_text())['extra']['stored'] == dict(before=0, new=2)
     assert losses('s') == found and run_folder('s', 'alibi', 1337).joinpath('ab.json').read_bytes() == kept
 
     report = report_of('s')
@@ -182,6 +204,9 @@ def test_studies_share_runs(data, no_page):
 
     listed = call(ab.main, '--store')
     assert '10 runs of 5 identities' in listed.out and 'one/previous, two' in listed.out
+    # an arm that was checked, and never trained
+    write_identity(STORE, 'checked-0', dict(code='x'))
+    assert call(ab.main, '--store').out == listed.out
     # what no study shows goes, and what did not end
     Path('out-ab/two/study.json').unlink()
     run_folder('one', 'base', 1338).joinpath('ab.json').unlink()
@@ -243,8 +268,10 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
     options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d',
                    max_iters=2, lr_decay_iters=2)
     done = ran(data, **options)
-    assert done.code == 0, done
+    assert done.line(DIVERGED).startswith('hot: 6 of 7 runs diverged or failed; the others are in out-ab/d/report.html')
     assert 'hot, seed 1337: diverged: diverged at iteration' in done.out
+    assert 'arm same: dropout=0; it computes what the baseline does' in done.out
+    assert done.out.count('it computes what the baseline does') == 1
     assert 'hot is decided at 6 seeds: worse' in done.out
     report = report_of('d')
     hot, same = report['comparisons']
@@ -316,7 +343,7 @@ def running(pid):
         return False
 
 
-TIMES = 'seconds', 'created', 'command', 'environment', 'tables'
+TIMES = 'seconds', 'created', 'command', 'environment', 'tables', 'sha256'
 
 
 def without_times(x):
@@ -364,15 +391,18 @@ def test_killed_and_continued_is_the_same_study(data, moments):
 
 
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='lists open files')
-@pytest.mark.parametrize('at_once', [1, 2])
-def test_ctrl_c_saves_and_goes_on(data, at_once):
+@pytest.mark.parametrize('at_once, name', [(1, 'SIGHUP'), (2, 'SIGINT'), *(
+    pytest.param(1, name, marks=pytest.mark.slow) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'))])
+def test_a_signal_saves_and_goes_on(data, at_once, name):
+    number = getattr(signal, name)
     study = started(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
     wait_for(lambda: len(training()) == 2 * at_once, study.is_alive)
     time.sleep(0.3)
-    os.kill(study.pid, signal.SIGINT)
+    os.kill(study.pid, number)
     study.join(60)
     said = Path('said').read_text()
-    assert study.exitcode == 130 and 'the same command goes on' in said.splitlines()[-1], said
+    last = f'stopped by {name}; the same command goes on with out-ab/c'
+    assert study.exitcode == 128 + number and said.splitlines()[-1] == last, said
     assert len(list(STORE.glob('*/*/ckpt'))) == 2 * at_once, said
 
 
@@ -396,6 +426,17 @@ def test_from_csv_is_scipy(no_page):
     assert found == pytest.approx(expected, abs=1e-12)
     assert call(ab.main, from_csv='r.csv', baseline='b', name='other').code == 0
     assert report_of('other')['comparisons'][0]['arm'] == 'a'
+
+
+def test_no_escape_of_a_file_reaches_the_terminal(no_page):
+    """Names of arms, columns and files are text: a terminal would obey what they may hold."""
+    evil = 'a\x1b[31m\x9bm\x07'
+    write_csv([f'{arm},{seed},{1.5 + seed / 100}' for arm in ('base', evil) for seed in range(5)], 'arm,seed,loss')
+    Path('r.csv').rename(f'{evil}.csv')
+    done = call(ab.main, from_csv=f'{evil}.csv', name='e')
+    shown = [done, call(ab.main, '--ledger'), call(ab.main, report='out-ab/e'), call(ab.main, '--store')]
+    assert all(one.code == 0 for one in shown) and all('\\x1b[31m' in one.out for one in shown[:3])
+    assert not {'\x1b', '\x9b', '\x07'} & set(''.join(one.out + one.err for one in shown))
 
 
 def test_losses_from_a_file_are_reported_again(no_page):
@@ -450,6 +491,20 @@ def test_higher_is_better(no_page):
     assert up['comparisons'][0]['mean'] > 0 and losses('up')['good'] == dict(enumerate(accuracies['good']))
     assert up['plan']['unit'] == 'accuracy' and up['plan']['higher_is_better']
     assert up['plan']['metric'] == 'accuracy, as given' and '0.6' in up['tables'][0]
+
+
+@pytest.mark.filterwarnings('error')
+def test_losses_far_from_each_other_are_judged(no_page):
+    """A perplexity of a run that came close to diverging is a number like any other, and takes no whole line."""
+    losses = dict(base=[1.1, 1.2, 1.3, 1.4, 1.5, 1.6], far=[1e99] * 6, wide=[n * 1e98 for n in range(1, 7)],
+                  tiny=[1e-99] * 6)
+    write_csv([f'{arm},{seed},{x}' for arm, xs in losses.items() for seed, x in enumerate(xs)])
+    done = call(ab.main, from_csv='r.csv')
+    assert (done.code, done.err) == (0, '') and max(map(len, done.out.splitlines())) < 200
+    found = {c['arm']: c for c in report_of('r')['comparisons']}
+    assert [found[arm]['verdict'] for arm in ('far', 'wide', 'tiny')] == ['worse', 'worse', 'better']
+    assert found['far']['shrunk'] == pytest.approx(1e99, rel=1e-9) and 'nan' not in done.out
+    assert '+1e+99' in call(ab.main, '--ledger').out
 
 
 def test_a_run_that_diverged_is_the_worst_accuracy(no_page):
