@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import COMMAND_LINE, Count, DeviceOptions, NonNegative, Rate, Whole, configure, construct_checked
+from core.assemble import short_name
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
@@ -112,7 +113,7 @@ def out_dir_of(options, origin):
     same_file = origin['variant'].rsplit(':', 1)[0] == origin['out_dir'].rsplit(':', 1)[0]
     if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':
         return options.out_dir
-    return f'out-{options.variant}'
+    return f'out-{short_name(options.variant)}'
 
 
 def resolve(config, run):
@@ -374,7 +375,7 @@ def train_loop(s, signals):
     classes = load_classes(o.variant)
     forward_flops, train_flops = flops_per_token(classes, s.model.config)
     tokens_per_iter = o.gradient_accumulation_steps * o.batch_size * s.model.config.block_size
-    print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, '
+    print0(f'variant {o.variant}, {s.model.get_num_params() / 1e6:.2f}M parameters, '
            f'{train_flops / 1e6:.1f}M FLOPs a token, {tokens_per_iter:,} tokens an iteration, '
            f'run folder {run.out_dir}')
     val = None
@@ -467,7 +468,7 @@ def train_loop(s, signals):
         run.write_json('result.json', dict(
             val_loss=val_loss, bits_per_byte=val.bits_per_byte, train_loss=train_loss, best_val_loss=best,
             iters=o.max_iters, seconds=seconds,
-            params=s.model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
+            params=s.model.get_num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
             peak_bytes=s.machine.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         wandb_log(None)
         progress.close()

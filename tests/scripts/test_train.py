@@ -943,7 +943,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert result['val_loss'] == evals[-1]['val_loss'] and result['train_loss'] == evals[-1]['train_loss']
     assert result['best_val_loss'] == min(record['val_loss'] for record in evals)
     assert result['bits_per_byte'] == evals[-1]['bits_per_byte'] == pytest.approx(result['val_loss'] / math.log(2))
-    expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
+    expected = dict(iters=8, seed=5, variant='surprise', params=model.get_num_params())
     assert expected.items() <= result.items()
     flops = result['forward_flops_per_token'], result['flops_per_token']
     assert flops == flops_per_token(load_classes('surprise'), model.config) and flops[1] > 2 * flops[0] > 0
