@@ -25,6 +25,10 @@ class Classes(SimpleNamespace):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    # a copy of a model has the same classes
+    def __deepcopy__(self, memo):
+        return self
+
 
 def variant_names():
     """Returns the variants' names, sorted: the files in variants/ except helpers, which begin with _."""
