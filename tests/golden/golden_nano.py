@@ -143,8 +143,8 @@ def model_level(golden, source):
         model(idx, targets, step)
         outs['aux_gate'] = step.losses['gate']
     source.compare(golden, model, outs)
-    if 'get_num_params' in golden.meta:
-        assert model.get_num_params() == golden.meta['get_num_params']
+    if 'num_params' in golden.meta:
+        assert model.get_num_params() == golden.meta['num_params']
         assert model.get_num_params(non_embedding=False) == golden.meta['num_params_all']
 
 
