@@ -19,18 +19,36 @@ ROUNDING = 1e-9
 DRAWS = 64
 
 
-def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer='adamw'):
+def why_idle(variant, baseline, model_args, base_args, max_iters, optimizer='adamw'):
+    """Returns why a variant, or a part of a+b that the baseline lacks, does nothing; None if all of it acts.
+
+    Arguments as for is_baseline().
+    """
+    why = why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer)
+    parts = variant.split('+')
+    for part in parts if len(parts) > 1 and why is None else ():
+        rest = '+'.join(other for other in parts if other != part)
+        if part not in baseline.split('+'):
+            known = options_of(load_classes(rest).GPTConfig)
+            rest_args = {name: value for name, value in model_args.items() if name in known}
+            why = why or why_baseline(variant, rest, model_args, rest_args, max_iters, optimizer, part)
+    return why
+
+
+def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer='adamw', part=None):
     """Returns why a variant's model does what the baseline's does, as is_baseline() sees it; None if it does not.
 
-    The answer names an option that would change it, where one does, or else what the variant defines.
+    The answer names an option that would change it, where one does, or else what the variant defines. part: of
+    the variant, that the baseline lacks; None: all of it.
     """
+    part = part or variant
     def same(**changed):
         return is_baseline(variant, baseline, model_args | changed, base_args, max_iters, optimizer)
 
     if not same():
         return None
-    name, core_options = short_name(variant), options_of(GPTConfig)
-    own = {n: o for n, o in options_of(load_classes(variant).GPTConfig).items() if n not in core_options}
+    name, files, core_options = short_name(part), load_classes(part).files, options_of(GPTConfig)
+    own = {n: o for n, o in options_of(load_classes(part).GPTConfig).items() if n not in core_options}
     values = {n: model_args.get(n, o.default) for n, o in own.items()}
     for option, value in values.items():
         for candidate in sum(candidate_values(dataclasses.replace(own[option], default=value)), []):
@@ -39,7 +57,7 @@ def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer=
                 if not same(**{option: candidate}):
                     sizes = ', '.join(f'{n}={model_args[n]}' for n in ('block_size', 'n_layer', 'n_head', 'dropout'))
                     return f'{name} does nothing with {option}={value} at {sizes}; {option}={candidate:g} would'
-    defined = [f'{slot.__name__}.{method}' for file in load_classes(variant).files for slot in SLOTS
+    defined = [f'{slot.__name__}.{method}' for file in files for slot in SLOTS
                if (c := defines(file, slot.__name__)) for method in vars(c) if callable(vars(c)[method])]
     return (f'nothing that {name} defines ({", ".join(defined) or "no method"}) changes logits, loss, gradients, '
             'initial values or the optimizer')

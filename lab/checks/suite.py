@@ -9,8 +9,9 @@ from core.assemble import short_name
 from core.errors import Stop, out_of_memory
 from lab.checks.causality import blind_to_targets, causal, declared_leak, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
+from lab.checks.difference import why_idle
 from lab.checks.equality import neutral_is_base, one_graph
-from lab.checks.failures import Failed, Leak, line_of_variant
+from lab.checks.failures import Failed, Leak, line_of_variant, require
 from lab.checks.judged import list_fresh_checks, list_trained_checks
 from lab.checks.learning import plain_loss, uniform_tokens
 from lab.checks.models import small, train_small
@@ -31,16 +32,19 @@ class CheckResult(NamedTuple):
     seconds: float
 
 
-def list_checks(variant, fast=False, **options):
+def list_checks(variant, fast=False, base_args=None, **options):
     """Returns [(name, check)] for the variant with these options, and for each setting declared to leak.
 
     check() raises Failed, or returns True if it saw a declared leak. fast: leaves out the check named SLOW.
+    base_args: fields of the baseline's GPTConfig, of the size at which the variant must differ from it.
     """
     # leaks first: what they say comes before all else
     found = []
     for rule in {}, *(rule for rule, _ in leak_rules(variant)):
         suffix = ''.join(f', {option}={value}' for option, value in rule.items())
         found += [(name + suffix, check) for name, check in list_checks_of_options(variant, options | rule)]
+    if base_args:
+        found.append(('differs from base', partial(differs, variant, base_args | options, base_args)))
     found.sort(key=lambda item: not item[0].startswith(LEAKS))
     # each part of a sum is made neutral, with the other parts as they are
     names = [name for name in variant.split('+') if name != 'base']
@@ -68,6 +72,12 @@ def check_trained(model, m, o, data):
     m, o, data: as for run_fresh(). The model stays as it is.
     """
     return list(run_checks(list_trained_checks(model, m, o, data)))
+
+
+def differs(variant, model_args, base_args):
+    """Checks that the variant, and each part of a sum, does something; arguments as for is_baseline()."""
+    why = why_idle(variant, 'base', model_args, base_args, max_iters=1000)
+    require(why is None, f'{short_name(variant)} is the baseline: {why}')
 
 
 def neutral(variant, name, rest):
@@ -128,7 +138,7 @@ def causal_across_blocks(make, training):
     suffix_swap(model.train(training), times=(127, 128, 129))
 
 
-def run_suite(variant, fast=False, leaks=None, **options):
+def run_suite(variant, fast=False, leaks=None, base_args=None, **options):
     """Runs the checks of list_checks() and yields a CheckResult after each.
 
     leaks: True runs those for leaks alone, False all others.
@@ -137,7 +147,7 @@ def run_suite(variant, fast=False, leaks=None, **options):
     # models this small are slower with more threads
     torch.set_num_threads(1)
     try:
-        yield from run_checks(list_checks(variant, fast, **options), leaks)
+        yield from run_checks(list_checks(variant, fast, base_args, **options), leaks)
     finally:
         torch.set_num_threads(threads)
 
