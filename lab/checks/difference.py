@@ -42,6 +42,7 @@ def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer=
     the variant, that the baseline lacks; None: all of it.
     """
     part = part or variant
+
     def same(**changed):
         return is_baseline(variant, baseline, model_args | changed, base_args, max_iters, optimizer)
 
@@ -52,11 +53,13 @@ def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer=
     values = {n: model_args.get(n, o.default) for n, o in own.items()}
     for option, value in values.items():
         for candidate in sum(candidate_values(dataclasses.replace(own[option], default=value)), []):
+            # 32 for an int, not 32.0
+            candidate = int(candidate) if isinstance(value, int) and candidate == candidate // 1 else candidate
             # not every value is allowed
             with suppress(Stop):
                 if not same(**{option: candidate}):
                     sizes = ', '.join(f'{n}={model_args[n]}' for n in ('block_size', 'n_layer', 'n_head', 'dropout'))
-                    return f'{name} does nothing with {option}={value} at {sizes}; {option}={candidate:g} would'
+                    return f'{name} does nothing with {option}={value} at {sizes}; {option}={candidate} would'
     defined = [f'{slot.__name__}.{method}' for file in files for slot in SLOTS
                if (c := defines(file, slot.__name__)) for method in vars(c) if callable(vars(c)[method])]
     return (f'nothing that {name} defines ({", ".join(defined) or "no method"}) changes logits, loss, gradients, '
