@@ -56,14 +56,19 @@ def refuse_idle_arms(study):
         o, model_args = arm.options, arm.model_args
         if (o.variant, model_args) == (base.options.variant, base.model_args):
             continue
-        why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters, o.optimizer)
+        try:
+            why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters,
+                                  o.optimizer)
+        # a model that crashes is named by its checks, or when it is trained
+        except Exception:
+            continue
         if why is None:
             continue
         # attention in another way, for its price
         others = dataclasses.replace(o, variant=base.options.variant), model_args['attn']
         if others == (base.options, base.model_args['attn']):
-            raise Stop(f'arm {arm.name} is the baseline: {why}')
-        print(f'arm {arm.name} differs from the baseline by its options of training alone: {why}')
+            raise Stop(f'arm {arm.name} {why}')
+        print(f'arm {arm.name} {why}; its options of training are all that differs')
 
 
 def check_arms(study, runner, which):
