@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, call, same_run
 
+import sample
 import train
 from core.data.dataset import Dataset
 from core.device.machine import machine
@@ -121,3 +122,21 @@ def test_the_first_finding_is_the_slip(name):
     found = checks.run_suite(str(HERE / f'slips/{name}.py'), fast=True, base_args=SIZES)
     first = next(c for c in found if c.why)
     assert re.search(IN_THE_SUITE[name][1], first.why), first
+
+
+# -----------------------------------------------------------------------------
+# a file anywhere
+
+def test_a_run_goes_on_from_another_folder(data, tmp_path, monkeypatch):
+    """--variant=ideas/mine.py is the same file when the run is sampled or resumed elsewhere."""
+    ideas = tmp_path / 'ideas'
+    ideas.mkdir()
+    (ideas / 'mine.py').write_bytes((HERE / 'good/squared_relu.py').read_bytes())
+    monkeypatch.chdir(tmp_path)
+    options = TINY | dict(dataset=data, variant='ideas/mine.py', max_iters=2)
+    assert call(train.main, **options).code == 0
+    # named after the file
+    run = tmp_path / 'out-mine'
+    monkeypatch.chdir(ideas)
+    assert call(sample.main, out_dir=run, num_samples=1, max_new_tokens=3, device='cpu', start='a').code == 0
+    assert call(train.main, out_dir=run, init_from='resume', variant='mine.py', max_iters=3).code == 0
