@@ -1,7 +1,8 @@
-"""Parts that drills share: runs in processes that die, scripts called in process, damage, and its outcomes."""
+"""Parts that drills share: runs in processes that die, scripts called in process, damage and what came of it."""
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -25,8 +26,8 @@ class Run:
     """A run of the tiny model in one folder, which is trained by one process after another."""
 
     def __init__(self, folder, data, **options):
-        self.folder, self.out, self.options = folder, folder / 'run', TINY | dict(dataset=data) | options
-        self.started = 0
+        self.folder, self.out, self.started = folder, folder / 'run', 0
+        self.options = TINY | dict(dataset=data) | options
 
     def start(self, hook, *args, **options):
         """Starts a process that begins the run, or resumes it if one was started before."""
@@ -53,7 +54,7 @@ def kill(child, number=signal.SIGKILL):
 # scripts called in this process, as a shell would see them
 
 class Outcome(NamedTuple):
-    code: object        # the exit code; a traceback, if the script ended by one
+    code: object        # the exit code; if the script ended by one, a traceback
     out: str
     err: str
     seconds: float
@@ -69,6 +70,11 @@ class Outcome(NamedTuple):
         if self.code and not self.err.strip():
             return f'exit code {self.code} without a word'
         return ''
+
+
+def kind_of(fault):
+    """Returns the last line of a fault, without paths and outputs, so that faults of one kind have the same."""
+    return re.sub(r'/\S+', 'PATH', fault.strip().splitlines()[-1].partition(' in the output: ')[0])[:160]
 
 
 class TooLong(BaseException):

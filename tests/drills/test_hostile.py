@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from drill import begins, in_process, outcome
+from drill import begins, in_process, kind_of, outcome
 from helpers import TINY, call, flags
 
 import model
@@ -23,24 +23,29 @@ from core.run.files import seal, unseal
 SEED, RECORDS, CONFIGS, BATCH = 20261201, 300, 300, 50
 ONLY = os.environ.get('DRILL_ONLY', '').split(':')
 
-VALUES = [None, True, False, 0, -1, 1, 2, 3, 1.5, -0.0, 1e300, 10 ** 9, 10 ** 18, 10 ** 400, -10 ** 30, float('nan'), float('inf'),
-          '', 'x', 'NaN', '0', 'base', 'nope', '../../x', '/etc/passwd', 'os', '__import__("os").abort()', 'a' * 100_000,
-          '\x1b[31mred', '\x9b2J', '\ud800', 'a\nb', '\x00', 'alibi', 'alibi+rope', 'cuda:', 'cpu:', 'gpt2', [], {}, [[]], [None],
-          {'a': 1}, [1] * 10_000, {str(n): n for n in range(1000)}, 'deep']
-FILES = ['', 'n_layer = ', 'n_layr = 3', 'n_layer = "3"', 'n_layer = 0', 'n_layer = 10 ** 5000', 'n_layer = 2.5', 'n_layer = None',
-         'n_layer = True', 'dropout = float("nan")', 'learning_rate = -1', 'learning_rate = 1j', 'import os', 'from os import *',
-         'x = 1', 'raise ValueError("\\x1b[31mred\\nline")', 'raise SystemExit', 'exit()', 'exit(0)', 'import sys; sys.exit(3)',
-         'raise KeyboardInterrupt', 'raise MemoryError', 'raise RecursionError', 'def f(): return f()\nf()', 'assert False',
-         '1 / 0', 'dataset = 3', 'dataset = "\\x1b[31m"', 'dataset = b"x"', 'out_dir = ""', 'out_dir = "\\ud800"',
-         'variant = "\\x1b[2J"', 'variant = "base"', 'variant = "nope"', 'variant = ["a"]', 'n_head = 5', 'block_size = 10 ** 9',
-         'vocab_size = 1', '_private = 1', 'class n_layer: pass', 'def n_layer(): pass', 'n_layer: int = 2', 'n_layer = n_head = 2',
-         'for n_layer in 1, 2: pass', 'n_layer, n_head = 2, 2', 'del n_layer', 'n_layer = 2;', '\tn_layer = 2', 'n_layer = 2 # \xe9',
-         'globals()["\\x1b[31m"] = 1', 'globals()["n layer"] = 1', 'globals()[3] = 4', 'await x', 'yield 1', 'return', 'print("x")',
-         'import nope', 'open("nope")', '"' * 3, '(' * 300, '[' * 3000 + ']' * 3000, 'x = ' + '-' * 5000 + '1', 'n_layer = 2\r\n',
+VALUES = [None, True, False, 0, -1, 1, 2, 3, 1.5, -0.0, 1e300, 10 ** 9, 10 ** 18, 10 ** 400, -10 ** 30,
+          float('nan'), float('inf'), '', 'x', 'NaN', '0', 'base', 'nope', '../../x', '/etc/passwd', 'os',
+          '__import__("os").abort()', 'a' * 100_000, '\x1b[31mred', '\x9b2J', '\ud800', 'a\nb', '\x00',
+          'alibi', 'alibi+rope', 'cuda:', 'cpu:', 'gpt2', [], {}, [[]], [None], {'a': 1}, [1] * 10_000,
+          {str(n): n for n in range(1000)}, 'deep']
+FILES = ['', 'n_layer = ', 'n_layr = 3', 'n_layer = "3"', 'n_layer = 0', 'n_layer = 10 ** 5000',
+         'n_layer = 2.5', 'n_layer = None', 'n_layer = True', 'dropout = float("nan")',
+         'learning_rate = -1', 'learning_rate = 1j', 'import os', 'from os import *', 'x = 1',
+         'raise ValueError("\\x1b[31mred\\nline")', 'raise SystemExit', 'exit()', 'exit(0)',
+         'import sys; sys.exit(3)', 'raise MemoryError', 'raise RecursionError', 'def f(): return f()\nf()',
+         'assert False', '1 / 0', 'dataset = 3', 'dataset = "\\x1b[31m"', 'dataset = b"x"', 'out_dir = ""',
+         'out_dir = "\\ud800"', 'variant = "\\x1b[2J"', 'variant = "base"', 'variant = "nope"',
+         'variant = ["a"]', 'n_head = 5', 'block_size = 10 ** 9', 'vocab_size = 1', '_private = 1',
+         'class n_layer: pass', 'def n_layer(): pass', 'n_layer: int = 2', 'n_layer = n_head = 2',
+         'for n_layer in 1, 2: pass', 'n_layer, n_head = 2, 2', 'del n_layer', 'n_layer = 2;',
+         '\tn_layer = 2', 'n_layer = 2 # \xe9', 'globals()["\\x1b[31m"] = 1', 'globals()["n layer"] = 1',
+         'globals()[3] = 4', 'await x', 'yield 1', 'return', 'print("x")', 'import nope', 'open("nope")',
+         '"' * 3, '(' * 300, '[' * 3000 + ']' * 3000, 'x = ' + '-' * 5000 + '1', 'n_layer = 2\r\n',
          '# -*- coding: nope -*-', '# -*- coding: latin-1 -*-\nn_layer = 2 # \xe9', 'batch_size = 2 ** 62',
          'max_iters = type("I", (int,), dict(__repr__=lambda s: "\\x1b[31m"))(3)',
-         'seed = type("S", (), dict(__repr__=lambda s: 1 / 0))()', 'raise type("E", (Exception,), dict(__str__=lambda s: 1 / 0))',
-         'device = "cpu:"', 'device = "cuda:" + "9" * 5000', 'dtype = "float32\\n"', 'compile = 0', 'compile = "False"']
+         'seed = type("S", (), dict(__repr__=lambda s: 1 / 0))()',
+         'raise type("E", (Exception,), dict(__str__=lambda s: 1 / 0))', 'device = "cpu:"',
+         'device = "cuda:" + "9" * 5000', 'dtype = "float32\\n"', 'compile = 0', 'compile = "False"']
 
 
 @pytest.fixture(scope='session')
@@ -107,7 +112,7 @@ def play_states(numbers, out, folder):
     os.chdir(folder)
     for n in numbers:
         state, done = hostile_state(honest, n)
-        path.write_bytes(seal_any(state))
+        path.write_bytes(seal(state))
         for script, argv in ((train, ['--init_from=resume']), (sample, ['--num_samples=1', '--start=\n', '--device=cpu'])):
             found = outcome(script.main, [f'{script.__name__}.py', f'--out_dir={run}', *argv], limit=10)
             codes[found.code if isinstance(found.code, int) else 'fault'] += 1
@@ -117,11 +122,6 @@ def play_states(numbers, out, folder):
                 faults.append((f'state:{n}', script.__name__, done, fault))
     shutil.rmtree(run)
     return codes, faults
-
-
-def seal_any(state):
-    """Returns sealed bytes, also of what seal() itself would refuse."""
-    return seal(state)
 
 
 def drill_batches(play, what, numbers, record_property, *args):
@@ -134,9 +134,8 @@ def drill_batches(play, what, numbers, record_property, *args):
         codes, faults = codes + some, faults + wrong
     ends = ', '.join(f'{code}: {count}' for code, count in sorted(codes.items(), key=str))
     record_property(f'hostile {what}', f'{len(numbers)}, exit codes {ends}; faults {len(faults)}')
-    last = lambda fault: fault[-1].strip().splitlines()[-1][:160]
-    kinds = Counter(map(last, faults))
-    shown = [(count, kind, next(f[:-1] for f in faults if last(f) == kind)) for kind, count in kinds.items()]
+    kinds = Counter(kind_of(fault[-1]) for fault in faults)
+    shown = [(count, kind, *next(f for f in faults if kind_of(f[-1]) == kind)) for kind, count in kinds.items()]
     shown = faults if len(numbers) == 1 else shown
     assert not faults, f'{len(faults)} faults:\n' + '\n'.join(map(str, shown))
 
@@ -170,7 +169,6 @@ def play_configs(numbers, data, folder):
         argv = ['train.py', str(path), *flags(dataset=data, out_dir=folder / f'run{n}', device='cpu', compile=False, n_embd=16)]
         found = outcome(train.main, argv, limit=10)
         codes[found.code if isinstance(found.code, int) else 'fault'] += 1
-        # a file that ends its own process asks for nothing that train.py could do
         if fault := found.fault():
             faults.append((f'config:{n}', config_text(n)[:80], fault))
     return codes, faults

@@ -4,7 +4,6 @@
 """
 import os
 import random
-import re
 import runpy
 import string
 from collections import Counter
@@ -13,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from drill import begins, in_process, outcome
+from drill import begins, in_process, kind_of, outcome
 from helpers import ROOT, TEXT, TINY, call, flags
 
 import ab
@@ -28,17 +27,20 @@ SEED, SETS, BATCH = 20261201, 1000, 125
 SCRIPTS = 'train', 'sample', 'bench', 'ab', 'prepare'
 ONLY = os.environ.get('DRILL_ONLY', '').split(':')
 
-NUMBERS = ['0', '1', '2', '3', '4', '7', '8', '16', '64', '-1', '-0', '1.0', '0.5', '1e3', '1e-3', '.1', '1_000', '1e30', '1e308',
-           '1e400', '-1e400', 'nan', 'inf', '-inf', '9' * 30, '9' * 5000, '2147483648', '9223372036854775807',
-           '9223372036854775808', '1000000000000', '0x10', '1,5', '٣', '１']
-WORDS = ['', ' ', 'True', 'False', 'true', 'None', 'none', 'auto', 'all', 'a=b', '=', '--', '-', '[]', '{}', '()', '"', "'", '\\',
-         '%s', '{0}', '$HOME', '~', '~nobody/x', '.', '..', '../x', '/', '/dev/null', '/proc/self/mem', 'con', 'a/b/c',
-         'a' * 300, 'a' * 5000, 'é', '漢字', '\U0001f600', '\u202e', '\ud800', '\udcff', '\x1b[31mred', '\x1b]0;t\x07', '\x9b2J',
-         'a\nb', 'a\rb', '\t', '\x7f', '\x00', 'base', 'alibi', 'soft_window', 'alibi+rope', 'base+alibi', 'alibi+alibi', '+',
-         'alibi+', 'nope', 'surprise', 'mod', 'gqa', '_hidden', 'model', 'os', 'a,b', ',', 'cpu', 'cpu:', 'cpu:0', 'cuda',
-         'cuda:', 'cuda:0', 'cuda:99999999999', 'cuda:x', 'mps', 'meta', 'xla', 'float32', 'bfloat16', 'float16', 'float64',
-         'resume', 'scratch', 'gpt2', 'gpt2-xl', 'sdpa', 'math', 'kernel', 'flex', 'leaks', 'params', 'flops', 'time',
-         '5,10', '10m', '0s', '90s', '1e9h', 'best', 'latest', 'step_4', '4', '99', 'adamw', 'muon']
+NUMBERS = ['0', '1', '2', '3', '4', '7', '8', '16', '64', '-1', '-0', '1.0', '0.5', '1e3', '1e-3', '.1',
+           '1_000', '1e30', '1e308', '1e400', '-1e400', 'nan', 'inf', '-inf', '9' * 30, '9' * 5000,
+           '2147483648', '9223372036854775807', '9223372036854775808', '1000000000000', '0x10', '1,5', '٣',
+           '１']
+WORDS = ['', ' ', 'True', 'False', 'true', 'None', 'none', 'auto', 'all', 'a=b', '=', '--', '-', '[]', '{}',
+         '()', '"', "'", '\\', '%s', '{0}', '$HOME', '~', '~nobody/x', '.', '..', '../x', '/', '/dev/null',
+         '/proc/self/mem', 'con', 'a/b/c', 'a' * 300, 'a' * 5000, 'é', '漢字', '\U0001f600', '\u202e',
+         '\ud800', '\udcff', '\x1b[31mred', '\x1b]0;t\x07', '\x9b2J', 'a\nb', 'a\rb', '\t', '\x7f', '\x00',
+         'base', 'alibi', 'soft_window', 'alibi+rope', 'base+alibi', 'alibi+alibi', '+', 'alibi+', 'nope',
+         'surprise', 'mod', 'gqa', '_hidden', 'model', 'os', 'a,b', ',', 'cpu', 'cpu:', 'cpu:0', 'cuda',
+         'cuda:', 'cuda:0', 'cuda:99999999999', 'cuda:x', 'mps', 'meta', 'xla', 'float32', 'bfloat16',
+         'float16', 'float64', 'resume', 'scratch', 'gpt2', 'gpt2-xl', 'sdpa', 'math', 'kernel', 'flex',
+         'leaks', 'params', 'flops', 'time', '5,10', '10m', '0s', '90s', '1e9h', 'best', 'latest', 'step_4',
+         '4', '99', 'adamw', 'muon']
 
 
 @dataclass
@@ -192,11 +194,6 @@ def play(script, sets, ground, folder):
     return codes, faults
 
 
-def last_line(fault):
-    """Returns the last line of a fault, without paths, so that faults of one kind have the same."""
-    return re.sub(r'/\S+', 'PATH', fault.strip().splitlines()[-1])[:160]
-
-
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_options(ground, tmp_path, record_property, script):
     sets = [int(ONLY[1])] if ONLY[0] == script else range(SETS) if ONLY == [''] else []
@@ -206,8 +203,8 @@ def test_options(ground, tmp_path, record_property, script):
         codes, faults = codes + some, faults + wrong
     ends = ', '.join(f'{code}: {count}' for code, count in sorted(codes.items(), key=str))
     record_property(f'option sets of {script}', f'{len(sets)}, exit codes {ends}; faults {len(faults)}')
-    kinds = Counter(last_line(fault) for _, _, fault in faults)
-    one = faults[0] if len(sets) == 1 and faults else [next(f[:2] for f in faults if last_line(f[2]) == k) for k in kinds]
+    kinds = Counter(kind_of(fault) for _, _, fault in faults)
+    one = faults[0] if len(sets) == 1 and faults else [next(f[:2] for f in faults if kind_of(f[2]) == k) for k in kinds]
     assert not faults, f'{len(faults)} faults: ' + '\n'.join(map(str, [*kinds.items(), *one]))
     assert (RunFolder(ground.run).load()[0]['step']) == 4, 'an option set has damaged the run'
 
