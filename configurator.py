@@ -23,6 +23,7 @@ import sys
 import textwrap
 import tokenize
 import traceback
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -41,6 +42,7 @@ Positive = Annotated[float, '(0, inf)']
 NonNegative = Annotated[float, '[0, inf)']
 Rate = Annotated[float, '[0, 1)']
 Share = Annotated[float, '[0, 1]']
+FilePath = Annotated[str, 'path']       # of a file or folder; ~ is the user's own
 
 COMMAND_LINE = 'command line'           # the origin of a value that came as text
 WORDS = {'None': None, 'True': True, 'true': True, 'False': False, 'false': False}
@@ -51,6 +53,7 @@ HERE = Path(__file__).parent
 @dataclass
 class DeviceOptions:
     """Options of every script that computes."""
+    # device
     device: str = 'auto'                # cpu, cuda, cuda:1, mps; auto: the best there is
     dtype: Literal[
         'auto', 'float32', 'bfloat16', 'float16'] = 'auto' # of matrix products; bfloat16 on CUDA and AMX, else float32
@@ -67,6 +70,7 @@ class Option:
     kind: object        # the annotation
     default: object
     meaning: str        # the trailing comment
+    group: str          # the comment on a line of its own above it and its like
     allowed: str        # the annotation in words
 
 
@@ -79,8 +83,8 @@ class Given(NamedTuple):
 
 def options_of(cls):
     """Returns {name: Option} of a dataclass, inherited fields first, as dataclasses order them."""
-    kinds, comments = get_type_hints(cls, include_extras=True), trailing_comments(cls)
-    return {f.name: Option(f.name, kinds[f.name], f.default, comments.get(f.name, ''),
+    kinds, comments = get_type_hints(cls, include_extras=True), comments_of(cls)
+    return {f.name: Option(f.name, kinds[f.name], f.default, *comments.get(f.name, ('', '')),
                            in_words(kinds[f.name]))
             for f in fields(cls)}
 
@@ -92,6 +96,8 @@ def in_words(kind):
         return ' | '.join(map(in_words, args))
     if origin is Literal:
         return ' | '.join(map(str, args))
+    if kind == FilePath:
+        return 'a path'
     if origin is Annotated:
         return f'{in_words(args[0])} in {args[1]}'
     words = {int: 'int', float: 'float', bool: 'True | False', str: 'text', NoneType: 'None'}
@@ -100,28 +106,33 @@ def in_words(kind):
     return words[kind]
 
 
-def trailing_comments(cls):
-    """Returns {field: its trailing comment}, from the source of the class and of its base classes."""
+def comments_of(cls):
+    """Returns {field: (meaning, group)}, as in Option, from the source of the class and of its base classes."""
     found = {}
     for base in filter(inspect.get_annotations, reversed(cls.__mro__)):
-        found |= own_trailing_comments(base)
+        found |= own_comments(base)
     return found
 
 
 # cached: finding a class's source parses its whole file, which takes as long as building a small model
 @cache
-def own_trailing_comments(cls):
-    """Returns {field: its trailing comment} of the class alone, {} if its source cannot be found."""
-    found = {}
+def own_comments(cls):
+    """Returns {field: (meaning, group)} of the class alone, {} if its source cannot be found."""
+    found, group = {}, ''
     # a class typed at a prompt has no source
     with suppress(OSError):
         source = textwrap.dedent(inspect.getsource(cls))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
-        for node in ast.parse(source).body[0].body:
+        comments = {token.start[0]: token.string.lstrip('# ') for token in tokens if token.type == tokenize.COMMENT}
+        tree = ast.parse(source).body[0]
+        above = tree.lineno
+        for node in tree.body:
+            # the last comment between the field before and this one
+            group = next((comments[n] for n in range(node.lineno - 1, above, -1) if n in comments), group)
+            above = node.end_lineno
             # the comment behind the last line of a field
-            if isinstance(node, ast.AnnAssign) and node.end_lineno in comments:
-                found[node.target.id] = comments[node.end_lineno].lstrip('# ')
+            if isinstance(node, ast.AnnAssign):
+                found[node.target.id] = comments.get(node.end_lineno, ''), group
     return found
 
 
@@ -161,6 +172,10 @@ def convert(kind, value):
         for choice in args:
             if type(choice) is type(value) and choice == value:     # 1 == True
                 return choice
+    elif kind == FilePath:
+        # an unset shell variable leaves nothing
+        if (path := convert(str, value)).strip() and '\0' not in path:
+            return os.path.expanduser(path)
     elif origin is Annotated:
         number = convert(args[0], value)
         if in_interval(number, args[1]):
@@ -225,7 +240,8 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
     if both := known_script.keys() & known_model.keys():
         raise Stop(f'variant={variant}: {min(both)} is an option of the script already, the model needs another name')
     if {'-h', '--help'} & set(argv):
-        say(help_text(Options, known_script, known_model, variant, load_classes))
+        # a script may say its options elsewhere than on stdout
+        print(help_text(Options, known_script, known_model, variant, load_classes), flush=True)
         raise SystemExit(0)
 
     # every name must be known
@@ -298,8 +314,10 @@ def config_file(path):
     try:
         names = runpy.run_path(path)
         tree = ast.parse(Path(path).read_bytes(), path)
-    # the user's code may raise anything, and the user is told where
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    # the user's code may raise anything, SystemExit too, and the user is told where
+    except BaseException as error:
         inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)
@@ -372,9 +390,11 @@ def help_text(Options, known_script, known_model, variant, load_classes):
     base = options_of(load_classes('base').GPTConfig) if load_classes else {}
     device = options_of(DeviceOptions)
     program = os.path.basename(sys.argv[0])
-    sections = {f'options of {program}': sorted(known_script.values(), key=lambda o: o.name in device),
-                'options of the model': [o for o in known_model.values() if o.name in base],
-                f'options of the variant {variant}': [o for o in known_model.values() if o.name not in base]}
+    sections = defaultdict(list)
+    for o in sorted(known_script.values(), key=lambda o: o.name in device):
+        sections[f'options of {program}{": " if o.group else ""}{o.group}'].append(o)
+    sections['options of the model'] = [o for o in known_model.values() if o.name in base]
+    sections[f'options of the variant {variant}'] = [o for o in known_model.values() if o.name not in base]
     rows = {title: [(as_typed(o.name, str(o.default), COMMAND_LINE), o.allowed, o.meaning) for o in section]
             for title, section in sections.items()}
     # widths of the first two columns, over all sections
@@ -390,4 +410,8 @@ def help_text(Options, known_script, known_model, variant, load_classes):
             head = f'  {option:<{left}}  {allowed:<{middle}}  '
             lines.append(textwrap.fill(meaning, 110, initial_indent=head, subsequent_indent=' ' * len(head),
                                        break_long_words=False) or head.rstrip())
+    if load_classes:
+        names = [file.stem for file in sorted(HERE.glob('variants/[!_]*.py'))]
+        lines += ['', 'variants, of which --variant=NAME --help lists the options',
+                  textwrap.fill(', '.join(names), 110, initial_indent='  ', subsequent_indent='  ')]
     return '\n'.join(lines)

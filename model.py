@@ -25,6 +25,8 @@ import torch.nn.functional as F
 
 from configurator import Count, Rate, construct_checked
 from core.assemble import assemble
+from core.device.flops import flops_per_token
+from core.device.machine import machine
 from core.errors import Stop
 from core.nn.attention import attend, choose_backend
 from core.nn.dropout import Dropout
@@ -78,6 +80,8 @@ class Step:
         # filled by the modules
         self.shared = {}
         self.losses = {}
+        # how often each name of a layer has been used in this pass
+        self.uses = {}
 
     def loss(self, name, value):
         """Adds a scalar to the objective, under a name for the log."""
@@ -98,11 +102,33 @@ class Step:
             return tuple(new.values())
         past = self.cache[layer]
         for name, x in new.items():
+            use = self.next_use(layer, name)
             # the first pass has nothing to append to
-            if name in past:
-                x = torch.cat((past[name], x), dim=-1 if x.ndim == 2 else -2)
-            past[name] = x
-        return tuple(past[name] for name in new)
+            if use in past:
+                x = torch.cat((past[use], x), dim=-1 if x.ndim == 2 else -2)
+            past[use] = new[name] = x
+        return tuple(new.values())
+
+    def state(self, layer, name, initial):
+        """Returns a recurrence's state after the earlier passes: what set_state() was given last, or `initial`.
+
+        One state replaces another, where extend() grows. In training it is always the initial one.
+        """
+        return initial if self.cache is None else self.cache[layer].get(self.next_use(layer, name), initial)
+
+    def set_state(self, layer, name, value):
+        """Keeps the state after the last token of this pass for the next one; state() comes before it."""
+        if self.cache is not None:
+            self.cache[layer][self.this_use(layer, name)] = value
+
+    def next_use(self, layer, name):
+        """Returns the cache's key for a name's next use: a module that runs twice in a pass has two pasts."""
+        self.uses[layer, name] = self.uses.get((layer, name), 0) + 1
+        return self.this_use(layer, name)
+
+    def this_use(self, layer, name):
+        n = self.uses[layer, name]
+        return name if n == 1 else f'{name} {n}'
 
 
 class LayerNorm(nn.Module):
@@ -185,7 +211,7 @@ class CausalSelfAttention(nn.Module):
         dropout = self.attn_dropout if self.training else 0.0
         # the answer for training, whichever mode this pass is in
         if step.backends is not None:
-            step.backends.add(choose_backend(impl, q, score_mod, step.from_zero, self.attn_dropout, moments))
+            step.backends.add(choose_backend(impl, q, v, score_mod, step.from_zero, self.attn_dropout, moments))
         return attend(q, k, v, step.pos, pos_k, score_mod, impl, step.from_zero, dropout, moments)
 
     def forward(self, x, step):
@@ -269,9 +295,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The whole model, from tokens (B, T) to logits (B, T, vocab_size)."""
 
-    def __init__(self, config, classes):
+    def __init__(self, config, classes=None):
         super().__init__()
-        self.config = config
+        # GPT(GPTConfig()) is the baseline with its initial weights, as in nanoGPT
+        by_hand = classes is None
+        classes = load_classes() if by_hand else classes
+        self.config, self.classes = config, classes
         # these names are GPT-2's, so that load_gpt2() finds its weights
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),
@@ -283,6 +312,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # one matrix serves as input and output embedding: Press and Wolf, https://arxiv.org/abs/1608.05859
         self.transformer.wte.weight = self.lm_head.weight
+        if by_hand:
+            self.init_weights(torch.initial_seed())
 
     @torch.no_grad()
     def init_weights(self, seed):
@@ -313,7 +344,7 @@ class GPT(nn.Module):
                     raise Stop(f'{name}: starts with NaN or infinity; '
                                'give it a value or a tag: p.init = nn.init.zeros_')
 
-    def num_params(self, non_embedding=True):
+    def get_num_params(self, non_embedding=True):
         """Returns the number of parameters, by default without the position embeddings.
 
         The token embeddings count: they are the weights of the last layer as well.
@@ -335,8 +366,19 @@ class GPT(nn.Module):
     def embed(self, idx, step):
         return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
 
-    def logits(self, x):
+    # the residual stream (B, T, C) through all blocks
+    def blocks(self, x, step):
+        for block in self.transformer.h:
+            x = block(x, step)
+        return x
+
+    # logits (B, T, vocab_size) of the last norm's output x (B, T, C)
+    def logits(self, x, step):
         return self.lm_head(x)
+
+    # the mean cross entropy in nats, where targets (B, T) are not -1; x: what the logits are of
+    def loss(self, logits, targets, x, step):
+        return cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
 
     def forward(self, idx, targets=None, step=None):
         """Returns logits (B, T, vocab_size) and the loss to train on, for tokens idx and targets (B, T).
@@ -355,17 +397,15 @@ class GPT(nn.Module):
         if step.it is None:
             step.it = torch.zeros((), device=idx.device)
 
-        # the residual stream x, from block to block
         x = self.embed(idx, step) # (B, T, C)
-        for block in self.transformer.h:
-            x = block(x, step)
+        x = self.blocks(x, step)
         x = self.transformer.ln_f(x)
 
         if targets is None:
             # decoding needs the last position alone; indexing with a list keeps its dimension
-            return self.logits(x if step.all_positions else x[:, [-1], :]), None
-        logits = self.logits(x) # (B, T, vocab_size)
-        loss = cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+            return self.logits(x if step.all_positions else x[:, [-1], :], step), None
+        logits = self.logits(x, step) # (B, T, vocab_size)
+        loss = self.loss(logits, targets, x, step)
         # evaluation reports the cross entropy alone
         if self.training:
             loss = loss + sum(step.losses.values())
@@ -376,6 +416,20 @@ class GPT(nn.Module):
         step = Step(it=it)
         _, loss = self(idx, targets, step)
         return loss, step.losses
+
+    @classmethod
+    def from_pretrained(cls, model_type, override_args=None):
+        """Returns the baseline with GPT-2's weights, as in nanoGPT; build_gpt2() makes variants too."""
+        return build_gpt2(model_type, **(override_args or {}))
+
+    def estimate_mfu(self, fwdbwd_per_iter, dt):
+        """Returns the share of the GPU's peak FLOP/s that fwdbwd_per_iter rows in dt seconds make, or None.
+
+        The peak is that of half precision; None if it is not known.
+        """
+        _, train_flops = flops_per_token(self.classes, self.config)
+        peak = machine(str(self.lm_head.weight.device)).peak_flops()
+        return peak and fwdbwd_per_iter * self.config.block_size * train_flops / dt / peak
 
     def crop_block_size(self, block_size):
         """Shortens the context, e.g. to fine-tune GPT-2 (1024) in less memory. Stop if it would grow."""
@@ -414,10 +468,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, generator=None,
-               it=None):
+               it=None, known=None):
         """Yields the next token of each row (B, 1), max_new_tokens times, after the context idx (B, T).
 
-        temperature, top_k, top_p, min_p, generator: as in sample_token(); it: as in Step.
+        temperature, top_k, top_p, min_p, generator: as in sample_token(); it: as in Step. known: ids from there
+        on only pad the vocabulary, and are never drawn.
         """
         # a dict for each layer, in which Step.extend() keeps what it is given
         cache = [{} for _ in self.transformer.h]
@@ -437,7 +492,7 @@ class GPT(nn.Module):
             # with a small model on a CPU a token takes a tenth less time than under no_grad alone
             with torch.inference_mode():
                 logits, _ = self(new, step=step)
-            new = sample_token(logits[:, -1, :], temperature, top_k, top_p, min_p, generator) # (B, 1)
+            new = sample_token(logits[:, -1, :known], temperature, top_k, top_p, min_p, generator) # (B, 1)
             idx = torch.cat((idx, new), dim=1)
             yield new
 
@@ -452,17 +507,21 @@ class GPT(nn.Module):
 SLOTS = (GPTConfig, LayerNorm, Linear, CausalSelfAttention, MLP, Block, GPT)
 
 
-def load_classes(variant='base'):
+def load_classes(variant='base', classes=()):
     """Returns the classes of a variant as attributes, and its modules as `files`.
 
-    'soft_window+surprise' combines two variants.
+    'soft_window+surprise' combines two variants, 'ideas/mine.py' is a file anywhere. classes: subclasses of
+    slots that a notebook defines.
     """
-    return assemble(variant, SLOTS)
+    return assemble(variant, SLOTS, classes)
 
 
-def build(variant='base', seed=1337, **model_args):
-    """Returns a variant's model with its initial weights; model_args are fields of its GPTConfig."""
-    classes = load_classes(variant)
+def build(variant='base', seed=1337, classes=(), **model_args):
+    """Returns a variant's model with its initial weights; model_args are fields of its GPTConfig.
+
+    classes: as for load_classes(): build(classes=[MyMLP], n_layer=2).
+    """
+    classes = load_classes(variant, classes)
     config = construct_checked(classes.GPTConfig, model_args)
     # a parameter that no constructor initialises is NaN, and init_weights() reports it
     with torch.random.fork_rng(devices=[]), NanWhereUninitialised():

@@ -6,19 +6,20 @@ from typing import Annotated, Literal
 
 import torch
 
-from configurator import Count, DeviceOptions, NonNegative, Share, Whole, configure
+from configurator import Count, DeviceOptions, FilePath, NonNegative, Share, Whole, configure, construct_checked
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
-from core.errors import NO_CHECKPOINT, Stop, run_main
+from core.errors import NO_CHECKPOINT, Stop, printable, run_main
 from core.rng import key
 from core.run.checkpoint import load_model_tensors
 from core.run.folder import RunFolder
-from model import build, build_gpt2
+from core.run.resume import check_fits, check_state, unusable
+from model import build, build_gpt2, load_classes
 
 
 @dataclass
 class Options(DeviceOptions):
-    out_dir: str = 'out'                # run folder
+    out_dir: FilePath = 'out'           # run folder
     ckpt: str = 'auto'                # best, latest, or a step; auto: as always_save_checkpoint says, False means best
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
@@ -41,20 +42,28 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     """
     run = RunFolder(out_dir)
     if not run.checkpoints():
-        raise Stop(f'out_dir={out_dir}: holds no checkpoint; '
-                   f'train first: python train.py ... --out_dir={out_dir}', NO_CHECKPOINT)
+        advice = run.nanogpt_checkpoint() or f'; train first: python train.py ... --out_dir={out_dir}'
+        raise Stop(f'out_dir={out_dir}: holds no checkpoint{advice}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)
     # always_save_checkpoint=False means that a run keeps its best, so sample that
-    if ckpt == 'auto' and not state['options']['always_save_checkpoint']:
+    if ckpt == 'auto' and isinstance(state.get('options'), dict) and not state['options'].get('always_save_checkpoint'):
         state, tensors, _ = run.load('best', optim=False)
     m = machine(device, dtype, decoding=True)
-    model = build(state['options']['variant'], **state['model_args'])
+    # it may be a stranger's
+    with unusable(run.ckpt):
+        check_state(state, tensors)
+        classes = load_classes(state['options']['variant'])
+        config = construct_checked(classes.GPTConfig, state['model_args'])
+        check_fits(lambda: classes.GPT(config, classes), tensors)
+        model = build(state['options']['variant'], **state['model_args'])
     load_model_tensors(model, tensors)
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
 
 def main():
-    o = configure(Options).options
+    # stdout is for the samples alone
+    config = configure(Options, say=say)
+    o = config.options
 
     # a model that train.py made, or OpenAI's
     if o.init_from == 'resume':
@@ -64,29 +73,41 @@ def main():
         model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
         tokenizer = Tokenizer.from_meta(dict(kind='gpt2', vocab_size=50257))
 
-    # the prompt, the same for every sample; a model needs at least one token, so an empty one is a newline
-    ids = tokenizer.encode(read_start(o.start)) or tokenizer.encode('\n')
-    idx = torch.tensor([ids] * o.num_samples, device=m.device) # (num_samples, T)
+    # the prompt, the same for every sample; a model needs at least one token
+    given = '' if config.origin['start'] == 'default' else read_start(o.start)
+    prompt = tokenizer.encode(given) or tokenizer.start()
+    if not given and (first := tokenizer.decode(prompt)) != '\n':
+        say(f'this set has no line break, so the samples go on from {first!r}')
+    T = model.config.block_size
+    if len(prompt) > T:
+        say(f'start has {len(prompt):,} tokens, of which the model sees the last {T:,}')
+    idx = torch.tensor([prompt[-T:]] * o.num_samples, device=m.device) # (num_samples, at most T)
     # a variant's schedule stays at the iteration of the checkpoint
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(state['step']), device=m.device)
 
     # on a terminal the first sample appears token by token
     live = sys.stdout.isatty()
+    shown, decode = printable if live else str, tokenizer.decoder()
     if live:
-        print(tokenizer.decode(ids), end='', flush=True)
+        print(shown(decode(prompt)), end='', flush=True)
     new = []
     with m.precision():
         for token in model.stream(idx, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p,
-                                  generator, it):
+                                  generator, it, tokenizer.known):
             new.append(token) # (num_samples, 1)
             if live:
-                print(tokenizer.decode(token[0].tolist()), end='', flush=True)
+                print(shown(decode(token[0].tolist())), end='', flush=True)
 
     # all samples, the first only if it is not on the screen yet
-    rows = torch.cat((idx, *new), dim=1).tolist() # num_samples lists of T + max_new_tokens ids
+    rows = torch.cat(new, dim=1).tolist() # num_samples lists of max_new_tokens ids
     for n, row in enumerate(rows):
-        print('' if live and n == 0 else tokenizer.decode(row), end='\n---------------\n')
+        text = decode([], final=True) if live and n == 0 else tokenizer.decode(prompt + row)
+        print(shown(text), end='\n---------------\n')
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def read_start(start):
@@ -95,7 +116,7 @@ def read_start(start):
         return start
     path = Path(start.removeprefix('FILE:'))
     try:
-        return path.read_text(encoding='utf-8')
+        return path.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise Stop(f'start={start}: {error.strerror}') from None
     except UnicodeDecodeError:

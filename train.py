@@ -7,26 +7,41 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from configurator import COMMAND_LINE, Count, DeviceOptions, NonNegative, Rate, Whole, configure, construct_checked
+from configurator import (
+    COMMAND_LINE,
+    Count,
+    DeviceOptions,
+    FilePath,
+    NonNegative,
+    Rate,
+    Whole,
+    configure,
+    construct_checked,
+    options_of,
+)
+from core.assemble import short_name
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
 from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run_main
-from core.run.checkpoint import load_model_tensors, model_tensors
+from core.run.checkpoint import load_model_tensors, measured_on, model_tensors
 from core.run.environment import describe_run
+from core.run.files import disk_errors
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
-from core.run.resume import load_run_config, resumed
+from core.run.resume import check_fits, check_state, load_run_config, resumed, unusable
 from core.training import evaluation
 from core.training.signals import Signals
 from core.training.train_step import TrainStep
@@ -37,7 +52,7 @@ from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
 class Options(DeviceOptions):
     # the defaults train GPT-2 (124M) on OpenWebText
     # I/O
-    out_dir: str = 'out'                # run folder; out-<variant> when --variant is given without it
+    out_dir: FilePath = 'out'           # run folder; out-<variant> when --variant is given without it
     eval_interval: Count = 2000         # iterations between evaluations
     log_interval: Count = 1             # iterations between log lines, the only ones that wait for the device
     eval_iters: Whole = 0               # batches an evaluation reads, spread over the split; 0: the whole split
@@ -53,7 +68,7 @@ class Options(DeviceOptions):
     wandb_project: str = 'owt'          # its project
     wandb_run_name: str = 'gpt2'        # its run name
     # data
-    dataset: str = 'openwebtext'        # a folder in data/, or the path of one
+    dataset: FilePath = 'openwebtext'   # a folder in data/, or the path of one
     gradient_accumulation_steps: Count = 5 * 8 # micro-batches an iteration, over all processes
     batch_size: Count = 12              # rows a micro-batch
     # model
@@ -75,10 +90,28 @@ class Options(DeviceOptions):
     seed: Whole = 1337                  # of the initial weights, the batches and the dropout
 
 
-# set by torchrun
-RANK = int(os.environ.get('RANK', 0))
-LOCAL_RANK = int(os.environ.get('LOCAL_RANK', 0))
-WORLD_SIZE = int(os.environ.get('WORLD_SIZE', 1))
+def torchrun_ranks(environ=os.environ):
+    """Returns (RANK, LOCAL_RANK, WORLD_SIZE) as torchrun sets them, (0, 0, 1) without it; Stop if they cannot be."""
+    if not {'RANK', 'WORLD_SIZE'} & environ.keys():
+        return 0, 0, 1
+    given = {name: environ.get(name, '') for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')}
+    # one process alone needs no others' address
+    if (given['RANK'], given['WORLD_SIZE']) == ('0', '1'):
+        return 0, 0, 1
+    given['MASTER_PORT'] = environ.get('MASTER_PORT', '')
+    said = ', '.join(f'{name}={value!r}' for name, value in given.items())
+    if all(re.fullmatch('[0-9]{1,6}', value) for value in given.values()) and environ.get('MASTER_ADDR'):
+        rank, local_rank, world_size, _ = map(int, given.values())
+        if local_rank <= rank < world_size:
+            return rank, local_rank, world_size
+    raise Stop(f'environment variables {said}: torchrun sets them and MASTER_ADDR together, '
+               'with 0 <= LOCAL_RANK <= RANK < WORLD_SIZE; unset them all to train in one process')
+
+
+RANK, LOCAL_RANK, WORLD_SIZE = 0, 0, 1
+# setup() reports it, because other programs import this module
+with suppress(Stop):
+    RANK, LOCAL_RANK, WORLD_SIZE = torchrun_ranks()
 MASTER_PROCESS = RANK == 0 # it alone evaluates, logs and saves
 
 
@@ -114,7 +147,7 @@ def out_dir_of(options, origin):
     same_file = origin['variant'].rsplit(':', 1)[0] == origin['out_dir'].rsplit(':', 1)[0]
     if by_hand or origin['variant'] == 'default' or same_file and origin['out_dir'] != 'default':
         return options.out_dir
-    return f'out-{options.variant}'
+    return f'out-{short_name(options.variant)}'
 
 
 def resolve(config, run):
@@ -130,11 +163,16 @@ def resolve(config, run):
     if o.init_from == 'resume':
         if run.checkpoints():
             saved, tensors, optim = run.load('latest')
-        elif (saved := load_run_config(run.out_dir / 'config.json')) is not None:
-            print0(f'{run.out_dir} has no checkpoint yet: its run starts over')
+            with unusable(run.ckpt):
+                check_state(saved, tensors)
+                check_saved_options(saved)
         else:
-            raise Stop(f'init_from=resume: {run.out_dir} holds no run', NO_CHECKPOINT)
+            saved = load_run_config(run.out_dir / 'config.json')
+            check_saved_options(saved)
+            print0(f'{run.out_dir} has no checkpoint yet: its run starts over')
         o, model_args, origin = resumed(config, saved, print0)
+    elif o.init_from in GPT2_SIZES:
+        check_gpt2_options(o.init_from, model_args, origin)
     if o.init_from not in ('scratch', *GPT2_SIZES):
         raise Stop(f"init_from={o.init_from}: allowed: scratch, resume, {', '.join(GPT2_SIZES)}")
     # each process takes an equal share of the micro-batches
@@ -144,10 +182,35 @@ def resolve(config, run):
     return dataclasses.replace(o, out_dir=str(run.out_dir)), model_args, origin, saved, tensors, optim
 
 
+def check_saved_options(saved):
+    """Raises Stop if a saved run's options are not allowed, whatever wrote them."""
+    known = options_of(Options)
+    # an option that is no more counts for nothing
+    o = construct_checked(Options, {name: value for name, value in saved['options'].items() if name in known})
+    if 'init_from' not in saved['options'] or o.init_from not in ('scratch', *GPT2_SIZES):
+        raise Stop(f"init_from={saved['options'].get('init_from')!r}: allowed: scratch, {', '.join(GPT2_SIZES)}")
+    construct_checked(load_classes(o.variant).GPTConfig, saved['model_args'])
+
+
+def check_gpt2_options(name, model_args, origin):
+    """Raises Stop if one of the model's options is not what GPT-2's weights have."""
+    fixed = GPT2_SIZES[name] | dict(bias=True, vocab_size=50257)
+    for option, value in fixed.items():
+        if model_args.get(option, value) != value:
+            raise Stop(f'{option}={model_args[option]} ({origin[option]}): init_from={name} has {option}={value}; '
+                       'leave it out, or start with --init_from=scratch')
+    if model_args.get('block_size', 1024) > 1024:
+        raise Stop(f"block_size={model_args['block_size']}: init_from={name} has at most 1024")
+
+
 def setup(config):
     """Returns the Session for what configure() returned; Stop before anything is written if it cannot run."""
-    # the lock comes first: no other run may write there while this one reads
+    torchrun_ranks()
     run = RunFolder(out_dir_of(config.options, config.origin))
+    # a typo makes no folder
+    if config.options.init_from == 'resume' and not run.holds_run():
+        raise Stop(f'init_from=resume: {run.out_dir} holds no run{run.nanogpt_checkpoint()}', NO_CHECKPOINT)
+    # the lock comes first: no other run may write there while this one reads
     if MASTER_PROCESS and not config.options.eval_only:
         run.lock()
     o, model_args, origin, saved, tensors, optim = resolve(config, run)
@@ -168,6 +231,9 @@ def setup(config):
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
     if saved is not None and saved['data'] != data.hash:
         print0(f'dataset {o.dataset}: its text is not the one before')
+    if saved is None and o.init_from in GPT2_SIZES and data.tokenizer.kind != 'gpt2':
+        raise Stop(f'dataset={o.dataset}: its tokens are of the kind {data.tokenizer.kind}, '
+                   f'those of init_from={o.init_from} of the kind gpt2')
     # the vocabulary is the data's, unless a larger one is given
     if data.vocab_size > model_args.setdefault('vocab_size', data.vocab_size):
         raise Stop(f"vocab_size={model_args['vocab_size']}: data/{o.dataset} has {data.vocab_size} tokens")
@@ -176,6 +242,9 @@ def setup(config):
     if o.init_from in GPT2_SIZES and tensors is None:
         model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
     else:
+        if tensors is not None:
+            classes = load_classes(o.variant)
+            check_fits(lambda: classes.GPT(construct_checked(classes.GPTConfig, model_args), classes), tensors)
         model = build(o.variant, o.seed, **model_args)
     if tensors is not None:
         load_model_tensors(model, tensors)
@@ -190,12 +259,18 @@ def setup(config):
     shape = o.gradient_accumulation_steps // WORLD_SIZE, o.batch_size, block_size
     train_step = TrainStep(model, optimizer, m, shape, o.grad_clip, o.seed, RANK, WORLD_SIZE)
     if tensors is not None:
-        train_step.load_state(optim, saved['scaler'])
+        train_step.load_state(optim, saved)
+        # loading the optimizer's state has moved the weights
+        load_model_tensors(model, tensors)
 
     # the counters go on from the checkpoint; everything else is as this run has it
-    state = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
-    state = state | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config),
-                         origin=origin, tokenizer=data.tokenizer.meta, data=data.hash)
+    before = saved if tensors is not None else dict(step=0, best_val_loss=None, seconds=0.0)
+    state = before | dict(options=dataclasses.asdict(o), model_args=dataclasses.asdict(model.config),
+                          origin=origin, tokenizer=data.tokenizer.meta, data=data.hash)
+    # losses on other text, or on another part of it, cannot be compared
+    if tensors is not None and measured_on(state) != measured_on(before):
+        print0('validation measures something else from here: the best loss begins anew')
+        state['best_val_loss'] = None
     return Session(o, run, m, data, model, train_step, state, resumed=config.options.init_from == 'resume')
 
 
@@ -370,13 +445,13 @@ def train_loop(s, signals):
     Returns the last Evaluation of the validation split, None in processes that do not evaluate.
     """
     o, run, state, train_step = s.options, s.run, s.state, s.train_step
-    first = state['step']
+    first, unmeasured = state['step'], state['best_val_loss'] is None
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
     classes = load_classes(o.variant)
     forward_flops, train_flops = flops_per_token(classes, s.model.config)
     tokens_per_iter = o.gradient_accumulation_steps * o.batch_size * s.model.config.block_size
-    print0(f'variant {o.variant}, {s.model.num_params() / 1e6:.2f}M parameters, '
+    print0(f'variant {o.variant}, {s.model.get_num_params() / 1e6:.2f}M parameters, '
            f'{train_flops / 1e6:.1f}M FLOPs a token, {tokens_per_iter:,} tokens an iteration, '
            f'run folder {run.out_dir}')
     val = None
@@ -389,10 +464,11 @@ def train_loop(s, signals):
     # from here on the run folder is this run's
     wandb_log = lambda record: None
     if MASTER_PROCESS:
-        if not s.resumed and run.archive_previous():
-            print0(f'the run that was in {run.out_dir} is now in {run.out_dir}/previous')
-        # result.json means that a run is finished, and this one is not
-        (run.out_dir / 'result.json').unlink(missing_ok=True)
+        with disk_errors(run.out_dir, 0):
+            if not s.resumed and (previous := run.archive_previous()):
+                print0(f'the run that was in {run.out_dir} is now in {previous}')
+            # result.json means that a run is finished, and this one is not
+            (run.out_dir / 'result.json').unlink(missing_ok=True)
         run.write_json('config.json', describe_run(state, s.machine, classes))
         run.log_open(first)
         if o.wandb_log:
@@ -435,13 +511,15 @@ def train_loop(s, signals):
             if improved:
                 state['best_val_loss'] = val_loss
             saving = improved and o.save_best or last or checkpoint_due or o.always_save_checkpoint
-            # a resumed run already has the checkpoint it starts from
-            saving = saving and (it > first or first == 0)
+            # a resumed run already has the checkpoint it starts from, but perhaps without a loss
+            saving = saving and (it > first or unmeasured)
 
         # save in the background, while the next iterations run
         if MASTER_PROCESS and saving:
-            tensors, scaler = train_step.state()
-            now = dict(val_loss=val_loss, scaler=scaler, seconds=time.time() - started)
+            if name := train_step.find_nonfinite_state():
+                raise diverged(s, f'its step left {name} not finite', max(it - 1, 0), '--learning_rate')
+            tensors, rest = train_step.state()
+            now = dict(val_loss=val_loss, seconds=time.time() - started, **rest)
             run.save_behind(it, model_tensors(s.model), tensors, state | now)
             saved_at = time.time()
         if MASTER_PROCESS and evaluating:
@@ -469,7 +547,7 @@ def train_loop(s, signals):
         run.write_json('result.json', dict(
             val_loss=val_loss, bits_per_byte=val.bits_per_byte, train_loss=train_loss, best_val_loss=best,
             iters=o.max_iters, seconds=seconds,
-            params=s.model.num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
+            params=s.model.get_num_params(), flops_per_token=train_flops, forward_flops_per_token=forward_flops,
             peak_bytes=s.machine.peak_bytes(), variant=o.variant, seed=o.seed, data=state['data']))
         wandb_log(None)
         progress.close()

@@ -5,10 +5,18 @@
 """
 import errno
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 
 BAD_INPUT, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, DISK_FULL, BUSY = 2, 3, 4, 5, 6, 7
 KEEP, DROP, UNDECIDED = 0, 10, 11
+
+# errors of the operating system that say something about the disk, or about what the user named
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+            errno.ELOOP, errno.EMFILE, errno.ENFILE)
 
 
 class Stop(Exception):
@@ -20,12 +28,20 @@ class Stop(Exception):
 
 
 def run_main(main):
-    """Calls main(). A Stop, a full disk, a full GPU or Ctrl-C ends the process by one line and an exit code.
+    """Calls main(). A Stop, a full disk, a full GPU or a signal ends the process by one line and an exit code.
 
     Any other exception is a bug, and is passed on with its traceback.
     """
+    # what a stream's encoding lacks is shown as \\xe9, rather than end the script
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    # the imports are done
+    if signal.getsignal(signal.SIGINT) is exit_now:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        main()
+        with signals_that_exit():
+            main()
     except Stop as stop:
         exit_with(stop, stop.code)
     except KeyboardInterrupt:
@@ -34,22 +50,74 @@ def run_main(main):
         # `python sample.py | head`: the reader has left. Python flushes stdout once more at its exit, which
         # would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            first = (str(error).splitlines() or ['none is left'])[0].removesuffix('.')
+            exit_with(f'out of memory: {first}. Halve --batch_size and double --gradient_accumulation_steps, '
+                      'which leaves the global batch as it is, or shorten --block_size', OUT_OF_MEMORY)
+        code = getattr(error, 'errno', None)
+        if code not in FULL + BAD_PATH:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        exit_with(f'{error.filename or "writing"}: {error.strerror}', DISK_FULL if full else BAD_INPUT)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        first = str(error).splitlines()[0]
-        exit_with(f'out of memory: {first} Halve --batch_size and double --gradient_accumulation_steps, '
-                  'which leaves the global batch as it is, or shorten --block_size', OUT_OF_MEMORY)
+        exit_with(f'{error.filename or "the system"}: {error.strerror}', DISK_FULL if code in FULL else BAD_INPUT)
+
+
+@contextmanager
+def signals_that_exit():
+    """A context in which SIGTERM and SIGHUP end the script as Ctrl-C does, so that it cleans up behind itself.
+
+    A signal that somebody handles or ignores already stays as it is; nohup ignores SIGHUP.
+    """
+    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    # only a main thread may handle signals
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def handle(number, frame):
+        leave_lost_terminal()
+        exit_with(f'stopped by {signal.Signals(number).name}', 128 + number)
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def leave_lost_terminal():
+    """Sends output nowhere if its terminal is gone, as after SIGHUP, when writing there is an error."""
+    for fd in 1, 2:
+        try:
+            os.write(fd, b'')
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
+def exit_on_interrupt():
+    """Makes Ctrl-C end the process by one line until run_main(): importing PyTorch takes seconds."""
+    # a script in the background ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, exit_now)
+
+
+def exit_now(number, frame):
+    os.write(2, b'interrupted\n')
+    os._exit(128 + number)
 
 
 def out_of_memory(error):
-    """Returns True for torch.OutOfMemoryError and for the plain RuntimeError of the CPU allocator."""
-    return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
+    """Returns True for an error of PyTorch, NumPy, Python or the system that says that memory is used up."""
+    # torch.OutOfMemoryError, without importing torch; the CPU allocator's is a plain RuntimeError
+    used_up = "can't allocate memory", "can't start new thread", 'Cannot allocate memory', 'ALLOC_FAILED'
+    return (isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
+            or isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in used_up))
+
+
+def printable(text):
+    """Returns a text with control characters as Python writes them, which a terminal would obey, except \\n and \\t."""
+    return ''.join(c if c >= ' ' and c not in '\x7f' and not '\x80' <= c <= '\x9f' or c in '\n\t'
+                   else repr(c)[1:-1] for c in text)
 
 
 def exit_with(message, code):
@@ -57,5 +125,5 @@ def exit_with(message, code):
     sys.stdout.flush()
     # on a terminal this line may hold a progress bar
     clear_line = '\r\x1b[K' if sys.stderr.isatty() else ''
-    print(f'{clear_line}{message}', file=sys.stderr, flush=True)
+    print(f'{clear_line}{printable(str(message))}', file=sys.stderr, flush=True)
     sys.exit(code)

@@ -115,7 +115,7 @@ class TimedModel:
         step_ms, decode_ms = (statistics.median(self.samples[call]) for call in ('step', 'decode'))
         result = dict(
             variant=self.variant,
-            params=self.model.num_params(),
+            params=self.model.get_num_params(),
             forward_flops_per_token=self.forward_flops,
             flops_per_token=self.train_flops,
             tokens_per_s=1000 * tokens / step_ms,

@@ -58,7 +58,7 @@ def num_params(name):
     """Returns a variant's number of parameters, without position embeddings; allocates no weights."""
     classes = load_classes(name)
     with torch.device('meta'):
-        return classes.GPT(construct_checked(classes.GPTConfig, MODEL_ARGS), classes).num_params()
+        return classes.GPT(construct_checked(classes.GPTConfig, MODEL_ARGS), classes).get_num_params()
 
 
 def markdown_table(head, rows):

@@ -37,8 +37,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
 
 class GPT(model.GPT):
 
-    def logits(self, x):
-        z, cap = super().logits(x), self.config.logit_cap
+    def logits(self, x, step):
+        z, cap = super().logits(x, step), self.config.logit_cap
         if not cap:
             return z
         return cap * torch.tanh(wide(z) / cap)

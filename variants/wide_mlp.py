@@ -8,7 +8,7 @@ Each step of 0.5 adds n_embd^2 parameters per layer, 8 % of a block.
 
 Claim: none; there is no idea in it.
 Expect: a gain below seed noise. An idea that is no better than this is just capacity.
-Control: the baseline; set mlp_ratio so that both arms have the same num_params.
+Control: the baseline; set mlp_ratio so that both arms have the same get_num_params.
 """
 from dataclasses import dataclass
 

@@ -3,6 +3,7 @@ import difflib
 import hashlib
 import os
 import runpy
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -175,8 +176,12 @@ def find_set(name):
     script = folder / 'prepare.py'
     # only scripts of this repository run unasked: a folder from elsewhere is data, and data is never executed
     if folder.parent == DATA and script.exists() and (folder / 'input.txt').exists():
-        # in this process, because another would take seconds to import torch
-        runpy.run_path(str(script), run_name='__main__')
+        # in this process, because another would take seconds to import torch; these arguments are not its own
+        arguments, sys.argv = sys.argv, [str(script)]
+        try:
+            runpy.run_path(str(script), run_name='__main__')
+        finally:
+            sys.argv = arguments
         return folder
     if script.exists() and folder != DATA / 'text':
         command = short_path(script)

@@ -1,8 +1,11 @@
 """Writes token sets, for data/*/prepare.py."""
+import codecs
+import io
 import json
 import os
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import numpy as np
 from filelock import lock_descriptor
@@ -10,32 +13,86 @@ from filelock import lock_descriptor
 from core.data import SPLITS, short_path
 from core.errors import Stop
 
+PIECE = 1 << 22         # bytes of a file that are in memory at a time
+
+
+def arguments(doc):
+    """Returns the arguments of a prepare.py; prints its docstring and exits if --help is among them."""
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(doc.strip())
+        raise SystemExit(0)
+    return sys.argv[1:]
+
+
+def no_arguments(doc):
+    """Stop if a prepare.py was given arguments; otherwise as arguments()."""
+    if args := arguments(doc):
+        raise Stop(f'{args[0]}: this script takes no arguments; --help says what it does')
+
 
 def prepare_chars(text, folder):
     """Writes a set with one token per character, ids in order of code points; 90 % of the text is train."""
-    if len(text) < 2:
-        raise Stop(f'{len(text)} characters of text: too few for {short_path(folder)}, both splits need one')
+    prepare_pieces(lambda: [text], folder)
+
+
+def prepare_files(paths, folder):
+    """Writes the set of prepare_chars() for the text of files, one after the other, in little memory."""
+    # a pipe can be read once only
+    sources = [partial(read_pieces, path) if path.is_file() else [read_text(path)].copy for path in paths]
+    prepare_pieces(lambda: (piece for source in sources for piece in source()), folder)
+
+
+def prepare_pieces(pieces, folder):
+    """Writes the set of prepare_chars() for a text in pieces, which each call of pieces() gives from the beginning."""
     # a table over all of Unicode: which characters occur, and by counting them the id of each
-    codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
-    seen = np.zeros(sys.maxunicode + 1, bool)
-    seen[codes] = True
+    seen, length = np.zeros(sys.maxunicode + 1, bool), 0
+    for codes in map(code_points, pieces()):
+        seen[codes] = True
+        length += len(codes)
+    if length < 2:
+        raise Stop(f'{length} characters of text: too few for {short_path(folder)}, both splits need one')
     if seen.sum() > 1 << 16:
         raise Stop(f'{seen.sum():,} different characters: uint16 tokens can tell 65,536 apart')
-    ids = (seen.cumsum() - 1)[codes]
+    table = (seen.cumsum() - 1).astype('<u2')
     chars = ''.join(map(chr, np.flatnonzero(seen)))
-    cut = int(len(text) * 0.9)
+    cut = int(length * 0.9)
+
+    def ids(start, stop):
+        """Yields the ids of the characters from start to stop, a piece at a time."""
+        at = 0
+        for codes in map(code_points, pieces()):
+            yield table[codes[max(start - at, 0):max(stop - at, 0)]]
+            at += len(codes)
     meta = dict(kind='char', vocab_size=len(chars), chars=chars)
-    write_set(folder, {'train': [ids[:cut]], 'val': [ids[cut:]]}, meta)
+    write_set(folder, {'train': ids(0, cut), 'val': ids(cut, length)}, meta)
+
+
+def code_points(text):
+    """Returns the code points of a text, uint32."""
+    return np.frombuffer(text.encode('utf-32-le'), '<u4')
 
 
 def read_text(path):
     """Returns the text of a UTF-8 file without a byte order mark; Stop if it cannot be read or decoded."""
+    return ''.join(read_pieces(path))
+
+
+def read_pieces(path):
+    """Yields the text of read_text() in pieces."""
+    utf8 = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder('utf-8-sig')(), translate=True)
     try:
-        return path.read_text(encoding='utf-8-sig')
+        with open(path, 'rb') as f:
+            raw, end = None, 0
+            while raw != b'':
+                raw = f.read(PIECE)
+                end += len(raw)
+                yield utf8.decode(raw, final=not raw)
     except UnicodeDecodeError as error:
+        # the error's bytes end where those read so far end
+        at = end - len(error.object) + error.start
         raise Stop(f'{short_path(path)} is not UTF-8 text: '
-                   f'byte {error.start:,} is {error.object[error.start]:#x}') from None
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                   f'byte {at:,} is {error.object[error.start]:#x}') from None
+    except OSError as error:
         raise Stop(f'{short_path(path)}: {error.strerror}') from None
 
 
@@ -73,7 +130,9 @@ def write_set(folder, splits, meta):
 
 def write_file(path, chunks):
     """Writes an iterable of arrays or bytes; returns the number of bytes once they are on the disk itself."""
-    with open(path, 'wb') as f:
+    path.unlink(missing_ok=True)
+    # mode x does not follow a link that somebody has put there
+    with open(path, 'xb') as f:
         f.writelines(chunks)
         f.flush()
         os.fsync(f.fileno())

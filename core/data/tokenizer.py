@@ -1,4 +1,5 @@
 """Converts text to token ids and back, by characters or GPT-2's BPE; meta.json says which a set has."""
+import codecs
 import json
 import pickle
 
@@ -14,6 +15,8 @@ class Tokenizer:
 
     def __init__(self, kind, vocab_size, chars=''):
         self.kind, self.vocab_size, self.chars = kind, vocab_size, chars
+        # the ids that have a text; a model may have more, to pad its matrices, and none of those may be drawn
+        self.known = min(vocab_size, GPT2_TOKENS) if kind == 'gpt2' else vocab_size
         self.meta = dict(kind=kind, vocab_size=vocab_size, **(dict(chars=chars) if kind == 'char' else {}))
 
     @classmethod
@@ -42,11 +45,23 @@ class Tokenizer:
                        f'it knows, for example, {some!r}')
         return [ids[c] for c in text]
 
+    def start(self):
+        """Returns the ids of a line break, to begin a text with; [0] in a set that has none."""
+        return self.encode('\n') if self.kind == 'gpt2' or '\n' in self.chars else [0]
+
     def decode(self, ids):
         """Returns the text of a list of token ids."""
-        if self.kind == 'gpt2':
-            return gpt2_bpe().decode([i for i in ids if i < GPT2_TOKENS])
-        return ''.join(self.chars[i] for i in ids)
+        return self.decoder()(ids, final=True)
+
+    def decoder(self):
+        """Returns a function like decode() for a text that comes in pieces, of which `final` marks the last.
+
+        GPT-2's tokens may end within a character, which then comes whole with the next piece.
+        """
+        if self.kind == 'char':
+            return lambda ids, final=False: ''.join(self.chars[i] for i in ids)
+        bpe, utf8 = gpt2_bpe(), codecs.getincrementaldecoder('utf-8')('replace')
+        return lambda ids, final=False: utf8.decode(bpe.decode_bytes([i for i in ids if i < GPT2_TOKENS]), final)
 
 
 def gpt2_bpe():

@@ -123,7 +123,8 @@ def without_autocast(device_type):
 def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, dropout=0.0, moments=False):
     """Returns y (B, nh, T, hs): softmax(q k^T / sqrt(hs), changed by score_mod) v, over pos_k <= pos_q.
 
-    q (B, nh, T, hs); k, v (B, nh, Tk, hs); pos_q (B, T); pos_k (B, Tk). from_zero: both positions are 0..T-1.
+    q (B, nh, T, hs); k (B, nh, Tk, hs); v (B, nh, Tk, hs), whose heads may have another width, which is then
+    y's too; pos_q (B, T); pos_k (B, Tk). from_zero: both positions are 0..T-1.
     impl: 'math' defines the result; 'sdpa', 'flex', 'kernel' are faster; 'auto' takes the fastest that can.
     dropout: the share of weights set to 0; the kernel rounds it to 256ths.
     moments: returns (y, distance, variance, mean_score), where the last three are (B, nh, T), in float32 or
@@ -131,7 +132,7 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, 
     and the mean scaled score.
     Stop if impl cannot compute this: no way approximates.
     """
-    way, _ = choose_backend(impl, q, score_mod, from_zero, dropout, moments, training=torch.is_grad_enabled())
+    way, _ = choose_backend(impl, q, v, score_mod, from_zero, dropout, moments, training=torch.is_grad_enabled())
     if way == 'kernel':
         return kernel_attention(q, k, v, score_mod, dropout, moments)
     if way == 'sdpa':
@@ -141,14 +142,14 @@ def attend(q, k, v, pos_q, pos_k, score_mod=None, impl='auto', from_zero=False, 
     return (math_moments if moments else math_attention)(q, k, v, pos_q, pos_k, score_mod, dropout)
 
 
-def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moments=False, training=True):
+def choose_backend(impl, q, v, score_mod=None, from_zero=False, dropout=0.0, moments=False, training=True):
     """Returns (way, why): 'math', 'sdpa', 'flex' or 'kernel', whichever attn=impl means here, and the reason.
 
     Arguments as for attend(). training: a backward pass follows. Stop if impl names a way that cannot do it.
     """
     # the kernel only knows positions 0..T-1, so attn=kernel leaves decoding to others, as auto does
     if impl != 'auto' and not (impl == 'kernel' and not from_zero):
-        if impl in REFUSALS and (line := REFUSALS[impl](q, score_mod, dropout, moments)):
+        if impl in REFUSALS and (line := REFUSALS[impl](q, v, score_mod, dropout, moments)):
             raise Stop(line)
         return impl, f'attn={impl}'
     if q.size(2) == 1:
@@ -156,11 +157,11 @@ def choose_backend(impl, q, score_mod=None, from_zero=False, dropout=0.0, moment
         plain = score_mod is None and not moments and not q.is_cuda
         return 'sdpa' if plain else 'math', 'one query'
     # the first of kernel, sdpa, flex that can; the reason is why the one before it could not
-    if not (why := why_not_kernel(q, score_mod, from_zero, dropout, moments, training)):
+    if not (why := why_not_kernel(q, v, score_mod, from_zero, dropout, moments, training)):
         return 'kernel', f'fastest for {in_words(score_mod, moments)}'
-    if not sdpa_refusal(q, score_mod, dropout, moments):
+    if not sdpa_refusal(q, v, score_mod, dropout, moments):
         return 'sdpa', why
-    if not (why_math := why_not_flex(q, score_mod, from_zero, dropout, moments)):
+    if not (why_math := why_not_flex(q, v, score_mod, from_zero, dropout, moments)):
         return 'flex', why
     return 'math', why_math
 
@@ -174,13 +175,13 @@ def in_words(score_mod, moments):
     return 'a bias' if isinstance(score_mod, Bias) else 'windows'
 
 
-def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
+def why_not_kernel(q, v, score_mod, from_zero, dropout, moments, training):
     """Returns the reason why attn=auto does not take the kernel, None if it does."""
     if not q.is_cuda:
         return 'no CUDA GPU'
     if not from_zero:
         return 'positions that do not start at 0'
-    if line := kernel_refusal(q, score_mod, dropout, moments):
+    if line := kernel_refusal(q, v, score_mod, dropout, moments):
         return reason_of(line)
     size = working_dtype(q).itemsize
     if size != 2:
@@ -196,11 +197,11 @@ def why_not_kernel(q, score_mod, from_zero, dropout, moments, training):
     return None
 
 
-def why_not_flex(q, score_mod, from_zero, dropout, moments):
+def why_not_flex(q, v, score_mod, from_zero, dropout, moments):
     """Returns the reason why attn=auto does not take FlexAttention, None if it does."""
     if not q.is_cuda:
         return 'no CUDA GPU'
-    if line := flex_refusal(q, score_mod, dropout, moments):
+    if line := flex_refusal(q, v, score_mod, dropout, moments):
         return reason_of(line)
     if not from_zero:
         return 'positions that do not start at 0'
@@ -217,7 +218,7 @@ def reason_of(line):
 
 # refusals: the line with which a way stops, None if it can compute this; math can compute everything
 
-def sdpa_refusal(q, score_mod, dropout, moments):
+def sdpa_refusal(q, v, score_mod, dropout, moments):
     if moments:
         return no_moments('sdpa')
     if not isinstance(score_mod, (type(None), Bias)):
@@ -225,7 +226,7 @@ def sdpa_refusal(q, score_mod, dropout, moments):
     return None
 
 
-def flex_refusal(q, score_mod, dropout, moments):
+def flex_refusal(q, v, score_mod, dropout, moments):
     if moments:
         return no_moments('flex')
     if dropout > 0 or not q.is_cuda:
@@ -234,12 +235,14 @@ def flex_refusal(q, score_mod, dropout, moments):
     return None
 
 
-def kernel_refusal(q, score_mod, dropout, moments):
+def kernel_refusal(q, v, score_mod, dropout, moments):
     what = None
     if not isinstance(score_mod, (type(None), Bias, Window)):
         what = 'what this variant does to the scores'
     elif q.size(-1) > 128:
         what = f'heads of {q.size(-1)} channels, at most 128'
+    elif v.size(-1) != q.size(-1):
+        what = f'values of {v.size(-1)} channels and queries of {q.size(-1)}'
     elif q.is_cuda and not kernels:
         what = 'anything without Triton and an NVIDIA GPU'
     elif q.is_cuda and q.dtype == torch.float64:
@@ -284,13 +287,13 @@ def kernel_attention(q, k, v, score_mod=None, dropout=0.0, moments=False):
 
 def sdpa_attention(q, k, v, pos_q, pos_k, score_mod=None, from_zero=False, dropout=0.0):
     """Computes attend() by PyTorch's fused attention, with a Bias as extra columns of q and k."""
-    hs = q.size(-1)
+    hs, hs_v = q.size(-1), v.size(-1)
     if score_mod is not None:
         q, k, v = append_columns(q, k, v, *score_mod)
     mask = None if from_zero else pos_k[:, None, None, :] <= pos_q[:, None, :, None] # (B, 1, T, Tk)
     y = fused_attention(q, k, v, mask, dropout, is_causal=from_zero, scale=1.0 / math.sqrt(hs))
     # append_columns() widened v by zeros
-    return y[..., :hs]
+    return y[..., :hs_v]
 
 
 def fused_attention(q, k, v, *args, **options):
@@ -325,7 +328,7 @@ def append_columns(q, k, v, slope, key):
     pad = -(q.size(-1) + q_columns.size(-1)) % 8
     q = F.pad(torch.cat((q, q_columns), dim=-1), (0, pad))
     k = F.pad(torch.cat((k, k_columns), dim=-1), (0, pad))
-    return q, k, F.pad(v, (0, q.size(-1) - v.size(-1)))
+    return q, k, F.pad(v, (0, max(0, q.size(-1) - v.size(-1))))
 
 
 def rounded_and_rest(x, dtype):

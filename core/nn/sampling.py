@@ -10,7 +10,9 @@ def sample_token(logits, temperature, top_k, top_p, min_p, generator):
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
+    # with the largest at 0 none overflows at a low temperature, and 1e-30 is as low as any in float32
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     # the top_k likeliest tokens, and those that tie with the last of them
     if top_k:
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]

@@ -37,7 +37,7 @@ class Checkpoints:
     """The checkpoints of a run folder, in out_dir/ckpt."""
 
     def __init__(self, out_dir):
-        self.out_dir = Path(out_dir)
+        self.out_dir = Path(out_dir).expanduser()
         self.ckpt = self.out_dir / 'ckpt'
         self.log_path = self.out_dir / 'log.jsonl'
         self._saver, self._saving = ThreadPoolExecutor(1), None
@@ -92,7 +92,7 @@ class Checkpoints:
     def save_behind(self, step, model, optim, state):
         """Calls save() and prune() in a thread, with the tensors' present values.
 
-        The next save_behind() or wait() raises what goes wrong there.
+        The next tell_failure(), save_behind() or wait() raises what goes wrong there.
         """
         self.wait()
         # the next training step changes the tensors in place
@@ -110,6 +110,11 @@ class Checkpoints:
             # an exception refers to this frame by its traceback, the frame would refer to the future, and
             # that to the exception and to self: a cycle, which would keep the run folder locked
             del saving
+
+    def tell_failure(self):
+        """Raises what went wrong in a save_behind() that has ended; does not wait for one that has not."""
+        if self._saving and self._saving.done():
+            self.wait()
 
     def finish_replace(self):
         """Deletes a replaced checkpoint if the new one is in place; else gives it its name back."""
@@ -129,7 +134,8 @@ class Checkpoints:
     def prune(self, keep=2):
         """Deletes all checkpoints except the `keep` newest and the one with the lowest val_loss."""
         folders = self.checkpoints()
-        best = min(folders, key=val_loss_of, default=None)
+        losses = comparable_losses(folders)
+        best = min(folders, key=losses.get, default=None)
         for folder in folders[keep:]:
             if folder != best:
                 delete(folder)
@@ -143,6 +149,17 @@ class Checkpoints:
         # a replaced one comes after the one that replaces it
         return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
 
+    def holds_run(self):
+        """Returns True if there is a checkpoint, or the config.json of a run that has none yet."""
+        return bool(self.checkpoints()) or (self.out_dir / 'config.json').exists()
+
+    def nanogpt_checkpoint(self):
+        """Returns words for nanoGPT's checkpoint if one is there, else ''."""
+        if not (self.out_dir / 'ckpt.pt').exists():
+            return ''
+        return (f'; {self.out_dir / "ckpt.pt"} is a checkpoint of nanoGPT, a pickle, which is not read here: '
+                'train anew with --init_from=scratch and another --out_dir')
+
     def load(self, which='latest', optim=True):
         """Returns (state, model tensors, optimizer tensors or None) of 'latest', 'best' or a step, verified.
 
@@ -152,7 +169,7 @@ class Checkpoints:
         folders = self.checkpoints()
         if which == 'best':
             # unreadable ones come first, so that a warning names them
-            folders.sort(key=lambda folder: val_loss_of(folder, unreadable=-math.inf))
+            folders.sort(key=comparable_losses(folders, unreadable=-math.inf).get)
         elif which != 'latest':
             if not re.fullmatch(r'(step_)?\d{1,18}', str(which)):
                 raise Stop(f"checkpoint {which!r}: allowed are 'latest', 'best' and a step")
@@ -183,14 +200,18 @@ def model_tensors(model):
 
 def load_model_tensors(model, tensors):
     """Copies a checkpoint's tensors into the model; Stop if names or shapes differ."""
-    present = model_tensors(model)
+    check_tensors(model_tensors(model), tensors)
+    # not strict, because tied parameters are there once
+    model.load_state_dict(tensors, strict=False)
+
+
+def check_tensors(present, tensors):
+    """Raises Stop unless a checkpoint's tensors have the names and shapes of those that are present."""
     misfits = sorted(set(present) ^ set(tensors))
     misfits = misfits or [name for name, t in present.items() if t.shape != tensors[name].shape]
     if misfits:
-        raise Stop(f'the checkpoint does not fit the model, whose code or options have changed: {misfits[0]}',
-                   NO_CHECKPOINT)
-    # not strict, because tied parameters are there once
-    model.load_state_dict(tensors, strict=False)
+        raise Stop('the checkpoint does not fit the model, whose code or options have changed: '
+                   f'{ascii(misfits[0])[1:-1]}', NO_CHECKPOINT)
 
 
 # -----------------------------------------------------------------------------
@@ -260,15 +281,36 @@ def read_state(folder):
     return from_json(state)
 
 
-def val_loss_of(folder, unreadable=math.inf):
-    """Returns a checkpoint's validation loss, infinity if it has none, `unreadable` if it cannot be read."""
-    try:
-        value = read_state(folder).get('val_loss')
-    except CheckpointError:
-        return unreadable
-    # NaN, which differs from itself, would sort anywhere
-    is_number = isinstance(value, (int, float)) and value == value
-    return value if is_number else math.inf
+def comparable_losses(folders, unreadable=math.inf):
+    """Returns {folder: validation loss} of checkpoints, newest first; `unreadable` for those that cannot be read.
+
+    It is infinity for those that have none, or one measured on something else than the newest one's.
+    """
+    losses, current = {}, None
+    for folder in folders:
+        try:
+            state = read_state(folder)
+        except CheckpointError:
+            losses[folder] = unreadable
+            continue
+        current = current or measured_on(state)
+        value = state.get('val_loss')
+        # NaN, which differs from itself, would sort anywhere
+        is_number = isinstance(value, (int, float)) and value == value
+        losses[folder] = value if is_number and measured_on(state) == current else math.inf
+    return losses
+
+
+def measured_on(state):
+    """Returns what a checkpoint's validation loss is measured on: losses of other text, or parts, do not compare.
+
+    It is the hash of the data, and the numbers of windows of the evaluations before the last and of the last.
+    """
+    options = state.get('options')
+    options = options if isinstance(options, dict) else {}
+    eval_iters, curve_iters, rows = (value if type(value := options.get(name)) is int else 0
+                                     for name in ('eval_iters', 'curve_iters', 'batch_size'))
+    return str(state.get('data')), (curve_iters or eval_iters) * rows, eval_iters * rows
 
 
 def step_of(folder):

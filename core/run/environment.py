@@ -1,5 +1,6 @@
 """Describes a run for config.json: enough to tell two runs apart, and to repeat one."""
 import datetime
+import os
 import platform
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def describe_run(state, machine, classes):
                 tokenizer=state['tokenizer'], data=state['data'],
                 argv=sys.argv, versions=versions(), git=git(),
                 device=machine.name, dtype=machine.dtype, compile=machine.compile,
-                sha256={str(path.relative_to(ROOT)): sha256(path) for path in sources})
+                # a variant's file may lie anywhere
+                code={os.path.relpath(path, ROOT): sha256(path) for path in sources})
 
 
 @cache

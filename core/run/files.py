@@ -12,9 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from core.errors import DISK_FULL, Stop
+from core.errors import DISK_FULL, FULL, Stop
 
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+GONE = errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ESTALE
 
 
 def write_atomic(path, data):
@@ -32,6 +32,15 @@ def write_atomic(path, data):
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def free_name(path):
+    """Returns the path, or if there is something the first of path.1, path.2, ... where there is nothing."""
+    free, n = path, 0
+    while os.path.lexists(free):
+        n += 1
+        free = path.with_name(f'{path.name}.{n}')
+    return free
 
 
 def fsync(path):
@@ -54,7 +63,7 @@ def sha256(path):
 
 @contextmanager
 def disk_errors(folder, need):
-    """A context that turns a full disk, quota or file size limit and a missing folder into a Stop.
+    """A context that turns a full disk, quota or file size limit and a missing or replaced folder into a Stop.
 
     need: the bytes to be written, for the message. Other errors are passed on.
     """
@@ -63,8 +72,8 @@ def disk_errors(folder, need):
     except (OSError, SafetensorError) as error:
         # safetensors has errors of its own, without errno
         code = error.errno if isinstance(error, OSError) else errno_in_text(error)
-        if code == errno.ENOENT:
-            raise Stop(f'{folder}: vanished while the run was writing there') from None
+        if code in GONE:
+            raise Stop(f'{folder}: vanished or was replaced while the run was writing there') from None
         if code not in FULL:
             raise
         free = shutil.disk_usage(folder).free
@@ -105,7 +114,12 @@ class BrokenSeal(ValueError):
 
 
 def seal(record):
-    """Returns a record as JSON bytes, whose last field is the SHA-256 of the JSON without it."""
+    """Returns a record as JSON bytes, whose last field is the SHA-256 of the JSON without it.
+
+    ValueError if the record has a field of that name, sha256, which would be lost.
+    """
+    if 'sha256' in record:
+        raise ValueError('sha256 is the name of the seal')
     record = to_json(record)
     digest = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
     return json.dumps(record | {'sha256': digest}, indent=1).encode() + b'\n'
@@ -129,7 +143,8 @@ def unseal(raw):
 def is_sealed(record):
     """Returns True if a record's last field is a seal, or was one before its name or value was damaged."""
     name, value = next(reversed(record.items()), ('', ''))
-    return name == 'sha256' or isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) is not None
+    # in config.json of older versions, sha256 was a dict
+    return isinstance(value, str) and (name == 'sha256' or re.fullmatch('[0-9a-f]{64}', value) is not None)
 
 
 def write_json(path, record):

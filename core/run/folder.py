@@ -4,7 +4,7 @@
     log.jsonl                   a JSON object per line; what is not finite is "NaN", "Infinity" or "-Infinity"
     ckpt/                       checkpoints, see core/run/checkpoint.py
     aside/                      checkpoints later than the one that a run was resumed from
-    previous/                   the run before this one, moved there by archive_previous()
+    previous/, previous.1/ ...  the runs before this one, the oldest first, moved there by archive_previous()
     .lock                       "pid host" of the process that writes here
 """
 import json
@@ -12,16 +12,19 @@ import os
 import re
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
 
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
-from core.run.checkpoint import MARGIN, Checkpoints, step_of
-from core.run.files import FULL, disk_errors, from_json, seal, to_json, warn, write_atomic
+from core.run.checkpoint import MARGIN, STATE_FILE, TENSOR_FILES, Checkpoints, step_of
+from core.run.files import FULL, disk_errors, free_name, from_json, read_json, seal, to_json, warn, write_atomic
 
 # where the text of .lock begins: Windows lets no other process read the locked byte, the first
 LOCK_TEXT = 1 if os.name == 'nt' else 0
+# what archive_previous() moves; ckpt comes last, so that until then a resume finds it
+OF_A_RUN = 'result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'
 
 
 class RunFolder(Checkpoints):
@@ -34,14 +37,19 @@ class RunFolder(Checkpoints):
     def lock(self):
         """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks it at once.
 
-        Stop if another process holds the lock, or if the folder cannot be written.
+        Stop if another process holds the lock, if the folder cannot be written, or if there are files of others
+        where a run has its own.
         """
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             # a folder made by others must not lead elsewhere
             for name in 'ckpt', 'aside', 'previous', '.moving':
-                if (self.out_dir / name).is_symlink():
-                    raise Stop(f'{self.out_dir / name} is a link; give the place itself as --out_dir')
+                place = self.out_dir / name
+                if place.is_symlink():
+                    raise Stop(f'{place} is a link; give the place itself as --out_dir')
+                if place.exists() and not place.is_dir():
+                    raise Stop(f'{place} is not a folder: choose another --out_dir')
+            self.check_ours()
             flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
             fd = os.open(self.out_dir / '.lock', flags, 0o666)
             self._lock = open(fd, 'r+', encoding='utf-8', errors='replace')
@@ -57,14 +65,35 @@ class RunFolder(Checkpoints):
             warn(f'{self.out_dir} cannot be locked ({error.strerror}): let no second run write there')
             return
         self._lock.seek(LOCK_TEXT)
+        text = self._lock.read(200)
         if not locked:
-            pid, host = (self._lock.read(200).split() + ['?', '?'])[:2]
+            pid, host = (ascii(text)[1:-1].replace('\\n', ' ').split() + ['?', '?'])[:2]
             raise Stop(f'--out_dir={self.out_dir}: process {pid} on {host} is writing there; wait for it, '
                        'or choose another', BUSY)
+        # somebody else's file, perhaps under another name elsewhere
+        if os.fstat(self._lock.fileno()).st_nlink > 1 or not re.fullmatch(r'(\d[^\n]*\n?)?', text):
+            self._lock = None
+            raise Stop(f'{self.out_dir / ".lock"} is not the lock of a run: choose another --out_dir')
+        self._lock.seek(LOCK_TEXT)
         self._lock.truncate(0)
         self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
         self._lock.flush()
         self.remove_unfinished()
+
+    def check_ours(self):
+        """Raises Stop if there is anything where a run has its files that no run wrote."""
+        present = [name for name in OF_A_RUN if (self.out_dir / name).exists()]
+        # interrupted, archive_previous() has moved the config.json
+        ours = any(holds_run_config(folder) for folder in (self.out_dir, self.out_dir / '.moving'))
+        if present and not ours and not (present == ['ckpt'] and self.holds_only_checkpoints()):
+            raise Stop(f'--out_dir={self.out_dir}: holds {", ".join(present)}, which no run of train.py wrote: '
+                       'choose another --out_dir')
+
+    def holds_only_checkpoints(self):
+        """Returns True if ckpt/ holds nothing but what save() writes."""
+        parts = {STATE_FILE, *TENSOR_FILES}
+        return all(re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and {part.name for part in f.iterdir()} <= parts
+                   or re.fullmatch(r'\.tmp-(\d+|step_\d{8,})', f.name) for f in self.ckpt.iterdir() if f.is_dir())
 
     # -- the log
 
@@ -76,21 +105,41 @@ class RunFolder(Checkpoints):
         """
         for folder in self.checkpoints():
             if step_of(folder) > step:
-                superseded = self.out_dir / 'aside' / folder.name
+                superseded = free_name(self.out_dir / 'aside' / folder.name)
                 superseded.parent.mkdir(exist_ok=True)
-                shutil.rmtree(superseded, ignore_errors=True)
                 folder.rename(superseded)
                 warn(f'{folder} is newer than step {step}, where this run goes on: moved to {superseded}')
         kept = b''.join(line for line, record in self._lines() if record.get('iter', -1) < step)
         with disk_errors(self.out_dir, len(kept)):
             write_atomic(self.log_path, kept)
-        self._log = open(self.log_path, 'a', encoding='utf-8')
+            # readable as well, in case that its name is deleted
+            self._log = open(self.log_path, 'a+', encoding='utf-8')
 
     def log(self, record):
-        """Appends a record as one line, floats to the last bit; it has left this process on return."""
+        """Appends a record as one line, floats to the last bit; it has left this process on return.
+
+        Stop if a checkpoint saved behind has failed meanwhile.
+        """
+        self.tell_failure()
         with disk_errors(self.out_dir, MARGIN):
+            self.keep_log()
             self._log.write(json.dumps(to_json(record)) + '\n')
             self._log.flush()
+
+    def keep_log(self):
+        """Goes on in the file that has the log's name; writes it again if it has been deleted."""
+        # a handle has no inode number on Windows, which deletes no open file
+        if os.name == 'nt':
+            return
+        try:
+            if os.path.samestat(os.stat(self.log_path), os.fstat(self._log.fileno())):
+                return
+        except FileNotFoundError:
+            self._log.seek(0)
+            write_atomic(self.log_path, self._log.read().encode())
+            warn(f'{self.log_path} was deleted, and has been written again')
+        self._log.close()
+        self._log = open(self.log_path, 'a+', encoding='utf-8')
 
     def read_log(self):
         """Returns the records of the log; warns of lines that are not records."""
@@ -118,25 +167,35 @@ class RunFolder(Checkpoints):
             write_atomic(self.out_dir / name, data)
 
     def archive_previous(self):
-        """Moves the last run's files to previous/: a new run destroys nothing. Returns True if it moved any.
+        """Moves the last run's files to previous/, or previous.1/ ...; returns that folder, None if there are none.
 
         A run without a checkpoint (a typo, an early Ctrl-C) is deleted instead if previous/ has a run.
         """
-        files = 'result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'
-        present = [name for name in files if (self.out_dir / name).exists()]
+        present = [name for name in OF_A_RUN if (self.out_dir / name).exists()]
         previous, moving = self.out_dir / 'previous', self.out_dir / '.moving'
         # .moving exists if a kill interrupted the lines below, which then finish
         if not present and not moving.exists():
-            return False
+            return None
         moving.mkdir(exist_ok=True)
-        # ckpt comes last, so that until then a resume finds it
         for name in present:
             (self.out_dir / name).replace(moving / name)
-        keep = any(moving.glob('ckpt/step_*')) or not previous.exists()
-        shutil.rmtree(previous if keep else moving, ignore_errors=True)
-        if keep:
-            moving.rename(previous)
-        return keep
+        if not any(moving.glob('ckpt/[!.]*')) and previous.exists():
+            shutil.rmtree(moving, ignore_errors=True)
+            return None
+        return moving.rename(free_name(previous))
+
+
+def holds_run_config(folder):
+    """Returns True if a folder has a config.json of train.py; a damaged one is none."""
+    with suppress(Stop, OSError):
+        return is_run_config(read_json(folder / 'config.json'))
+    return False
+
+
+def is_run_config(record):
+    """Returns True if a record has what train.py writes into config.json."""
+    names = 'options', 'model_args', 'origin'
+    return record is not None and all(isinstance(record.get(name), dict) for name in names)
 
 
 def last_iteration(out_dir):

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 
 from core.device.cuda_graph import GraphPool
+from core.errors import NO_CHECKPOINT, Stop
 from core.rng import key, seed_cpu
 
-OPTIMIZER_STATE = 'step', 'exp_avg', 'exp_avg_sq', 'momentum_buffer'
 # a GradScaler starts at 2 ** 16 and halves at each overflow: thirty of them mean that no scale will do
 SMALLEST_SCALE = 2 ** -14
 
@@ -34,6 +34,8 @@ class TrainStep:
         self.max_norm = grad_clip or float('inf')
         # scales the loss in float16 only, elsewhere it does nothing
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.dtype == 'float16')
+        # what a group has besides these and the learning rate, the optimizer has computed
+        self.initial_groups = [numbers(group) for group in optimizer.param_groups]
 
         # a captured graph reads and writes fixed addresses: these tensors are filled, never replaced
         self.x, self.y = torch.zeros(2, *shape, dtype=torch.long, device=machine.device) # (n, B, T) each
@@ -175,11 +177,20 @@ class TrainStep:
 
     def step_optimizer(self):
         """Steps the optimizer, unless bad is set or, in float16, a gradient has overflowed."""
-        if not self.scaler.is_enabled():
-            # a fused optimizer skips its step where found_inf is set, which is how GradScaler tells it
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        # a fused optimizer skips its step where found_inf is set, which is how GradScaler tells it
+        elif getattr(self.optimizer, '_step_supports_amp_scaling', False):
             self.optimizer.grad_scale, self.optimizer.found_inf = None, self.bad
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self.optimizer.step()
+        # others cannot, so the weights are put back; selected on the device, because a branch would wait
+        else:
+            with torch.no_grad():
+                before = [p.clone() for p in self.params]
+                self.optimizer.step()
+                torch._foreach_copy_(self.params, [torch.where(self.bad > 0, old, p)
+                                                   for old, p in zip(before, self.params, strict=True)])
 
     # -- metrics
 
@@ -239,21 +250,87 @@ class TrainStep:
     # -- checkpoints
 
     def state(self):
-        """Returns the optimizer's tensors, {'<parameter>.exp_avg': ...}, and the gradient scaler's state."""
-        tensors = {f'{name}.{part}': t for name, p in self.model.named_parameters()
-                   for part, t in self.optimizer.state[p].items()}
-        return tensors, self.scaler.state_dict()
+        """Returns what a checkpoint keeps: the optimizer's tensors, {'<parameter>.exp_avg': ...}, and the rest.
 
-    def load_state(self, tensors, scaler):
-        """Copies what state() returned into the optimizer and the scaler."""
+        The rest, for JSON: the gradient scaler's state, and of the optimizer its count of tensors and the numbers
+        that it keeps for parameters and groups. Stop if it keeps anything else.
+        """
+        tensors, others = self.optimizer_tensors(), {}
         for name, p in self.model.named_parameters():
-            for part in OPTIMIZER_STATE:
-                if (saved := tensors.get(f'{name}.{part}')) is not None:
-                    # into existing tensors, because a captured graph has their addresses
-                    current = self.optimizer.state[p].setdefault(
-                        part, saved.to(self.machine.device, copy=True))
-                    current.copy_(saved)
-        self.scaler.load_state_dict(scaler)
+            for part, value in self.optimizer.state.get(p, {}).items():
+                if value is not None and not is_number(value) and not torch.is_tensor(value):
+                    raise Stop(f'{type(self.optimizer).__name__} keeps {part} of {name}, a {type(value).__name__}: '
+                               'a checkpoint holds tensors and numbers')
+                if not torch.is_tensor(value):
+                    others[f'{name}.{part}'] = value
+        groups = [{part: value for part, value in numbers(group).items() if initial.get(part) != value}
+                  for group, initial in zip(self.optimizer.param_groups, self.initial_groups, strict=True)]
+        optimizer = dict(tensors=len(tensors), numbers=others, groups=groups)
+        return tensors, dict(scaler=self.scaler.state_dict(), optimizer=optimizer)
+
+    def optimizer_tensors(self):
+        """Returns the tensors that the optimizer keeps for parameters, {'<parameter>.<part>': tensor}."""
+        return {f'{name}.{part}': t for name, p in self.model.named_parameters()
+                for part, t in self.optimizer.state.get(p, {}).items() if torch.is_tensor(t)}
+
+    @torch.no_grad()
+    def load_state(self, tensors, rest):
+        """Loads what state() returned, exactly; changes the weights, which must be loaded after it.
+
+        Stop unless the tensors are those that this optimizer keeps.
+        """
+        # older checkpoints do not say how many there were
+        saved = rest.get('optimizer', dict(tensors=len(tensors), numbers={}, groups=[]))
+        self.make_state(tensors.keys() | saved['numbers'].keys())
+        present, count = self.optimizer_tensors(), saved['tensors']
+        misfits = sorted(present.keys() ^ tensors.keys())
+        misfits = misfits or [name for name, t in present.items()
+                              if (t.shape, t.dtype) != (tensors[name].shape, tensors[name].dtype)]
+        if misfits or count != len(tensors):
+            what = misfits[0] if misfits else f'{len(tensors)} tensors, not {count}'
+            raise Stop(f'the checkpoint does not fit the optimizer, {type(self.optimizer).__name__}: {what}',
+                       NO_CHECKPOINT)
+        # into existing tensors, because a captured graph has their addresses
+        for name, t in present.items():
+            t.copy_(tensors[name])
+        for name, p in self.model.named_parameters():
+            for part in list(self.optimizer.state.get(p, {})):
+                if f'{name}.{part}' in saved['numbers']:
+                    self.optimizer.state[p][part] = saved['numbers'][f'{name}.{part}']
+        for group, computed in zip(self.optimizer.param_groups, saved['groups']):
+            group.update({part: value for part, value in computed.items() if part in numbers(group)})
+        # a run that goes on in float16 may have been one without a scaler, and the other way round
+        if self.scaler.is_enabled() and rest['scaler']:
+            self.scaler.load_state_dict(rest['scaler'])
+
+    def make_state(self, names):
+        """Steps the optimizer with gradients of 0 for the parameters of these names, so that it makes their state."""
+        owners = {name.rpartition('.')[0] for name in names}
+        for name, p in self.model.named_parameters():
+            if name in owners:
+                p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def find_nonfinite_state(self):
+        """Returns the name of a weight or moment that is not finite, or of a buffer that is NaN; else None.
+
+        Waits for the device. A mask is a buffer, and may be infinite.
+        """
+        tensors = dict(self.model.named_parameters()) | self.optimizer_tensors()
+        bad = {name: ~t.isfinite().all() for name, t in tensors.items()}
+        bad |= {name: b.isnan().any() for name, b in self.model.named_buffers() if b.is_floating_point()}
+        flags = torch.stack([flag.to(self.machine.device) for flag in bad.values()]).tolist()
+        return next((name for name, flag in zip(bad, flags, strict=True) if flag), None)
+
+
+def is_number(value):
+    return isinstance(value, (bool, int, float))
+
+
+def numbers(group):
+    """Returns the numbers of an optimizer's group, except its learning rate, which the schedule sets."""
+    return {name: value for name, value in group.items() if is_number(value) and name != 'lr'}
 
 
 @contextmanager

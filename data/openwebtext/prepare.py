@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
 import numpy as np
 
-from core.data.prepare import write_set
+from core.data import short_path
+from core.data.prepare import no_arguments, write_set
 from core.data.tokenizer import gpt2_bpe
 from core.errors import Stop, run_main
 
@@ -45,6 +46,11 @@ def shards(documents, size=10_000):
 
 
 def main():
+    no_arguments(__doc__)
+    # a copy of this folder, with another text
+    if (HERE / 'input.txt').exists():
+        raise Stop(f'{short_path(HERE)} has an input.txt, but this script prepares OpenWebText; for a text of your own '
+                   f'run python data/text/prepare.py {short_path(HERE)}/input.txt --out={short_path(HERE)}')
     bpe = gpt2_bpe()
 
     def tokenize(row):

@@ -204,7 +204,7 @@ def matched_baseline(baseline, arm, match, prices):
     # wider MLPs until the numbers of parameters agree
     if match == 'params':
         args = baseline.model_args
-        missing = arm.meta_model().num_params() - baseline.meta_model().num_params()
+        missing = arm.meta_model().get_num_params() - baseline.meta_model().get_num_params()
         # an MLP of width r * C has r * (2 C^2 + C) parameters; without biases r * 2 C^2
         a_unit_of_r = args['n_layer'] * args['n_embd'] * (2 * args['n_embd'] + args['bias'])
         mlp_ratio = 4.0 + missing / a_unit_of_r

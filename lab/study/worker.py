@@ -273,13 +273,14 @@ def hash_batches(data, o):
 
 
 def sample_text(m, data, model, o):
-    """Returns text that the model writes after a line break, at temperature 0.8 from its top 200 tokens."""
+    """Returns text that the model writes after data.tokenizer.start(), at temperature 0.8 from its top 200 tokens."""
     model.eval()
-    idx = torch.tensor([data.tokenizer.encode('\n')], device=m.device)
+    idx = torch.tensor([data.tokenizer.start()], device=m.device)
     generator = torch.Generator(m.device).manual_seed(key(o.seed, 'sample'))
     it = torch.tensor(float(o.max_iters), device=m.device)
     with m.precision():
-        tokens = list(model.stream(idx, SAMPLE_TOKENS, 0.8, 200, generator=generator, it=it))
+        tokens = list(model.stream(idx, SAMPLE_TOKENS, 0.8, 200, generator=generator, it=it,
+                                   known=data.tokenizer.known))
     model.train()
     return data.tokenizer.decode(torch.cat(tokens, dim=1)[0].tolist())
 

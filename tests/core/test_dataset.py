@@ -6,8 +6,10 @@ import os
 import pickle
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,9 @@ import pytest
 import torch
 
 import core.data
-from core.data import dataset
+from core.data import dataset, prepare
 from core.data.dataset import Dataset, find_set
-from core.data.prepare import prepare_chars, write_set
+from core.data.prepare import prepare_chars, prepare_files, write_set
 from core.data.tokenizer import Tokenizer, gpt2_bpe, read_meta
 from core.errors import Stop
 
@@ -64,6 +66,8 @@ def repo(tmp_path, monkeypatch):
     shutil.copytree(REPO / 'data', root / 'data', ignore=shutil.ignore_patterns('*.bin', 'meta.*', '*.tmp'))
     monkeypatch.setattr(core.data, 'ROOT', root)
     monkeypatch.setattr(dataset, 'DATA', root / 'data')
+    # a prepare.py that runs in this process has no arguments
+    monkeypatch.setattr(sys, 'argv', ['prepare.py'])
     return root
 
 
@@ -96,6 +100,43 @@ def test_shipped_text_is_prepared_on_first_use(repo, capsys):
     assert out == 'prepared data/shakespeare_char: 1,003,854 + 111,540 tokens, 65 characters\n'
     assert hashlib.sha256((folder / 'train.bin').read_bytes()).hexdigest() == SHA256['train.bin']
     assert find_set('shakespeare_char') == folder and capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext'])
+def test_a_copy_of_a_folder_prepares_its_own_text(repo, monkeypatch, capsys, name):
+    """cp -r data/shakespeare data/mine, then a text of one's own: never the other text, whoever runs the script."""
+    fake_tiktoken(monkeypatch, lambda name: Letters())
+    mine = repo / 'data/mine'
+    shutil.copytree(repo / 'data' / name, mine)
+    prepare = lambda: runpy.run_path(str(mine / 'prepare.py'), run_name='__main__')
+    # shakespeare_char brings a text along, the others have none, and OpenWebText is never one's own
+    (mine / 'input.txt').unlink(missing_ok=True)
+    if name != 'openwebtext':
+        with pytest.raises(SystemExit) as end:
+            prepare()
+        assert end.value.code == 2 and not (mine / 'train.bin').exists()
+    (mine / 'input.txt').write_text('my own text ' * 20)
+    if name == 'openwebtext':
+        with pytest.raises(SystemExit) as end:
+            prepare()
+        assert end.value.code == 2 and 'python data/text/prepare.py data/mine/input.txt' in capsys.readouterr().err
+        return
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--dataset=mine'])
+    set_ = Dataset('mine', 4)
+    assert set_.tokenizer.decode([*set_.tokens['train'], *set_.tokens['val']]) == 'my own text ' * 20
+    assert sys.argv == ['train.py', '--dataset=mine']
+
+
+@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext'])
+def test_a_prepare_script_explains_itself_and_takes_no_other_option(repo, monkeypatch, capsys, name):
+    for argument, code in ('--help', 0), ('-h', 0), ('--hlep', 2):
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', argument])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(repo / 'data' / name / 'prepare.py'), run_name='__main__')
+        out, err = capsys.readouterr()
+        assert end.value.code == code
+        assert len(out.splitlines()) > 1 and err == '' if code == 0 else out == '' and err.startswith('--hlep')
+    assert not (repo / 'data' / name / 'train.bin').exists()
 
 
 def test_a_failed_preparation_is_one_line(repo, capsys):
@@ -183,6 +224,39 @@ def test_a_preparation_that_fails_cleans_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_that_somebody_has_put_there_is_not_followed(tmp_path):
+    victim = tmp_path / 'victim'
+    victim.write_text('mine')
+    for name in FILES:
+        (tmp_path / 'set').mkdir(exist_ok=True)
+        (tmp_path / 'set' / f'{name}.tmp').symlink_to(victim)
+    prepare_chars('to be or not to be', tmp_path / 'set')
+    assert victim.read_text() == 'mine'
+    assert {p.name for p in (tmp_path / 'set').iterdir() if not p.is_symlink()} == set(FILES)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(tmp_path, number):
+    """In the middle of the tokens, in a process of its own: one line, 128 + signal, no file."""
+    code = f'''
+import os, sys
+from pathlib import Path
+from core.data.prepare import write_set
+from core.errors import run_main
+def tokens():
+    yield [1] * 100_000
+    os.kill(os.getpid(), {number:d})
+    while True:
+        yield [2]
+run_main(lambda: write_set(Path(sys.argv[1]), dict(train=tokens(), val=[[1]]), dict(kind='gpt2', vocab_size=50257)))
+'''
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 128 + number
+    assert done.stderr == ('interrupted\n' if number == signal.SIGINT else f'stopped by {number.name}\n')
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_preparations_at_once_take_turns(tmp_path):
     code = 'import sys; from pathlib import Path; from core.data.prepare import prepare_chars as p\n' \
            'for n in range(12): p("ab" * (100000 + n % 2), Path(sys.argv[1]))'
@@ -204,6 +278,41 @@ def test_text_of_your_own(repo, tmp_path):
     assert mine.tokenizer.decode([*mine.tokens['train'], *mine.tokens['val']]) == text
     assert mine.tokenizer.encode(text) == [*mine.tokens['train'], *mine.tokens['val']]
     assert mine.vocab_size == len(set(text))
+
+
+def test_pieces_of_a_file_are_the_whole(tmp_path, monkeypatch):
+    """Wherever the pieces end, within a character or between CR and LF, and from a pipe, which is read once."""
+    one, two, pipe = tmp_path / 'one.txt', tmp_path / 'two.txt', tmp_path / 'pipe'
+    text = 'naïve\r\nÜber\rgröße 漢字 😀\n'
+    one.write_bytes(('\ufeff' + text).encode())
+    two.write_bytes(text.encode())
+    prepare_chars((text * 3).replace('\r\n', '\n').replace('\r', '\n'), tmp_path / 'whole')
+    os.mkfifo(pipe)
+    for size in 1, 2, 3, 7, 1000:
+        monkeypatch.setattr(prepare, 'PIECE', size)
+        writer = threading.Thread(target=pipe.write_bytes, args=(text.encode(),))
+        writer.start()
+        prepare_files([one, pipe, two], tmp_path / 'pieces')
+        writer.join()
+        for name in FILES:
+            assert (tmp_path / 'pieces' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+        size = len(text.encode())
+        for bad, where in (text.encode() + b'\xff', f'byte {size} is 0xff'), (b'\xef\xbb\xbf\xc3', 'byte 3 is 0xc3'):
+            two.write_bytes(bad)
+            assert refused(prepare_files, [one, two], tmp_path / 'none').endswith(f'is not UTF-8 text: {where}')
+        two.write_bytes(text.encode())
+
+
+def test_a_large_text_is_prepared_in_little_memory(tmp_path):
+    """18 million characters, some of which Python keeps in four bytes each: 75 MB in one piece, of which 4 are used."""
+    (tmp_path / 'input.txt').write_text('abc def 😀\n' * 1_800_000, encoding='utf-8')
+    tracemalloc.start()
+    try:
+        prepare_files([tmp_path / 'input.txt'], tmp_path / 'set')
+        assert tracemalloc.get_traced_memory()[1] < 120e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / 'set/train.bin').stat().st_size == 2 * 16_200_000
 
 
 def test_text_stops_with_one_line(repo, tmp_path, monkeypatch, capsys):
@@ -250,8 +359,8 @@ class Letters:
     def encode(self, text, allowed_special):
         return list(map(ord, text))
 
-    def decode(self, ids):
-        return ''.join(map(chr, ids))
+    def decode_bytes(self, ids):
+        return ''.join(map(chr, ids)).encode()
 
 
 def test_no_network_for_the_tokenizer_is_one_line(monkeypatch):
@@ -271,21 +380,21 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
     assert plays.bytes_per_token == 1.5         # its last two letters are three bytes
     assert plays.tokenizer.encode('be') == [98, 101]
 
-    spec = importlib.util.spec_from_file_location('prepare', repo / 'data/openwebtext/prepare.py')
-    prepare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare)
+    spec = importlib.util.spec_from_file_location('owt', repo / 'data/openwebtext/prepare.py')
+    owt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(owt)
 
     class Documents(list):                      # slices as a table of `datasets` does
         def __getitem__(self, rows):
             return {'ids': [np.array(ids, np.uint16) for ids in super().__getitem__(rows)]}
     documents = Documents([[5, 6, 50256], [50256], [7, 50256], [65535], [8, 9, 50256]])
     for size in (1, 2, 5, 100):
-        write_set(repo / 'data/openwebtext', {'train': prepare.shards(documents, size), 'val': [[1, 2]]},
+        write_set(repo / 'data/openwebtext', {'train': owt.shards(documents, size), 'val': [[1, 2]]},
                   dict(kind='gpt2', vocab_size=50257))
         assert np.fromfile(repo / 'data/openwebtext/train.bin', '<u2').tolist() == sum(list.__iter__(documents), [])
 
     monkeypatch.setitem(sys.modules, 'datasets', None)
-    assert 'pip install datasets tiktoken' in refused(prepare.load)
+    assert 'pip install datasets tiktoken' in refused(owt.load)
 
 
 # ---- finding, and what the ids mean

@@ -144,8 +144,8 @@ def model_level(golden, source):
         outs['aux_gate'] = step.losses['gate']
     source.compare(golden, model, outs)
     if 'num_params' in golden.meta:
-        assert model.num_params() == golden.meta['num_params']
-        assert model.num_params(non_embedding=False) == golden.meta['num_params_all']
+        assert model.get_num_params() == golden.meta['num_params']
+        assert model.get_num_params(non_embedding=False) == golden.meta['num_params_all']
 
 
 def watch_surprise(block):

@@ -105,8 +105,8 @@ def model_level(golden, source):
         outs |= {f'h{i}.{name}': out for name, out in attention_outs(block.attn, args).items()}
     outs |= dict(logits=logits, loss=loss, logits_last=model(idx)[0])
     source.compare(golden, model, outs)
-    assert model.num_params() == golden.meta['num_params']
-    assert model.num_params(non_embedding=False) == golden.meta['num_params_all']
+    assert model.get_num_params() == golden.meta['num_params']
+    assert model.get_num_params(non_embedding=False) == golden.meta['num_params_all']
 
 
 levels = dict(attn=attn_level, block=block_level, model=model_level)

@@ -81,7 +81,7 @@ def test_matched_baselines_hit_within_a_percent(data):
         flops[arm.name] = dict(flops_per_token=train_flops)
     for arm in others:
         wide, longer = (matched_baseline(base, arm, match, flops) for match in ('params', 'flops'))
-        assert wide.meta_model().num_params() == pytest.approx(arm.meta_model().num_params(), rel=0.01)
+        assert wide.meta_model().get_num_params() == pytest.approx(arm.meta_model().get_num_params(), rel=0.01)
         assert longer.options.max_iters == longer.options.lr_decay_iters
         spent = [a.options.max_iters * flops[b.name]['flops_per_token'] for a, b in ((longer, base), (arm, arm))]
         assert spent[0] == pytest.approx(spent[1], rel=0.01)

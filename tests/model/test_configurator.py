@@ -418,9 +418,9 @@ def test_values_from_python_are_checked_too():
 def test_meanings_are_trailing_comments_the_nearest_class_first():
     # as core/assemble.py makes classes: without source code of their own
     together = type('GPTConfig', (Windowed,), {})
-    assert configurator.trailing_comments(together) == {'block_size': 'context, in tokens', 'n_layer': 'blocks',
-                                              'dropout': 'of windows too',
-                                              'window_init': 'attention span at initialization, in tokens'}
+    meanings = {name: meaning for name, (meaning, _) in configurator.comments_of(together).items() if meaning}
+    assert meanings == {'block_size': 'context, in tokens', 'n_layer': 'blocks', 'dropout': 'of windows too',
+                        'window_init': 'attention span at initialization, in tokens'}
 
 
 def test_a_type_that_is_no_option_type_is_the_authors_error():
@@ -432,13 +432,12 @@ def test_a_type_that_is_no_option_type_is_the_authors_error():
         configure(Wrong, None, [])
 
 
-def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeypatch):
+def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeypatch, capsys):
     def shown(*argv):
-        said = []
         with pytest.raises(SystemExit) as end:
-            read(*argv, say=said.append)
+            read(*argv)
         assert end.value.code == 0
-        return said[0]
+        return capsys.readouterr().out
 
     monkeypatch.setattr(sys, 'argv', ['/somewhere/train.py'])
     text = shown('--help')
@@ -454,6 +453,14 @@ def test_help_shows_every_option_with_default_allowed_values_and_meaning(monkeyp
     columns = {line.index('int in') for line in text.splitlines() if 'int in' in line}
     assert len(columns) == 1 and max(map(len, text.splitlines())) <= 110
     assert all(f'--{name}=' in text for name in read().origin)
+
+    # the variants that there are, and the groups of a script that has some, device options last
+    assert ' soft_window, ' in text[text.index('variants, of which'):] and '_moments' not in text
+    with pytest.raises(SystemExit):
+        configure(train.Options, load_classes, ['--help'])
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith('options')]
+    assert titles == [f'options of train.py: {group}' for group in
+                      ('I/O', 'wandb', 'data', 'model', 'AdamW', 'system', 'device')] + ['options of the model']
 
     text = shown('-h', '--variant=windowed')
     assert text.index('options of the model') < text.index('--dropout=0.1') \

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import core.assemble
 import model as core_model
-from core.assemble import variant_names
+from core.assemble import short_name, variant_names
 from core.device.flops import flops_per_token
 from core.errors import Stop
 from core.nn import attention as attention_paths
@@ -77,8 +77,8 @@ def test_slots():
 def test_num_params():
     model = build(**SHAKESPEARE)
     C, V, T, L = 384, 65, 256, 6
-    assert model.num_params() == V * C + L * (12 * C * C + 2 * C) + C == 10_646_784
-    assert model.num_params(non_embedding=False) == 10_646_784 + T * C
+    assert model.get_num_params() == V * C + L * (12 * C * C + 2 * C) + C == 10_646_784
+    assert model.get_num_params(non_embedding=False) == 10_646_784 + T * C
 
 
 def test_flops():
@@ -336,7 +336,7 @@ def test_what_is_chosen_on_a_gpu(monkeypatch):
             ('math', 256, dict(moments=True, from_zero=False)), ('math', 256, dict(moments=True, score_mod=capped))):
         q = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), dtype=more.pop('dtype', torch.bfloat16),
                             size=dict([(2, T), (-1, more.pop('hs', 64))]).get)
-        way, why = choose_backend('auto', q, **dict(from_zero=True) | more)
+        way, why = choose_backend('auto', q, q, **dict(from_zero=True) | more)
         assert way == want and why and '\n' not in why, (want, way, why, T, more)
 
 
@@ -350,7 +350,7 @@ def test_what_is_said_is_what_training_does(dropout, way, monkeypatch):
     with torch.no_grad():
         attn.attend(q, q, q, None, None, step)
     assert {way for way, _ in step.backends} == {way}
-    assert choose_backend('auto', q, from_zero=True, training=False)[0] == 'sdpa'
+    assert choose_backend('auto', q, q, from_zero=True, training=False)[0] == 'sdpa'
 
 
 @pytest.mark.parametrize('variant', [
@@ -546,3 +546,192 @@ class {cls}(model.{cls}):
     assert {f.name for f in dataclasses.fields(model.config)} >= {'ones_size', 'twos_size'}
     ones = load_classes('ones').GPTConfig()
     assert ones.ones_size == 3 and not hasattr(ones, 'twos_size')
+
+
+def test_values_may_be_wider_or_narrower_than_queries():
+    """Each way gives the definition's y, as wide as v, or refuses."""
+    pos = torch.arange(9).expand(2, -1)
+    for width in 4, 24:
+        q, k, v = qkv(9, dtype=torch.float64)
+        v = torch.cat(3 * [v], dim=-1)[..., :width]
+        for bias in None, distance_bias(torch.rand(2, 3, 9, dtype=torch.float64), pos):
+            want = attend(q, k, v, pos, pos, bias, impl='math')
+            assert want.size(-1) == width
+            for impl in 'sdpa', 'auto':
+                torch.testing.assert_close(attend(q, k, v, pos, pos, bias, impl, True), want)
+            assert f'values of {width} channels' in refused(attend, q, k, v, pos, pos, bias, 'kernel', True)
+
+
+# -- what would do nothing is refused
+
+@pytest.mark.parametrize('source, said', [
+    ('class MLP(model.MLP):\n    def hiden(self, x, step):\n        return x\n', ['MLP.hiden', 'did you mean hidden?']),
+    ('class Mlp(model.MLP):\n    def hidden(self, x, step):\n        return x\n', ['class Mlp', 'did you mean MLP?']),
+    ('class Block(model.Block):\n    def attn_update(self, y, step):\n        return y\n', ['attn_update', 'attn_out']),
+    # beside a class that is right
+    ('class MLP(model.MLP):\n    pass\nclass block(model.Block):\n    pass\n', ['class block', 'did you mean Block?']),
+])
+def test_a_misspelt_name_is_refused(drop, source, said):
+    drop('misspelt', HEADER + source)
+    text = refused(load_classes, 'misspelt')
+    assert 'misspelt.py' in text and all(words in text for words in said)
+
+
+def test_helpers_of_an_author_are_not_misspelt(drop):
+    """Methods that are called, that begin with _, and subclasses of slots that are used under their own names."""
+    drop('helped', HEADER + '''
+class Half(model.Linear):
+    def halve(self, x):
+        return x / 2
+    def forward(self, x):
+        return self.halve(super().forward(x))
+class MLP(model.MLP):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.c_fc = Half(config, config.n_embd, 4 * config.n_embd)
+    def _unused(self):
+        pass
+    @property
+    def width(self):
+        return self.c_fc.weight.size(0)
+    def hidden(self, x, step):
+        return super().hidden(x, step)[..., :self.width]
+''')
+    assert small('helped').transformer.h[0].mlp.width == 96
+
+
+REPLACES = HEADER + '''
+class Block(model.Block):
+    def forward(self, x, step):
+        return x + self.attn(self.ln_1(x), step) + self.mlp(self.ln_2(x), step)
+'''
+
+
+def test_a_partner_that_would_be_dropped_is_refused(drop):
+    """The parallel block never calls mlp_out or mlp_residual, so what changes them would do nothing."""
+    drop('parallel', REPLACES)
+    drop('scaled', HEADER + 'class Block(model.Block):\n    def mlp_out(self, y, step):\n        return 2 * y\n')
+    for pair in 'parallel+scaled', 'scaled+parallel':
+        text = refused(load_classes, pair)
+        assert 'parallel.py' in text and 'scaled.py' in text and 'Block.mlp_out' in text
+    assert load_classes('parallel') and load_classes('scaled')
+
+
+def test_a_partner_that_is_still_called_is_not_refused(drop):
+    """By the new forward itself, through another hook, or through super()."""
+    drop('scaled', HEADER + 'class Block(model.Block):\n    def mlp_out(self, y, step):\n        return 2 * y\n')
+    drop('calls', REPLACES.replace('self.mlp(self.ln_2(x), step)', 'self.mlp_out(self.mlp(self.ln_2(x), step), step)'))
+    drop('through', HEADER + '''
+class Block(model.Block):
+    def forward(self, x, step):
+        return self.mlp_residual(x, step)
+''')
+    drop('twice', HEADER + '''
+class Block(model.Block):
+    def forward(self, x, step):
+        return super().forward(super().forward(x, step), step)
+''')
+    for name in 'calls', 'through', 'twice':
+        assert load_classes(f'{name}+scaled')
+
+
+# -- variants that are no file in variants/
+
+def test_a_path_is_a_variant(tmp_path):
+    """From anywhere; two files of one name are two variants; combined as any other."""
+    for folder, factor in ('one', 2), ('two', 3):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'mine.py').write_text(
+            HEADER + f'class Block(model.Block):\n    def attn_out(self, y, step):\n        return {factor} * y\n')
+    y = torch.ones(1)
+    for folder, factor in ('one', 2), ('two', 3):
+        path = f'{tmp_path}/{folder}/mine.py'
+        assert small(path).transformer.h[0].attn_out(y, None) == factor
+        assert small(f'rope+{path}').transformer.wpe.weight is None
+        assert short_name(f'rope+{path}') == 'rope+mine'
+    assert f'no file {tmp_path}/three.py' in refused(load_classes, f'{tmp_path}/three.py')
+
+
+def test_classes_of_a_notebook_are_a_variant():
+    class Doubled(core_model.MLP):
+        def hidden(self, x, step):
+            return 2 * super().hidden(x, step)
+
+    class Wider(core_model.MLP):
+        pass
+
+    ours = build(classes=[Doubled], **checks.SMALL)
+    x = torch.randn(1, 4, 24)
+    base = build(**checks.SMALL).transformer.h[0].mlp
+    torch.testing.assert_close(ours.transformer.h[0].mlp.hidden(x, None), 2 * base.hidden(x, None))
+    assert isinstance(build('rope', classes=[Doubled], **checks.SMALL).transformer.h[0].mlp, Doubled)
+    assert 'two of them subclass MLP' in refused(build, classes=[Doubled, Wider])
+    assert 'int must subclass one of GPTConfig' in refused(build, classes=[int])
+
+
+def test_nanogpt_by_heart():
+    """GPT(GPTConfig()) has its initial weights, from torch's seed."""
+    torch.manual_seed(3)
+    ours = GPT(GPTConfig(**checks.SMALL))
+    want = build(seed=3, **checks.SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), want.parameters(), strict=True))
+    assert ours.get_num_params() == want.get_num_params()
+    # the peak of a CPU is not known
+    assert ours.estimate_mfu(4, 0.1) is None
+
+
+# -- state between passes
+
+def test_a_recurrence_decodes_as_it_evaluates(drop):
+    """A running mean of all tokens so far, kept by state() and set_state()."""
+    drop('running', HEADER + '''
+class Block(model.Block):
+    def forward(self, x, step):
+        total, n = step.state(self.layer, 'running', (torch.zeros_like(x[:, 0]), 0))
+        totals = total[:, None] + x.cumsum(1)
+        count = torch.arange(n + 1, n + 1 + x.size(1), device=x.device)[:, None]
+        step.set_state(self.layer, 'running', (totals[:, -1], n + x.size(1)))
+        return super().forward(x + totals / count, step)
+''')
+    assert_decodes(small('running', shake=0.3).eval())
+
+
+def test_a_module_that_runs_twice_in_a_pass_has_two_pasts(drop):
+    """Tied layers, and a block that loops: keys and values of each use are apart."""
+    drop('tied', HEADER + '''
+class GPT(model.GPT):
+    def blocks(self, x, step):
+        first = self.transformer.h[0]
+        return first(first(first(x, step), step), step)
+''')
+    assert_decodes(small('tied', shake=0.3).eval())
+
+
+def assert_decodes(one):
+    """Asserts that passes of 3 and then 1 token with a cache give the logits of one pass over all tokens."""
+    idx = checks.tokens(one, B=2, T=9)
+    want = one(idx, step=Step(all_positions=True))[0]
+    cache, got = [{} for _ in one.transformer.h], []
+    for begin, end in ((0, 3), *((n, n + 1) for n in range(3, 9))):
+        pos = torch.arange(begin, end).expand(2, -1) if begin else None
+        got.append(one(idx[:, begin:end], step=Step(pos, cache=cache, all_positions=True))[0])
+    torch.testing.assert_close(torch.cat(got, dim=1), want)
+
+
+def test_a_loss_of_ones_own_sees_what_the_logits_are_of(drop):
+    """Multi-token prediction without a forward of its own: hooks between the trunk and the loss."""
+    drop('two_ahead', HEADER + '''
+class GPT(model.GPT):
+    def loss(self, logits, targets, x, step):
+        ahead = self.logits(x[:, :-1], step)
+        step.loss('two_ahead', torch.nn.functional.cross_entropy(ahead.flatten(0, 1), targets[:, 1:].flatten()))
+        return super().loss(logits, targets, x, step)
+''')
+    ours, base = small('two_ahead'), small()
+    idx = checks.tokens(base)
+    step = Step()
+    _, loss = ours(idx, idx, step)
+    want = base(idx, idx)[1]
+    assert step.losses['two_ahead'] > 0 and torch.equal(loss, want + step.losses['two_ahead'])
+    # what is judged has no part of it
+    assert torch.equal(ours.eval()(idx, idx)[1], want)

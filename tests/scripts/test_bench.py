@@ -61,7 +61,7 @@ def test_the_last_line_is_json_with_the_numbers(done):
     for arm in said['results']:
         options = SMALL | (dict(prior_width=1.0) if 'surprise' in arm['variant'] else {})
         model = build(arm['variant'], **options)
-        assert arm['params'] == model.num_params()
+        assert arm['params'] == model.get_num_params()
         flops = flops_per_token(load_classes(arm['variant']), model.config)
         assert (arm['forward_flops_per_token'], arm['flops_per_token']) == flops
         assert all(len(ms) == 6 and min(ms) > 0 for ms in arm['samples_ms'].values())

@@ -1,6 +1,9 @@
 """Sampling from a run folder: which checkpoint, which text, and messages for impossible requests."""
+import io
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +12,12 @@ from helpers import ROOT, TINY, call, shakespeare, shell
 import sample
 import train
 from core.data.prepare import prepare_chars
+from core.data.tokenizer import Tokenizer
+from core.device.machine import machine
 from core.errors import BAD_INPUT, NO_CHECKPOINT
 from core.rng import key
 from core.run.folder import RunFolder
-from model import Step
+from model import Step, build
 
 RULE = '\n---------------\n'
 
@@ -33,12 +38,12 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def draw(trained):
-    """draw(start='All:') returns the samples, without the options that are listed first."""
+    """draw(start='All:') returns the samples, and asserts that stdout holds nothing else."""
     def samples(**options):
         options = dict(out_dir=trained, num_samples=2, max_new_tokens=40, device='cpu') | options
         done = call(sample.main, **options)
-        assert (done.code, done.err) == (0, '')
-        *texts, end = done.out.split(f'{list(options)[-1]} = ')[-1].split('\n', 1)[1].split(RULE)
+        assert done.code == 0, done.err
+        *texts, end = done.out.split(RULE)
         assert end == ''
         return texts
     return samples
@@ -97,14 +102,33 @@ def test_the_start(draw, tmp_path):
     assert draw(start=f"FILE:{tmp_path / 'prompt.txt'}") == draw(start='ROMEO:\nO')
     # nothing to go on from: a new line, nanoGPT's default
     assert draw(start='') == draw(start='\n') == draw()
+    # a byte order mark is no part of the text, as in preparing
+    (tmp_path / 'windows.txt').write_bytes('\ufeffROMEO:\r\nO'.encode())
+    assert draw(start=f"FILE:{tmp_path / 'windows.txt'}") == draw(start='ROMEO:\nO')
     long = 'First Citizen:\nBefore we proceed any further, hear me speak.\n'
     assert all(text.startswith(long) for text in draw(start=long))
 
 
-def test_a_start_beyond_block_size_counts_from_its_end(draw):
-    """Only the last 16 characters are seen, so what is before them changes nothing."""
+def test_a_start_beyond_block_size_counts_from_its_end(draw, trained):
+    """Only the last 16 characters are seen, so what is before them changes nothing, and the user is told."""
     one, other = (draw(start=head + 'hear me speak.\nAll:') for head in ('', 'First Citizen:\n'))
     assert one == [text.removeprefix('First Citizen:\n') for text in other]
+    done = call(sample.main, out_dir=trained, device='cpu', max_new_tokens=2, num_samples=1, start='All:\n' * 200_000)
+    assert (done.code, done.out[:1_000_000]) == (0, 'All:\n' * 200_000)
+    assert 'start has 1,000,000 tokens, of which the model sees the last 16\n' in done.err
+
+
+def test_stdout_holds_the_samples_and_stderr_the_options(trained):
+    done = call(sample.main, out_dir=trained, device='cpu', max_new_tokens=5, num_samples=1, start='All:')
+    assert done.code == 0 and done.out.startswith('All:') and done.out.endswith(RULE)
+    assert done.err.splitlines()[-1] == "start = 'All:' (command line)"
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_a_temperature_as_low_as_it_may_be_is_greedy(draw, dtype):
+    greedy = draw(temperature=0, dtype=dtype)
+    for temperature in 1e-5, 1e-40, 5e-324:
+        assert draw(temperature=temperature, dtype=dtype) == greedy
 
 
 def test_what_the_start_cannot_be(trained, tmp_path):
@@ -124,13 +148,51 @@ def test_bad_options(trained, options, says):
     assert refuse(BAD_INPUT, out_dir=trained, **options).startswith(says)
 
 
-def test_a_folder_without_a_newline_in_its_characters(tmp_path):
-    """If the vocabulary lacks the default start, one line tells the user to set another."""
+def test_a_text_without_line_breaks_in_a_padded_vocabulary(tmp_path):
+    """Samples begin with what the set has, unless a start is given, and no id is drawn that has no text."""
     prepare_chars('abracadabra ' * 50, tmp_path / 'data')
-    assert call(train.main, **TINY | dict(dataset=tmp_path / 'data', out_dir=tmp_path / 'run', max_iters=1)).code == 0
-    assert r"'\n'" in refuse(BAD_INPUT, out_dir=tmp_path / 'run')
-    done = call(sample.main, out_dir=tmp_path / 'run', start='abra', device='cpu', max_new_tokens=30, num_samples=1)
-    assert done.code == 0 and set(done.out.split('\n')[-3]) <= set('abrcd ')
+    options = dict(dataset=tmp_path / 'data', out_dir=tmp_path / 'run', max_iters=1, vocab_size=512)
+    assert call(train.main, **TINY | options).code == 0
+    for start, said in (dict(), True), (dict(start=''), True), (dict(start='abra'), False):
+        done = call(sample.main, out_dir=tmp_path / 'run', device='cpu', max_new_tokens=30, num_samples=3, **start)
+        texts = done.out.split(RULE)[:-1]
+        begin = start.get('start') or ' '
+        assert done.code == 0 and len(texts) == 3
+        assert all(text.startswith(begin) and len(text) == len(begin) + 30 and set(text) <= set('abrcd ')
+                   for text in texts)
+        assert ("this set has no line break, so the samples go on from ' '\n" in done.err) == said
+    assert r"'\n'" in refuse(BAD_INPUT, out_dir=tmp_path / 'run', start='\n')
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Bytes:
+    """A stand-in for tiktoken's encoding: a token is a byte, so that characters have several."""
+    def encode(self, text, allowed_special=()):
+        return list(text.encode())
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
+
+
+def test_on_a_terminal_characters_come_whole_and_control_characters_visibly(monkeypatch, tmp_path):
+    """The model always writes é, then an escape character, which would change the terminal's colour."""
+    text = 'é\x1b[31m'
+    monkeypatch.setitem(sys.modules, 'tiktoken', SimpleNamespace(get_encoding=lambda name: Bytes()))
+    model = build('base', n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=300)
+    monkeypatch.setattr(model, 'stream', lambda idx, n, *args: (torch.tensor([[b], [b]]) for b in text.encode()))
+    opened = model, Tokenizer('gpt2', 300), machine('cpu'), dict(step=0)
+    monkeypatch.setattr(sample, 'open_run', lambda *args: opened)
+    monkeypatch.setattr(sys, 'argv', ['sample.py', '--num_samples=2', '--start=ü'])
+    monkeypatch.setattr(sys, 'stdout', screen := Terminal())
+    sample.main()
+    assert screen.getvalue() == r'üé\x1b[31m' + RULE + r'üé\x1b[31m' + RULE
+    monkeypatch.setattr(sys, 'stdout', pipe := io.StringIO())
+    sample.main()
+    assert pipe.getvalue() == ('ü' + text + RULE) * 2
 
 
 # -- the checkpoint

@@ -927,7 +927,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     options = {*config['options'], *vars(load_classes('surprise').GPTConfig())}
     assert config['origin'] == {name: 'command line' if name in given else 'default' for name in options}
     assert '--seed=5' in config['argv'] and config['versions']['torch'] == torch.__version__
-    assert config['sha256'] == {name: sha256(ROOT / name) for name in ('model.py', 'variants/surprise.py')}
+    assert config['code'] == {name: sha256(ROOT / name) for name in ('model.py', 'variants/surprise.py')}
     assert (config['device'], config['dtype'], config['compile']) == ('cpu', 'float32', False)
 
     evals = [record for record in records if 'val_loss' in record]
@@ -943,7 +943,7 @@ def test_the_records_of_a_run(data, go, tmp_path):
     assert result['val_loss'] == evals[-1]['val_loss'] and result['train_loss'] == evals[-1]['train_loss']
     assert result['best_val_loss'] == min(record['val_loss'] for record in evals)
     assert result['bits_per_byte'] == evals[-1]['bits_per_byte'] == pytest.approx(result['val_loss'] / math.log(2))
-    expected = dict(iters=8, seed=5, variant='surprise', params=model.num_params())
+    expected = dict(iters=8, seed=5, variant='surprise', params=model.get_num_params())
     assert expected.items() <= result.items()
     flops = result['forward_flops_per_token'], result['flops_per_token']
     assert flops == flops_per_token(load_classes('surprise'), model.config) and flops[1] > 2 * flops[0] > 0
@@ -1064,7 +1064,7 @@ def test_a_file_is_a_variant(checkout, go, tmp_path):
     done, out = shell('commands.py', json.dumps(commands), cwd=checkout), checkout / 'out-scale'
     assert (done.code, done.err) == (0, '') and done.out.count('---------------') == 2
     assert {'iters': 12, 'variant': 'scale'}.items() <= json.loads((out / 'result.json').read_text()).items()
-    assert 'variants/scale.py' in json.loads((out / 'config.json').read_text())['sha256']
+    assert 'variants/scale.py' in json.loads((out / 'config.json').read_text())['code']
 
     # all that it adds is a number a block, which learns
     base = go('base')
