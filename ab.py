@@ -321,7 +321,7 @@ def train_to_each_look(study, runner, looks):
 def print_time_left(study, workers):
     """Prints how long training will take on this many workers, if the arms have been timed."""
     prices = read_json(study.folder / 'price.json')
-    if prices is None:
+    if not prices or 'results' not in prices:
         return
     ms = 0.0
     for arm in study.arms:

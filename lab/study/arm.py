@@ -13,11 +13,14 @@ from configurator import COMMAND_LINE, Given, configure, construct, did_you_mean
 from core import ROOT
 from core.data.dataset import Dataset
 from core.errors import Stop
+from lab.read_losses import choose_baseline
 from lab.study.store import code_hash, device_kind
 from model import GPTConfig, build, load_classes
 
-# options that no arm may set
+# options that a study sets itself
 SET_BY_AB = 'seed', 'out_dir', 'init_from'
+# options that change what is measured: losses of arms that differ in one cannot be compared
+MEASURED = 'dataset', 'block_size', 'eval_iters', 'curve_iters', 'eval_train', 'eval_only'
 # options that change where and how a run runs, not what it computes
 NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device',
                 'backend', 'eval_only', 'log_interval', 'checkpoint_minutes', 'save_best',
@@ -106,13 +109,18 @@ def parse_arms(o, given):
     names = [name for name, _ in specs]
     if not names:
         raise Stop(f'arms={o.arms}: names no arm; write NAME: option=value; ...')
-    if doubled := next((name for name in names if names.count(name) > 1), None):
+    # --null=True adds an arm of this name
+    taken = ['null'] * o.null + [name.casefold() for name in names]
+    if doubled := next((name for name in names if taken.count(name.casefold()) > 1), None):
         raise Stop(f'arms: {doubled} is there twice; every arm needs a name of its own')
     if o.baseline and o.baseline not in names:
         raise Stop(f'baseline={o.baseline}: no such arm; there are {", ".join(names)}')
     # the baseline first; sort() keeps the others in order
-    specs.sort(key=lambda spec: spec[0] != (o.baseline or names[0]))
+    baseline = o.baseline or choose_baseline(names)[0]
+    specs.sort(key=lambda spec: spec[0] != baseline)
 
+    if wrong := next((g for g in given if g.name in SET_BY_AB and g.origin == COMMAND_LINE), None):
+        raise Stop(f'{wrong.name}={wrong.value}: is set by ab.py, for each run; --first_seed moves all seeds')
     # an option that no arm has is a typo; an option that some arms have goes to those
     known = []
     for _, own in specs:
@@ -126,8 +134,24 @@ def parse_arms(o, given):
         raise Stop('nothing to compare: name arms with --variants=a,b, or with --arms, '
                    'or --null=True for the noise floor')
     variant = Given('variant', common, COMMAND_LINE)
-    return [make_arm(name, own, [variant] + [g for g in given if g.name in options])
+    arms = [make_arm(name, own, [variant] + [g for g in given if g.name in options])
             for (name, own), options in zip(specs, known)]
+    for arm in arms[1:]:
+        check_measured_alike(arm, arms[0])
+    return arms
+
+
+def check_measured_alike(arm, baseline):
+    """Raises Stop if an arm's losses would be of other text than the baseline's, or in another context."""
+    def measured(one):
+        o = one.options
+        # with eval_iters a batch is a unit of what is evaluated
+        return {'dataset': o.dataset, 'block_size': one.model_args['block_size'],
+                'eval_iters x batch_size': o.eval_iters * o.batch_size}
+    found, expected = measured(arm), measured(baseline)
+    if name := next((name for name in found if found[name] != expected[name]), None):
+        raise Stop(f'arm {arm.name}: {name}={found[name]}: must be the same in all arms, {expected[name]} as in '
+                   f'{baseline.name}, because it changes what is measured')
 
 
 def parse_specs(o, common):
@@ -169,6 +193,9 @@ def make_arm(name, own, given):
     """Returns the arm with its own options, {name: text}, on top of those given for all arms."""
     if wrong := next((option for option in own if option in SET_BY_AB), None):
         raise Stop(f'arms: {name}: {wrong} is the same for all arms, and is set by ab.py')
+    if wrong := next((option for option in own if option in MEASURED), None):
+        raise Stop(f'arms: {name}: {wrong}={own[wrong]}: changes what is measured, so that its losses could not '
+                   'be compared; it can be given to all arms alike, outside of --arms')
     # the last value of an option wins
     given = given + [Given(option, value, COMMAND_LINE) for option, value in own.items()]
     try:
@@ -176,6 +203,9 @@ def make_arm(name, own, given):
     except Stop as stop:
         raise Stop(f'arm {name}: {stop}') from None
     o = config.options
+    if o.eval_only or o.init_from != 'scratch':
+        raise Stop(f'arm {name}: eval_only={o.eval_only}, init_from={o.init_from}: a study trains each run from '
+                   'scratch, and takes False and scratch')
     # a data set sets the vocabulary, unless the user does
     vocab_size = Dataset(o.dataset, 1).vocab_size
     model_config = construct(config.GPTConfig, dict(vocab_size=vocab_size) | config.model_args)

@@ -20,7 +20,6 @@ until its idea is judged, so a crash cannot lose the account, and the same idea 
 import dataclasses
 import json
 import math
-import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from core.errors import DROP, KEEP, UNDECIDED, Stop
 from core.run.environment import timestamp
 from core.run.files import to_json
 from lab.sequential import LOOKS, Design, comparison_at, follow, word_at
+from lab.study.lines import append_line, read_lines
 
 DECAY = 1.3         # about the largest levels near the 50th idea; 1.2 has more at the 100th, less at the first
 PASSING = 0.5       # of ideas that do nothing, how many pass the first look
@@ -163,14 +163,13 @@ class Stream:
             yield self._read()
 
     def _read(self):
-        data = self.path.read_bytes() if self.path.exists() else b''
         records = []
-        # a kill may have cut the last line short: what it said was never acted upon
-        for n, line in enumerate(data[:data.rfind(b'\n') + 1].splitlines(), 1):
+        for n, record in read_lines(self.path):
             try:
-                record = json.loads(line)
                 known = record['event'] in ('claim', 'decision', 'release') and record['key']
-            except (ValueError, TypeError, KeyError):
+                # a record lacks nothing that is asked of it later
+                replay([record])
+            except (TypeError, KeyError):
                 known = False
             if not known:
                 raise Stop(f'{self.path}:{n}: is not a record of a stream of ideas; restore the line, or '
@@ -183,13 +182,8 @@ class Stream:
 
     def _append(self, event, idea, **fields):
         record = dict(event=event, key=idea.key) | dict(name=idea.name, time=timestamp()) | fields
-        with open(self.path, 'ab+') as f:
-            f.seek(0)
-            f.truncate(f.read().rfind(b'\n') + 1)
-            f.write(json.dumps(to_json(record)).encode() + b'\n')
-            f.flush()
-            # on the disk before the first run: a claim is a promise
-            os.fsync(f.fileno())
+        # on the disk before the first run: a claim is a promise
+        append_line(self.path, record)
 
 
 def replay(records):

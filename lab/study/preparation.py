@@ -8,7 +8,7 @@ from lab import checks
 from lab.study.arm import matched_baseline, scale_lr
 from lab.study.pool import WorkerDied
 from lab.study.results import load_run
-from lab.study.store import RUNS, code_hash, write_shared
+from lab.study.store import RUNS, code_hash, read_or_warn, write_shared
 from lab.study.worker import CheckTask, PriceTask
 from lab.timing import holds_one, ratio_text
 
@@ -73,7 +73,8 @@ def check_arms(study, runner, which):
         else:
             also = f', {declared} declared leaks of other options seen' if declared else ''
             print(f'leak suite, {arm.name}: {len(outcomes)} checks ok{also}')
-        write_shared(checks_file(study, arm), dict(which=which, code=checks_code(), found=found[arm.name]))
+        record = dict(identity=study.key(arm), which=which, code=checks_code(), found=found[arm.name])
+        write_shared(checks_file(study, arm), record)
     return {arm.name: found[arm.name] for arm in study.arms}
 
 
@@ -89,9 +90,11 @@ def checks_code():
 
 def stored_checks(study, arm, which):
     """Returns what these checks have found in this very arm before, or None."""
-    saved = read_json(checks_file(study, arm))
-    as_many = saved is not None and saved['which'] in (which, 'all')
-    return saved['found'] if as_many and saved['code'] == checks_code() else None
+    saved = read_or_warn(checks_file(study, arm)) or {}
+    # older records do not name their identity
+    here = saved.get('identity', study.key(arm)) == study.key(arm)
+    as_many = saved.get('which') in (which, 'all')
+    return saved['found'] if here and as_many and saved['code'] == checks_code() else None
 
 
 def refusal(arm, failed):
@@ -123,7 +126,7 @@ def price_arms(study, runner, file):
     identity = {arm.name: study.identity(arm) for arm in study.arms}
     # the same arms and the same code: the same prices
     saved = read_json(path)
-    if saved is None or saved['identity'] != identity:
+    if saved is None or saved.get('identity') != identity:
         # a baseline is trained for minutes by this ratio, so that it is worth some seconds on a noisy machine
         seconds = 5.0 if study.options.match == 'time' else PriceTask.seconds
         (_, result), = runner.run([PriceTask(tuple(study.arms), seconds)])

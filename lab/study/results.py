@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from core.run.files import read_json
-from core.run.folder import RunFolder
+from core.run.files import from_json
 from lab import sequential, stats
 from lab.study.schema import (
     ArmResult,
@@ -22,7 +21,7 @@ from lab.study.schema import (
     ReportedComparison,
     RunSummary,
 )
-from lab.study.store import DONE, FAILED
+from lab.study.store import DONE, FAILED, logged_evaluations, read_run
 from lab.study.study import is_null
 from lab.study.words import text_table, verdict_sentence
 from lab.suspicion import suspicions
@@ -73,18 +72,19 @@ def load_run(study, arm, seed):
     """Returns the RunResult of one run, from its folder."""
     folder = study.run_folder(arm, seed)
     # a run that is done counts, even if an earlier try failed
-    if record := read_json(folder / DONE):
+    if record := read_run(folder / DONE, 'result', 'init', 'batches', 'windows', 'positions', 'sample'):
         result = record['result']
-        evaluations = [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
+        # older records do not have them
+        evaluations = record.get('evaluations') or logged_evaluations(folder)
         return RunResult(
             arm.name, seed, 'done', val_loss=result['val_loss'], train_loss=result['train_loss'],
             bits_per_byte=result.get('bits_per_byte'),
             seconds=result['seconds'], init=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
             checks=record.get('checks'),
-            evaluations=evaluations)
+            evaluations=[from_json(line) for line in evaluations])
     # one that diverged or failed
-    if failure := read_json(folder / FAILED):
+    if failure := read_run(folder / FAILED, 'status', 'reason'):
         return RunResult(arm.name, seed, failure['status'], failure['reason'])
     return RunResult(arm.name, seed, 'missing')
 
@@ -205,7 +205,7 @@ def noise_floor(study, runs):
 
 def summarize_run(run):
     """Returns the RunSummary of a RunResult."""
-    best = min(run.evaluations, key=lambda e: e['val_loss']) if run.status == 'done' else {}
+    best = min(run.evaluations, key=lambda e: e['val_loss'], default={})
     return RunSummary(run.seed, run.status, run.val_loss, run.reason, best.get('val_loss'), best.get('iter'),
                       run.train_loss, run.seconds, init_digest(run.init), run.batch_hash, run.bits_per_byte)
 

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from core.device.machine import machine
 from core.errors import Stop
-from core.run.files import read_json, write_json
+from core.run.files import read_json, warn, write_json
+from core.run.folder import RunFolder
 from lab.study.words import align
 
 # a run's folder has one of these, which says how far the run is
@@ -54,8 +55,42 @@ def store_key(name, identity):
 def write_identity(root, key, identity):
     """Writes what a key stands for into its folder, unless it is there."""
     path = root / key / 'identity.json'
-    if not path.exists():
+    if read_or_warn(path) != identity:
         write_shared(path, identity)
+
+
+def read_or_warn(path):
+    """Returns the record in a JSON file; None if there is none, or after a warning if it is damaged.
+
+    For records that can be made anew without training.
+    """
+    try:
+        return read_json(path)
+    except Stop as stop:
+        warn(str(stop).replace('once deleted it is', 'it is'))
+
+
+def read_run(path, *fields):
+    """Returns ab.json or failed.json of a run, None if there is no such file.
+
+    Stop if it is damaged, lacks one of the fields, or is the record of another run.
+    """
+    record = read_json(path)
+    if record is None:
+        return None
+    # before the store, the folder was ARM/seed_N; older records do not name their identity
+    seed, identity = path.parent.name.removeprefix('seed_'), path.parent.parent.name
+    found = str(record.get('seed', seed)), record.get('identity', identity)
+    if found != (seed, identity):
+        raise Stop(f'{path}: is the record of another run, {found[1]} seed {found[0]}; once deleted it is made anew')
+    if missing := next((field for field in fields if field not in record), None):
+        raise Stop(f'{path}: has no {missing}; once deleted it is made anew')
+    return record
+
+
+def run_name(folder):
+    """Returns what a record says of the run that it belongs to; folder: the run's."""
+    return dict(identity=folder.parent.name, seed=int(folder.name))
 
 
 def write_shared(path, obj):
@@ -70,9 +105,14 @@ def run_state(folder):
     # in this order, because a run that has ended still has its task.json
     if (folder / DONE).exists():
         return 'done'
-    if failure := read_json(folder / FAILED):
+    if failure := read_run(folder / FAILED, 'status'):
         return failure['status']
     return 'partial' if (folder / STARTED).exists() else 'new'
+
+
+def logged_evaluations(folder):
+    """Returns the evaluations in a run's log: [{iter, val_loss, train_loss, stats.NAME}]."""
+    return [line for line in RunFolder(folder).read_log() if 'val_loss' in line]
 
 
 def stored_seeds(root, key):

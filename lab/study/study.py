@@ -147,7 +147,7 @@ class Study:
         """
         saved = read_json(self.folder / 'study.json')
         mine = {arm.name: self.key(arm) for arm in self.arms}
-        if saved is None or all(mine.get(arm['name']) == arm.get('key', '') for arm in saved['arms']):
+        if saved is None or all(mine.get(arm.get('name')) == arm.get('key', '') for arm in saved.get('arms', [])):
             return False
         previous = self.folder / 'previous'
         shutil.rmtree(previous, ignore_errors=True)
@@ -172,12 +172,19 @@ class Study:
             design = d.get('design')
             # JSON has lists
             design = design and Design(**{k: tuple(v) if isinstance(v, list) else v for k, v in design.items()})
-            return cls(folder, arms, read_options(d['options'], Options), seeds, Findings(**d['extra']), matches,
-                       design, in_store='design' in d)
+            study = cls(folder, arms, read_options(d['options'], Options), seeds, Findings(**d['extra']), matches,
+                        design, in_store='design' in d)
         # edited by hand, or written by a version with other options
         except (IndexError, KeyError, TypeError, AttributeError):
             raise Stop(f'{folder}/study.json: is not what this ab.py writes; '
                        'the command that made the study writes it anew') from None
+        # some file systems do not tell a from A
+        folders = [arm.folder.casefold() for arm in arms]
+        shared = [arm.name for arm, name in zip(arms, folders) if folders.count(name) > 1]
+        if shared and not study.in_store:
+            raise Stop(f'{folder}: arms {" and ".join(shared)} have one folder, so that their runs are mixed up; '
+                       'the command that made the study trains it anew')
+        return study
 
 
 def is_null(arm):

@@ -29,7 +29,7 @@ from core.run.folder import RunFolder
 from core.training.signals import Signals
 from lab import checks
 from lab.study.arm import Arm
-from lab.study.store import DONE, FAILED, STARTED, claim
+from lab.study.store import DONE, FAILED, STARTED, claim, logged_evaluations, read_run, run_name
 from lab.timing import TimedModel, interleave
 
 SAMPLE_TOKENS = 400
@@ -137,7 +137,8 @@ def result_of_error(error, worker_state):
 
 def record_failure(task, result):
     """Writes failed.json into the folder of a TrainTask."""
-    write_json(f'{task.folder}/{FAILED}', dict(status=result.status, reason=result.reason))
+    folder = Path(task.folder)
+    write_json(folder / FAILED, run_name(folder) | dict(status=result.status, reason=result.reason))
 
 
 def open_output(folder):
@@ -223,9 +224,9 @@ def train_run(task, device, signals):
         time.sleep(0.05)
         yield
     try:
-        if record := read_json(folder / DONE):
+        if record := read_run(folder / DONE, 'result'):
             return record['result']['val_loss']
-        if failure := read_json(folder / FAILED):
+        if failure := read_run(folder / FAILED, 'status', 'reason'):
             raise Stop(failure['reason'], DIVERGED if failure['status'] == 'diverged' else BAD_INPUT)
         return (yield from train_claimed_run(task, device, signals))
     finally:
@@ -248,8 +249,9 @@ def train_claimed_run(task, device, signals):
 
     # all that the report needs of the model, before its weights are deleted
     result = read_json(folder / 'result.json')
-    write_json(folder / DONE, dict(
-        seed=seed, result=result, windows=val.windows, positions=val.positions,
+    write_json(folder / DONE, run_name(folder) | dict(
+        arm=arm.name, result=result, windows=val.windows, positions=val.positions,
+        evaluations=logged_evaluations(folder),
         init=hash_initial_values(arm.build(seed)), batches=hash_batches(data, o),
         sample=sample_text(m, data, model, o) if task.first else None,
         checks=checked(checks.check_trained(model, m, o, data)) if task.check else None))

@@ -221,6 +221,27 @@ def test_a_stream_of_others_is_one_line(stream, line, says):
     assert stream.path.read_text() == line + '\n'
 
 
+def test_damage_moves_no_level(stream, capsys):
+    """Whatever byte of the stream is flipped, or wherever it is cut, nobody gets a share that is taken."""
+    for name in 'abc':
+        stream.claim(idea(name))
+    stream.release(idea('b'))
+    rng, whole = np.random.default_rng(0), stream.path.read_bytes()
+    for at in rng.integers(len(whole), size=100):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << rng.integers(8)
+        stream.path.write_bytes(damaged)
+        # the last line may look cut short
+        try:
+            stream.tried(idea('d'))
+            assert f'warning: {stream.path}' in capsys.readouterr().err, at
+        except Stop as stop:
+            assert str(stop).startswith(f'{stream.path}:') and stop.code == BAD_INPUT
+    # a line break alone is no loss
+    stream.path.write_bytes(whole[:-1])
+    assert stream.claim(idea('d')).share == 2 and stream.path.read_bytes().startswith(whole)
+
+
 # -----------------------------------------------------------------------------
 # the answer
 

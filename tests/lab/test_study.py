@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY, flags
@@ -17,16 +18,18 @@ from core.assemble import variant_names
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine
-from core.run.files import write_json
+from core.errors import BAD_INPUT, Stop
+from core.run.files import read_json, write_json
 from core.training import evaluation
 from lab.stats import holm
 from lab.study import arm as arm_module, pool
 from lab.study.arm import matched_baseline, parse_arms
-from lab.study.preparation import price_arms
-from lab.study.results import build_report, load_runs, loss_at_cost
+from lab.study.preparation import checks_code, checks_file, price_arms, stored_checks
+from lab.study.results import build_report, load_run, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
+from lab.study.store import RUNS, write_identity
 from lab.study.study import Findings, Study
-from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, run_task, sample_text
+from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, record_failure, run_task, sample_text
 from model import load_classes
 
 pytestmark = pytest.mark.usefixtures('somewhere_else')
@@ -68,6 +71,95 @@ def test_any_option_may_differ(data):
     assert (far.options.variant, far.model_args['window_init']) == ('soft_window', 128)
     assert cool.options.learning_rate == 1e-4 and base.options.learning_rate == SMALL['learning_rate']
     assert [a.name for a in arms_of(data, arms='base; b: dropout=0.1', baseline='b')] == ['b', 'base']
+
+
+def test_the_baseline_is_known_by_its_name(data):
+    """As in a table of losses: an arm called base is the baseline wherever it stands."""
+    assert [a.name for a in arms_of(data, arms='mine: dropout=0.1; base')] == ['base', 'mine']
+
+
+def test_names_that_differ_in_a_character_are_other_runs(data):
+    arms = arms_of(data, arms='base; a b: dropout=0.5; a_b: learning_rate=0.5; A-b: weight_decay=0.5')
+    study = study_of(arms)
+    folders = [str(study.run_folder(arm, 1)).casefold() for arm in arms]
+    assert len(set(folders)) == 4
+    # in a study from before the store they shared one
+    old = [arm.as_dict() | dict(key='') for arm in arms]
+    d = dict(arms=old, options={}, pairs={}, seeds=[1], extra=vars(study.findings))
+    with pytest.raises(Stop, match='study: arms a b and a_b have one folder'):
+        Study.from_dict(study.folder, d, ab.Options)
+
+
+@pytest.mark.parametrize('name', ['ab.json', 'failed.json'])
+def test_a_record_of_another_run_is_refused(data, name):
+    """A run that lies in another's place, as after a cp -r, is named and not judged."""
+    base, alibi = arms_of(data, variants='alibi')
+    study = study_of([base, alibi])
+    task = task_of(study, base, 1)
+    if name == 'ab.json':
+        run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    else:
+        record_failure(task, TaskResult('failed', 'out of memory'))
+    mine = study.run_folder(base, 1) / name
+    assert load_run(study, base, 1).status == study.state(base, 1)
+    for arm, seed in (base, 2), (alibi, 1):
+        theirs = study.run_folder(arm, seed) / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_bytes(mine.read_bytes())
+        with pytest.raises(Stop, match=f'{theirs}: is the record of another run, {study.key(base)} seed 1') as stop:
+            load_run(study, arm, seed)
+        assert stop.value.code == BAD_INPUT
+
+
+def test_a_damaged_record_is_never_read(data):
+    """A flipped byte or a cut in any file that a verdict or price rests on is named, or the file is made anew."""
+    arms = arms_of(data, variants='alibi')
+    study, rng = study_of(arms), np.random.default_rng(0)
+    for arm in arms:
+        for seed in study.seeds_of(arm):
+            write_run(study, arm, seed, 1.5 + seed / 100)
+    study.save()
+    read_study = lambda: Study.from_dict(study.folder, read_json(study.folder / 'study.json'), ab.Options)
+    write_json(study.folder / 'price.json', dict(identity={}, results={}))
+    for path, read in ((study.run_folder(arms[1], 2) / 'ab.json', lambda: load_runs(study)),
+                       (study.folder / 'study.json', read_study),
+                       (study.folder / 'price.json', lambda: price_arms(study, None, 'price.json'))):
+        whole = path.read_bytes()
+        for damaged in damages(whole, rng):
+            path.write_bytes(damaged)
+            with pytest.raises(Stop, match=f'{path}: is ') as stop:
+                read()
+            assert stop.value.code == BAD_INPUT
+        path.write_bytes(whole)
+
+
+def test_what_can_be_made_anew_is(data, capsys):
+    base, = arms_of(data, arms='base', null=True)
+    study, rng = study_of([base]), np.random.default_rng(0)
+    key = study.key(base)
+    path = RUNS / key / 'identity.json'
+    checks_path, found = checks_file(study, base), dict(status='ok', why=None, lines=[])
+    write_json(checks_path, dict(identity=key, which='all', code=checks_code(), found=found))
+    whole, whole_checks = path.read_bytes(), checks_path.read_bytes()
+    assert stored_checks(study, base, 'leaks') == found
+    for damaged, damaged_checks in zip(damages(whole, rng), damages(whole_checks, rng)):
+        path.write_bytes(damaged)
+        write_identity(RUNS, key, study.identity(base))
+        assert path.read_bytes() == whole and f'warning: {path}: is ' in capsys.readouterr().err
+        checks_path.write_bytes(damaged_checks)
+        assert stored_checks(study, base, 'leaks') is None and f'warning: {checks_path}: is ' in capsys.readouterr().err
+    # those of another arm are not this one's
+    write_json(checks_path, dict(identity='other', which='all', code=checks_code(), found=found))
+    assert stored_checks(study, base, 'leaks') is None
+
+
+def damages(whole, rng, n=25):
+    """Yields these bytes with one bit flipped, and cut, n times each."""
+    for at in rng.integers(len(whole), size=n):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        yield bytes(flipped)
+        yield whole[:at]
 
 
 def test_matched_baselines_hit_within_a_percent(data):
@@ -328,6 +420,6 @@ def test_prices_say_what_can_be_seen(data, capsys):
 
     for price in values.values():
         del price['step_ratio'], price['step_ratio_interval']
-    saved = json.loads((study.folder / 'price.json').read_text())
+    saved = read_json(study.folder / 'price.json')
     write_json(study.folder / 'price.json', saved | dict(results=values))
     assert [line.split(', ')[-1] for line in lines()] == ['4.00 ms a step', '1.07x', '0.97x'] and len(timed) == 2
