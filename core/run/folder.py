@@ -75,9 +75,10 @@ class RunFolder(Checkpoints):
             self._lock = None
             raise Stop(f'{self.out_dir / ".lock"} is not the lock of a run: choose another --out_dir')
         self._lock.seek(LOCK_TEXT)
-        self._lock.truncate(0)
-        self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
-        self._lock.flush()
+        with disk_errors(self.out_dir, MARGIN):
+            self._lock.truncate(0)
+            self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
+            self._lock.flush()
         self.remove_unfinished()
 
     def check_ours(self):

@@ -1,6 +1,6 @@
 """Checks what a run folder says of its run, and merges its options with those given now."""
 import dataclasses
-import math
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -34,7 +34,6 @@ def check_state(state, tensors):
 
     Options and model_args are left to those who know which there are.
     """
-    is_number = lambda x: type(x) in (int, float) and math.isfinite(x)
     is_time = lambda x: is_number(x) and x >= 0
     is_names = lambda x: isinstance(x, dict) and all(isinstance(text, str) for text in x.values())
     is_numbers = lambda x: isinstance(x, dict) and all(isinstance(n, bool) or is_number(n) for n in x.values())
@@ -59,7 +58,12 @@ def is_scaler(x):
     """Returns True for a GradScaler's state: empty without float16, else numbers above or from 0 on."""
     names = {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'}
     return isinstance(x, dict) and (not x or x.keys() == names and all(
-        type(n) in (int, float) and math.isfinite(n) and n >= (name == 'growth_interval') for name, n in x.items()))
+        is_number(n) and n >= (name == 'growth_interval') for name, n in x.items()))
+
+
+def is_number(x):
+    """Returns True for an int or a finite float, unless the int is too large for a float."""
+    return type(x) in (int, float) and abs(x) <= sys.float_info.max
 
 
 def check_sizes(model_args, tensors):

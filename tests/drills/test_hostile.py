@@ -166,7 +166,8 @@ def play_configs(numbers, data, folder):
         dice = random.Random(f'{SEED} name {n}')
         path = folder / dice.choice([f'c{n}.py', f'c{n}', f'é {n}.py', f'\x1b[31m{n}.py', f'a=b{n}.py', f'\udcff{n}.py'])
         path.write_bytes(config_text(n))
-        argv = ['train.py', str(path), *flags(dataset=data, out_dir=folder / f'run{n}', device='cpu', compile=False, n_embd=16)]
+        argv = ['train.py', str(path), *flags(dataset=data, out_dir=folder / f'run{n}', device='cpu', compile=False, n_embd=24,
+                                                     batch_size=1, block_size=16)]
         found = outcome(train.main, argv, limit=10)
         codes[found.code if isinstance(found.code, int) else 'fault'] += 1
         if fault := found.fault():
