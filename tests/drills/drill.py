@@ -1,4 +1,4 @@
-"""Parts that drills share: runs in processes that die, scripts called in process, damage and what came of it."""
+"""Parts that drills share: runs in processes that die, scripts called in process, damage, its outcomes."""
 import contextlib
 import io
 import os
@@ -33,7 +33,8 @@ class Run:
         """Starts a process that begins the run, or resumes it if one was started before."""
         resume = ['--init_from=resume'] if self.started else []
         self.started += 1
-        return start(self.folder / 'said', hook, *resume, *args, **self.options | dict(out_dir=self.out) | options)
+        options = self.options | dict(out_dir=self.out) | options
+        return start(self.folder / 'said', hook, *resume, *args, **options)
 
     def said(self):
         return (self.folder / 'said').read_text()
@@ -73,7 +74,7 @@ class Outcome(NamedTuple):
 
 
 def kind_of(fault):
-    """Returns the last line of a fault, without paths and outputs, so that faults of one kind have the same."""
+    """Returns the last line of a fault, without paths and outputs, the same for faults of one kind."""
     return re.sub(r'/\S+', 'PATH', fault.strip().splitlines()[-1].partition(' in the output: ')[0])[:160]
 
 
@@ -143,19 +144,19 @@ def flips(raw, dice, n):
 
 
 def cuts(raw, dice, n):
-    """Yields (what, bytes) with the end missing, a piece of the middle, or nothing but zeros from some byte on."""
+    """Yields (what, bytes) with the end missing, or zeros there or in the middle, as crashes leave them."""
     yield 'empty', b''
     for k in range(n - 1):
         i, j = sorted(dice.sample(range(len(raw)), 2))
-        yield [(f'cut at {i}', raw[:i]), (f'without {i} to {j}', raw[:i] + raw[j:]),
-               (f'zeros from {i}', raw[:i] + bytes(len(raw) - i))][k % 3]
+        yield [(f'cut at {i}', raw[:i]), (f'zeros from {i}', raw[:i] + bytes(len(raw) - i)),
+               (f'zeros from {i} to {j}', raw[:i] + bytes(j - i) + raw[j:])][k % 3]
 
 
 def drill_file(path, read, dice, record_property, n=100, title=''):
     """Damages a file in 2 n ways, and reads it each time by read(), which returns what a user gets.
 
-    Each outcome is as it was, noticed (a line on stderr, or a documented exit code), or a fault, and there must
-    be none of those.
+    Each time nothing differs, or it is noticed, by a line on stderr or a documented exit code; all else is a
+    fault, and there must be none.
     """
     raw, clean = path.read_bytes(), read()
     assert clean.code == 0, clean
@@ -188,7 +189,7 @@ def drill_file(path, read, dice, record_property, n=100, title=''):
 # many calls in processes of their own, with a limit on memory
 
 def in_process(play, *args, seconds=300):
-    """Returns what play(*args) returns, computed in a forked process with 6 GB of memory and no core files."""
+    """Returns what play(*args) returns, computed in a forked process that may have 6 GB of memory."""
     from helpers import forks
     ours, theirs = forks().Pipe(duplex=False)
     child = forks().Process(target=send_result, args=(theirs, play, args), daemon=True)

@@ -1,4 +1,4 @@
-"""Flips and cuts in every file that is read again: noticed, or without effect; never another answer, no traceback."""
+"""Flips and cuts in every file that is read again: noticed or without effect; nothing else, no traceback."""
 import json
 import random
 import shutil
@@ -13,12 +13,14 @@ import train
 from configurator import configure
 from core.data.dataset import Dataset
 from core.run.checkpoint import MODEL_FILE, OPTIM_FILE, STATE_FILE
+from core.run.files import read_json
 from core.run.folder import RunFolder
 from lab.study import ledger, pool, runner
 from lab.study.gate import Idea, Stream
 from model import load_classes
 
-SMALL = TINY | dict(max_iters=3, lr_decay_iters=3, eval_interval=3, save_best=False, always_save_checkpoint=False)
+SMALL = TINY | dict(max_iters=3, lr_decay_iters=3, eval_interval=3, save_best=False,
+                    always_save_checkpoint=False)
 STUDY = dict(variants='alibi', seeds=2, name='s', jobs=1)
 
 
@@ -44,7 +46,8 @@ def studied(data, tmp_path_factory):
         arms = 'base; hot: learning_rate=1e30 grad_clip=0'
         call(ab.main, **SMALL | dict(dataset=data) | dict(arms=arms, seeds=2, name='hot', jobs=1, check=False,
                                                           price=False))
-        Path('r.csv').write_text('arm,seed,loss\n' + ''.join(f'{arm},{seed},1.{seed}\n' for arm in 'ab' for seed in (1, 2)))
+        rows = [f'{arm},{seed},1.{seed}\n' for arm in 'ab' for seed in (1, 2)]
+        Path('r.csv').write_text('arm,seed,loss\n' + ''.join(rows))
         assert call(ab.main, from_csv='r.csv').code == 0
     return folder
 
@@ -113,8 +116,8 @@ def test_study_json(here, record_property):
 
 
 def test_study_json_when_the_study_goes_on(here, data, record_property):
-    drill_file(here / 's/study.json', again(data, check='leaks'), dice('goes on'), record_property, n=20,
-               title='study.json, going on')
+    drill_file(here / 's/study.json', again(data, check='leaks'), dice('goes on'), record_property,
+               n=20, title='study.json, going on')
 
 
 def test_price_json(here, data, record_property):
@@ -122,8 +125,8 @@ def test_price_json(here, data, record_property):
 
 
 def test_checks_json(here, data, record_property):
-    drill_file(arm_folder('s', 'alibi') / 'checks.json', again(data, check='leaks'), dice('checks'), record_property,
-               n=30)
+    drill_file(arm_folder('s', 'alibi') / 'checks.json', again(data, check='leaks'), dice('checks'),
+               record_property, n=30)
 
 
 def test_failed_json(here, record_property):
@@ -132,7 +135,8 @@ def test_failed_json(here, record_property):
 
 
 def test_losses_json(here, record_property):
-    drill_file(here / 'r/losses.json', lambda: outcome(lambda: report_again('r'), []), dice('losses'), record_property)
+    drill_file(here / 'r/losses.json', lambda: outcome(lambda: report_again('r'), []), dice('losses'),
+               record_property)
 
 
 def test_identity_json(here, data, record_property):
@@ -153,7 +157,8 @@ def test_gate_jsonl(tmp_path, record_property):
     for idea in ideas:
         stream.claim(idea)
     # the last whole line may be missing: a kill before it was written leaves the same
-    drill_file(stream.path, shown(lambda: [stream.claim(idea) for idea in ideas[:3]]), dice('gate'), record_property)
+    drill_file(stream.path, shown(lambda: [stream.claim(idea) for idea in ideas[:3]]), dice('gate'),
+               record_property)
 
 
 # -----------------------------------------------------------------------------
@@ -173,16 +178,16 @@ def test_config_json(finished, tmp_path, record_property):
     """It is what a run without a checkpoint is resumed from."""
     shutil.copytree(finished, tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run/ckpt')
-    config = configure(train.Options, load_classes, [f'--out_dir={tmp_path}/run', '--init_from=resume'], lambda text: 0)
-    drill_file(tmp_path / 'run/config.json', shown(lambda: train.resolve(config, RunFolder(tmp_path / 'run'))[:4]),
-               dice('config'), record_property)
+    args = [f'--out_dir={tmp_path}/run', '--init_from=resume']
+    config = configure(train.Options, load_classes, args, lambda text: None)
+    resolve = lambda: train.resolve(config, RunFolder(tmp_path / 'run'))[:4]
+    drill_file(tmp_path / 'run/config.json', shown(resolve), dice('config'), record_property)
 
 
 def test_result_json(finished, tmp_path, record_property):
-    from core.run.files import read_json
     shutil.copytree(finished, tmp_path / 'run')
-    drill_file(tmp_path / 'run/result.json', shown(lambda: read_json(tmp_path / 'run/result.json')), dice('result'),
-               record_property)
+    path = tmp_path / 'run/result.json'
+    drill_file(path, shown(lambda: read_json(path)), dice('result'), record_property)
 
 
 def test_log_jsonl(finished, tmp_path, record_property):

@@ -1,4 +1,4 @@
-"""A disk that really is full: a line, exit code 6, everything before it intact; with room again it goes on."""
+"""A disk that really is full: a line, exit code 6, all before it intact; with room again it goes on."""
 import os
 import subprocess
 from functools import partial
@@ -22,8 +22,8 @@ def disk(tmp_path, record_property):
     """Gives a small disk of its own; None where mounting one is not allowed."""
     folder = tmp_path / 'disk'
     folder.mkdir()
-    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={DISK}', 'drill', folder], capture_output=True)
-    if done.returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={DISK}', 'drill', folder]
+    if subprocess.run(mount, capture_output=True).returncode:
         record_property('full disk', 'no tmpfs can be mounted here: RLIMIT_FSIZE alone')
         pytest.skip('no tmpfs can be mounted here; test_file_size_limit is the drill then')
     yield folder
@@ -76,7 +76,7 @@ def small_files(limit):
 
 
 def ends_full(run, hook):
-    """Starts the run, which must end with exit code 6, a line that names its folder, and nothing half done."""
+    """Starts the run, which must end with exit code 6, a line naming its folder, and nothing half done."""
     child = run.start(hook)
     child.join(120)
     said = run.said()

@@ -1,4 +1,4 @@
-"""Hostile checkpoints and config files: whoever can make a state.json can also seal it, so every field is checked.
+"""Hostile checkpoints and config files: whoever makes a state.json can seal it, so every field is checked.
 
     DRILL_ONLY=state:17 python -m pytest tests/drills/test_hostile.py -m drill      repeats record 17
 """
@@ -52,7 +52,8 @@ FILES = ['', 'n_layer = ', 'n_layr = 3', 'n_layer = "3"', 'n_layer = 0', 'n_laye
 def finished(data, tmp_path_factory):
     """A finished run with one checkpoint."""
     out = tmp_path_factory.mktemp('hostile') / 'run'
-    options = TINY | dict(dataset=data, out_dir=out, max_iters=4, eval_interval=4, always_save_checkpoint=False, save_best=False)
+    options = TINY | dict(dataset=data, out_dir=out, max_iters=4, eval_interval=4, always_save_checkpoint=False,
+                          save_best=False)
     assert call(train.main, **options).code == 0
     return out
 
@@ -79,7 +80,8 @@ def hostile_state(state, n):
     # half of the places among the few that matter most
     for _ in range(dice.choice([1, 1, 1, 2, 5])):
         top = dice.choice([*state, 'options', 'model_args', 'model_args', 'files', 'tokenizer', 'scaler'])
-        inside = [(top, *path) for path in places(state.get(top))] if isinstance(state.get(top), (dict, list)) else []
+        nested = isinstance(state.get(top), (dict, list))
+        inside = [(top, *path) for path in places(state[top])] if nested else []
         *way, last = dice.choice(inside) if inside and dice.random() < 0.8 else (top,)
         box = state
         for key in way:
@@ -113,11 +115,11 @@ def play_states(numbers, out, folder):
     for n in numbers:
         state, done = hostile_state(honest, n)
         path.write_bytes(seal(state))
-        for script, argv in ((train, ['--init_from=resume']), (sample, ['--num_samples=1', '--start=\n', '--device=cpu'])):
-            found = outcome(script.main, [f'{script.__name__}.py', f'--out_dir={run}', *argv], limit=10)
+        for script, args in ((train, ['--init_from=resume']), (sample, ['--num_samples=1', '--device=cpu'])):
+            found = outcome(script.main, [f'{script.__name__}.py', f'--out_dir={run}', *args], limit=10)
             codes[found.code if isinstance(found.code, int) else 'fault'] += 1
             # 0: what was changed is not used, or may be so; 2: what it names is not here
-            fault = found.fault({0, 2, 4}) or ('slow: %.1f s' % found.seconds) * (found.seconds > 5)
+            fault = found.fault({0, 2, 4}) or f'slow: {found.seconds:.1f} s' * (found.seconds > 5)
             if fault:
                 faults.append((f'state:{n}', script.__name__, done, fault))
     shutil.rmtree(run)
@@ -164,10 +166,12 @@ def play_configs(numbers, data, folder):
     train.train_loop = begins
     for n in numbers:
         dice = random.Random(f'{SEED} name {n}')
-        path = folder / dice.choice([f'c{n}.py', f'c{n}', f'é {n}.py', f'\x1b[31m{n}.py', f'a=b{n}.py', f'\udcff{n}.py'])
+        names = f'c{n}.py', f'c{n}', f'é {n}.py', f'\x1b[31m{n}.py', f'a=b{n}.py', f'\udcff{n}.py'
+        path = folder / dice.choice(names)
         path.write_bytes(config_text(n))
-        argv = ['train.py', str(path), *flags(dataset=data, out_dir=folder / f'run{n}', device='cpu', compile=False, n_embd=24,
-                                                     batch_size=1, block_size=16)]
+        # small enough for whatever the file leaves as it is
+        small = flags(device='cpu', compile=False, n_embd=24, batch_size=1, block_size=16)
+        argv = ['train.py', str(path), *flags(dataset=data, out_dir=folder / f'run{n}'), *small]
         found = outcome(train.main, argv, limit=10)
         codes[found.code if isinstance(found.code, int) else 'fault'] += 1
         if fault := found.fault():
@@ -182,7 +186,8 @@ def test_config_files(data, tmp_path, record_property):
 def test_a_state_too_deep_for_json(finished, tmp_path):
     shutil.copytree(finished, tmp_path / 'run')
     path = tmp_path / 'run/ckpt/step_00000004' / STATE_FILE
-    for raw in b'[' * 100_000, b'{"a":' * 100_000, json.dumps({'a': '\x1b' * 9}).encode(), b'\x00' * 100, b' ' * (17 << 20):
+    escapes = json.dumps({'a': '\x1b' * 9}).encode()
+    for raw in b'[' * 100_000, b'{"a":' * 100_000, escapes, bytes(100), b' ' * (17 << 20):
         path.write_bytes(raw)
         for script, argv in ((train, ['--init_from=resume']), (sample, [])):
             found = outcome(script.main, [f'{script.__name__}.py', f'--out_dir={tmp_path / "run"}', *argv])

@@ -25,7 +25,8 @@ KILLS, INSIDE = 21, 8
 
 @pytest.mark.parametrize('name', CAMPAIGNS)
 def test_killed_and_resumed_is_never_killed(data, tmp_path, record_property, name):
-    run, dice, inside = Run(tmp_path, data, **HARD | CAMPAIGNS[name] | dict(max_iters=1000)), random.Random(name), 0
+    run = Run(tmp_path, data, **HARD | CAMPAIGNS[name] | dict(max_iters=1000))
+    dice, inside = random.Random(name), 0
     for n in range(KILLS):
         child = run.start(partial(slow_saves, 0.03))
         target = last_iter(run.out) + dice.randint(1, 3)
@@ -59,11 +60,12 @@ def test_killed_by_the_command_line(data, tmp_path, record_property):
     run, kills = Run(tmp_path, data, **HARD | CAMPAIGNS['adamw'] | dict(max_iters=1000)), 3
     for n in range(kills):
         args = flags(**run.options, out_dir=run.out) + ['--init_from=resume'] * (n > 0)
-        with open(tmp_path / 'said', 'w') as said, \
-                subprocess.Popen([sys.executable, 'train.py', *args], cwd=ROOT, env=ENV, stdout=said, stderr=said) as one:
-            target = last_iter(run.out) + 5
-            wait_for(lambda target=target: last_iter(run.out) >= target, lambda one=one: one.poll() is None)
-            one.kill()
+        with open(tmp_path / 'said', 'w') as said:
+            one = subprocess.Popen([sys.executable, 'train.py', *args], cwd=ROOT, env=ENV, stdout=said, stderr=said)
+        target = last_iter(run.out) + 5
+        wait_for(lambda target=target: last_iter(run.out) >= target, lambda one=one: one.poll() is None)
+        one.kill()
+        one.wait()
     last = last_iter(run.out) + 3
     run.options['max_iters'], run.started = last, kills
     run.finish(nothing)

@@ -1,4 +1,4 @@
-"""Real signals at random moments: a line, a checkpoint of the iteration it names, 128 + signal; then as if nothing had been."""
+"""Real signals at random moments: a line, a checkpoint, 128 + signal; resumed, it is as if nothing had been."""
 import random
 import re
 import signal
@@ -13,7 +13,7 @@ import train
 from core.data.dataset import Dataset
 from core.run.folder import RunFolder
 
-HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2, lr_decay_iters=200, block_size=8)
+HARD = dict(variant='surprise+soft_window', dropout=0.1, gradient_accumulation_steps=2, lr_decay_iters=200)
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 MOMENTS = 'between', 'evaluation', 'save', 'start'
 ROUNDS = 2
@@ -53,7 +53,8 @@ def send(run, moment, number, dice):
 
 @pytest.mark.parametrize('number', SIGNALS, ids=[number.name for number in SIGNALS])
 def test_signals_at_any_moment(data, tmp_path, record_property, number):
-    run, dice, slowest = Run(tmp_path, data, **HARD | dict(max_iters=1000)), random.Random(number.name), 0
+    run = Run(tmp_path, data, **HARD | dict(max_iters=1000))
+    dice, slowest = random.Random(number.name), 0
     sent = dict.fromkeys(MOMENTS, 0)
     for moment in [*MOMENTS * ROUNDS]:
         before = run.out.exists() and (run.out / 'log.jsonl').exists() and last_iter(run.out)

@@ -1,4 +1,4 @@
-"""Studies that are killed anywhere, and everything at once; continued, their report is that of an undisturbed study."""
+"""Studies killed anywhere, and everything at once; continued, their report is that of an undisturbed study."""
 import json
 import os
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, flags, log, wait_for
 from studies import descendants, running, start_study, without_times
-from test_full_disk import disk, fill  # noqa: F401, F811
+from test_full_disk import disk, fill  # noqa: F401
 
 from core.run.folder import last_iteration
 
@@ -130,7 +130,10 @@ def test_killed_anywhere_is_the_same_study(data, undisturbed, record_property):
     assert max(outlived) < 5
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name)
+NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+
+
+@pytest.mark.parametrize('number', NUMBERS, ids=lambda number: number.name)
 def test_a_signal_saves_and_goes_on(data, undisturbed, number):
     """A scheduler's notice, and the same command when the machine is back: A6 of three in a row."""
     for moment in 50, 250, 450:
@@ -144,7 +147,7 @@ def test_a_signal_saves_and_goes_on(data, undisturbed, number):
 
 
 def test_everything_at_once(disk, data, undisturbed, monkeypatch, record_property):  # noqa: F811
-    """A worker is killed, the disk is full, the ledger is torn: the same command, with --retry, ends as if nothing had been."""
+    """A worker killed, the disk full, the ledger torn: with --retry the command ends as if nothing had been."""
     monkeypatch.chdir(disk)
     study, codes = start(data), []
     wait_for(lambda: sum(map(last_iteration, training())) > 60, study.is_alive, 120)
@@ -173,7 +176,7 @@ def test_everything_at_once(disk, data, undisturbed, monkeypatch, record_propert
     record_property('a worker killed, a full disk, a torn ledger', f'exit codes {codes}, then the same report')
 
 
-def test_a_study_on_a_full_disk_goes_on(disk, data, undisturbed, monkeypatch, record_property):  # noqa: F811
+def test_a_study_on_a_full_disk_goes_on(disk, data, undisturbed, monkeypatch, record_property): # noqa: F811
     """With room again the same command goes on; nobody has to know --retry."""
     monkeypatch.chdir(disk)
     codes = []

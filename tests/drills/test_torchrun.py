@@ -1,4 +1,4 @@
-"""Two processes under torchrun: one is killed, or torchrun is; the others end soon, and a resumed run is the same."""
+"""Two processes under torchrun: one is killed, or torchrun; the others end soon, a resumed run is equal."""
 import os
 import signal
 import socket
@@ -68,5 +68,5 @@ def test_one_is_killed(data, whole, tmp_path, record_property, victim):
     assert RunFolder(run.out).load()[0]['step'] < TWO['max_iters'] and not (run.out / 'result.json').exists()
     assert torchrun(run).wait(120) == 0, run.said()
     same_run(run.out, whole, TWO['max_iters'])
-    record_property(f'torchrun, {victim} killed', f'the others ended after {seconds:.1f} s, the resumed run is the same')
+    record_property(f'torchrun, {victim} killed', f'the others ended after {seconds:.1f} s, the resumed run is equal')
     assert seconds < SOON
