@@ -14,6 +14,11 @@ The loss that is judged is fixed beforehand: on the whole validation split, afte
 the test, and both are printed before the first run. Arms are trained until they are decided; runs are kept
 in a store, so that a baseline serves every later study. Stopped anywhere, the same command goes on.
 """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import dataclasses
 import importlib.util
 import re

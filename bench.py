@@ -10,6 +10,11 @@ medians of each round's ratio to the baseline, with 95 % intervals.
 With --check nothing is timed: small models on the CPU show whether a variant sees the future or other rows,
 in half a minute or so. With --module the attention module of one layer is timed alone.
 """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import json
 import sys
 from dataclasses import dataclass, fields

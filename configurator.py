@@ -234,7 +234,11 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
 
     # the variant decides which model options there are
     variant = getattr(script_options, 'variant', 'base')
-    GPTConfig = load_classes(variant).GPTConfig if load_classes else None
+    try:
+        GPTConfig = load_classes(variant).GPTConfig if load_classes else None
+    # with exit() in a file the script would end with code 0
+    except SystemExit:
+        raise Stop(f'variant={variant}: its file calls exit()') from None
     known_model = options_of(GPTConfig) if load_classes else {}
     # no name may mean two things
     if both := known_script.keys() & known_model.keys():

@@ -1,4 +1,9 @@
 """Samples from a trained model: python sample.py --out_dir=out-surprise --start="ROMEO:" """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +18,7 @@ from core.errors import NO_CHECKPOINT, Stop, printable, run_main
 from core.rng import key
 from core.run.checkpoint import load_model_tensors
 from core.run.folder import RunFolder
-from core.run.resume import check_fits, check_state, unusable
+from core.run.resume import check_fits, check_named, check_state, unusable
 from model import build, build_gpt2, load_classes
 
 
@@ -21,6 +26,7 @@ from model import build, build_gpt2, load_classes
 class Options(DeviceOptions):
     out_dir: FilePath = 'out'           # run folder
     ckpt: str = 'auto'                # best, latest, or a step; auto: as always_save_checkpoint says, False means best
+    variant: str = ''                   # only of a run whose variant is a file: its path, which you thereby trust
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
     num_samples: Count = 10             # samples to draw, all in one batch
@@ -35,10 +41,11 @@ class Options(DeviceOptions):
     compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
 
 
-def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
+def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant=''):
     """Returns (model, tokenizer, machine, state) from a checkpoint of a run folder; Stop if it has none.
 
-    The model is in eval mode on the machine's device; state is what the checkpoint says besides its tensors.
+    variant: the run's, which must be given if it is a file, because its code runs. The model is in eval mode on
+    the machine's device; state is what the checkpoint says besides its tensors.
     """
     run = RunFolder(out_dir)
     if not run.checkpoints():
@@ -52,6 +59,8 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto'):
     # it may be a stranger's
     with unusable(run.ckpt):
         check_state(state, tensors)
+    check_named(state['options']['variant'], variant)
+    with unusable(run.ckpt):
         classes = load_classes(state['options']['variant'])
         config = construct_checked(classes.GPTConfig, state['model_args'])
         check_fits(lambda: classes.GPT(config, classes), tensors)
@@ -67,7 +76,7 @@ def main():
 
     # a model that train.py made, or OpenAI's
     if o.init_from == 'resume':
-        model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype)
+        model, tokenizer, m, state = open_run(o.out_dir, o.ckpt, o.device, o.dtype, o.variant)
     else:
         m, state = machine(o.device, o.dtype, decoding=True), dict(step=0)
         model = build_gpt2(o.init_from, seed=o.seed).to(m.device).eval()
@@ -114,13 +123,16 @@ def read_start(start):
     """Returns the text to go on from: `start` itself, or the content of the file that FILE: names."""
     if not start.startswith('FILE:'):
         return start
-    path = Path(start.removeprefix('FILE:'))
+    path = Path(start.removeprefix('FILE:')).expanduser()
     try:
         return path.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise Stop(f'start={start}: {error.strerror}') from None
     except UnicodeDecodeError:
         raise Stop(f'start={start}: is not UTF-8 text') from None
+    # a path with a NUL
+    except ValueError as error:
+        raise Stop(f'start={start}: {error}') from None
 
 
 if __name__ == '__main__':

@@ -4,15 +4,21 @@
     python train.py --init_from=resume --out_dir=out-surprise
     torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
 """
+if __name__ == '__main__':
+    # before PyTorch, whose import takes seconds
+    from core.errors import exit_on_interrupt
+    exit_on_interrupt()
+
 import dataclasses
 import math
 import os
 import re
+import secrets
 import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,15 +41,15 @@ from core.assemble import short_name
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
-from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run_main
+from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run_main, terminal_may_close
 from core.run.checkpoint import load_model_tensors, measured_on, model_tensors
 from core.run.environment import describe_run
-from core.run.files import disk_errors
+from core.run.files import disk_errors, read_json
 from core.run.folder import RunFolder
 from core.run.progress import Progress, wandb_logger
-from core.run.resume import check_fits, check_state, load_run_config, resumed, unusable
+from core.run.resume import check_fits, check_named, check_state, load_run_config, resumed, unusable
 from core.training import evaluation
-from core.training.signals import Signals
+from core.training.signals import Interrupted, Signals
 from core.training.train_step import TrainStep
 from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
 
@@ -117,7 +123,8 @@ MASTER_PROCESS = RANK == 0 # it alone evaluates, logs and saves
 
 def print0(text):
     if MASTER_PROCESS:
-        print(text, flush=True)
+        with terminal_may_close():
+            print(text, flush=True)
 
 
 @dataclass
@@ -165,9 +172,12 @@ def resolve(config, run):
             saved, tensors, optim = run.load('latest')
             with unusable(run.ckpt):
                 check_state(saved, tensors)
+            check_named(saved['options']['variant'], o.variant)
+            with unusable(run.ckpt):
                 check_saved_options(saved)
         else:
             saved = load_run_config(run.out_dir / 'config.json')
+            check_named(str(saved['options'].get('variant')), o.variant)
             check_saved_options(saved)
             print0(f'{run.out_dir} has no checkpoint yet: its run starts over')
         o, model_args, origin = resumed(config, saved, print0)
@@ -210,6 +220,8 @@ def setup(config):
     # a typo makes no folder
     if config.options.init_from == 'resume' and not run.holds_run():
         raise Stop(f'init_from=resume: {run.out_dir} holds no run{run.nanogpt_checkpoint()}', NO_CHECKPOINT)
+    if MASTER_PROCESS and config.options.init_from != 'resume' and not config.options.eval_only:
+        run.check_ours()
     # the lock comes first: no other run may write there while this one reads
     if MASTER_PROCESS and not config.options.eval_only:
         run.lock()
@@ -303,11 +315,15 @@ def evaluate(model, data, machine, split, batch_size, limit=0, it=0):
     return launch_evaluation(model, data, machine, split, batch_size, limit, it)()
 
 
-def launch_evaluation(model, data, machine, split, batch_size, limit, it):
-    """Launches what evaluate() computes; returns a function that waits for the device and returns it."""
+def launch_evaluation(model, data, machine, split, batch_size, limit, it, check=lambda: None):
+    """Launches what evaluate() computes; returns a function that waits for the device and returns it.
+
+    check() is called before each batch, and what it raises ends the evaluation.
+    """
     it = torch.full((), float(it), device=machine.device)
 
     def forward(idx, stats):
+        check()
         # without targets: a model that never sees them can neither use them nor choose its own loss
         logits, _ = model(idx, step=Step(it=it, stats=stats, all_positions=True))
         return logits # (B, T, vocab_size)
@@ -317,8 +333,10 @@ def launch_evaluation(model, data, machine, split, batch_size, limit, it):
     return finish
 
 
-def launch_evaluations(it, s, last):
+def launch_evaluations(it, s, last, check):
     """Launches the evaluation of iteration `it`; returns a function that waits for the device.
+
+    check: as for launch_evaluation().
 
     That returns the train split's loss, None unless it is the last evaluation or eval_train=always, and the
     validation split's Evaluation.
@@ -327,11 +345,11 @@ def launch_evaluations(it, s, last):
     args = s.model, s.data, s.machine
     curve_limit = (o.curve_iters or o.eval_iters) * o.batch_size
     val_limit = o.eval_iters * o.batch_size if last else curve_limit
-    val = launch_evaluation(*args, 'val', o.batch_size, val_limit, it)
+    val = launch_evaluation(*args, 'val', o.batch_size, val_limit, it, check)
     if not last and o.eval_train == 'last':
         return lambda: (None, val())
     train_limit = curve_limit or s.data.count_windows('val')
-    train = launch_evaluation(*args, 'train', o.batch_size, train_limit, it)
+    train = launch_evaluation(*args, 'train', o.batch_size, train_limit, it, check)
     return lambda: (train().loss, val())
 
 
@@ -422,21 +440,25 @@ def load_batch(s, it):
     return s.data.batch('train', it, rows, s.options.seed, RANK, WORLD_SIZE)
 
 
-def train(config, signals=None):
+def train(config, signals=None, is_script=False):
     """Trains a run to its end; returns (machine, data, model, its last Evaluation).
 
     This is a generator. It yields after it has launched an iteration or an evaluation, which the device may
     not have computed yet, and while its last checkpoint is written. A caller that drives several of these in
     turn trains several seeds at once: a small model leaves most of a GPU idle, and while one seed waits for
     the host, another computes.
+
+    signals: those that the caller catches. Without, this catches them until it ends, and a second Ctrl-C raises
+    KeyboardInterrupt, or exits at once if it is a script that trains.
     """
     session = setup(config)
-    try:
-        judged = yield from train_loop(session, signals or Signals())
-        return session.machine, session.data, session.model, judged
-    finally:
-        # however the run ends, a checkpoint that is being written is finished
-        session.run.wait()
+    with nullcontext(signals) if signals else Signals(exits=is_script) as signals:
+        try:
+            judged = yield from train_loop(session, signals)
+            return session.machine, session.data, session.model, judged
+        finally:
+            # however the run ends, a checkpoint that is being written is finished
+            session.run.wait()
 
 
 def train_loop(s, signals):
@@ -445,7 +467,9 @@ def train_loop(s, signals):
     Returns the last Evaluation of the validation split, None in processes that do not evaluate.
     """
     o, run, state, train_step = s.options, s.run, s.state, s.train_step
-    first, unmeasured = state['step'], state['best_val_loss'] is None
+    first = state['step']
+    # in a new run, or one that was stopped in an evaluation, or that measures something else from here
+    unmeasured = state.get('val_loss') is None or state['best_val_loss'] is None
     if first > o.max_iters:
         raise Stop(f'max_iters={o.max_iters}: the run in {run.out_dir} is at iteration {first} already')
     classes = load_classes(o.variant)
@@ -457,7 +481,7 @@ def train_loop(s, signals):
     val = None
     if o.eval_only:
         if MASTER_PROCESS:
-            train_loss, val = launch_evaluations(first, s, last=True)()
+            train_loss, val = launch_evaluations(first, s, True, signals.check)()
             print0(losses_line(0, train_loss, val))
         return val
 
@@ -469,15 +493,27 @@ def train_loop(s, signals):
                 print0(f'the run that was in {run.out_dir} is now in {previous}')
             # result.json means that a run is finished, and this one is not
             (run.out_dir / 'result.json').unlink(missing_ok=True)
-        run.write_json('config.json', describe_run(state, s.machine, classes))
+        wandb_id = wandb_run_id(s)
+        run.write_json('config.json', describe_run(state, s.machine, classes) | dict(wandb_id=wandb_id))
         run.log_open(first)
         if o.wandb_log:
-            wandb_log = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'])
+            wandb_log = wandb_logger(o.wandb_project, o.wandb_run_name, state['options'], wandb_id)
     progress = Progress(o.max_iters, first)
     step_log = StepLog(s, train_flops, progress, wandb_log)
     # a resumed run's seconds include those before it
     started = time.time() - state['seconds']
     saved_at = time.time()
+    train_step.check = signals.check
+
+    def save(it, val_loss):
+        """Begins to save a checkpoint of iteration `it`, in the background, while the next iterations run."""
+        nonlocal saved_at
+        if name := train_step.find_nonfinite_state():
+            raise diverged(s, f'its step left {name} not finite', max(it - 1, 0), '--learning_rate')
+        tensors, rest = train_step.state()
+        now = dict(val_loss=val_loss, seconds=time.time() - started, **rest)
+        run.save_behind(it, model_tensors(s.model), tensors, state | now)
+        saved_at = time.time()
 
     # the loop ends with an evaluation after the last step, at max_iters
     for it in range(first, o.max_iters + 1):
@@ -493,9 +529,15 @@ def train_loop(s, signals):
             check_finite(s)
 
         # evaluate
-        saving, val_loss = checkpoint_due, None
+        finish = None
         if MASTER_PROCESS and evaluating:
-            finish = launch_evaluations(it, s, last)
+            # the run that goes on from a checkpoint of this iteration evaluates again
+            try:
+                finish = launch_evaluations(it, s, last, signals.check)
+            except Interrupted:
+                stopping = checkpoint_due = True
+        saving, val_loss = checkpoint_due, None
+        if finish:
             yield
             train_loss, val = finish()
             val_loss = val.loss
@@ -514,26 +556,26 @@ def train_loop(s, signals):
             # a resumed run already has the checkpoint it starts from, but perhaps without a loss
             saving = saving and (it > first or unmeasured)
 
-        # save in the background, while the next iterations run
         if MASTER_PROCESS and saving:
-            if name := train_step.find_nonfinite_state():
-                raise diverged(s, f'its step left {name} not finite', max(it - 1, 0), '--learning_rate')
-            tensors, rest = train_step.state()
-            now = dict(val_loss=val_loss, seconds=time.time() - started, **rest)
-            run.save_behind(it, model_tensors(s.model), tensors, state | now)
-            saved_at = time.time()
+            save(it, val_loss)
         if MASTER_PROCESS and evaluating:
             step_log.start_clock(it)
 
         # stop on request, or at the end
         if stopping:
-            raise Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; '
-                       f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
+            raise stopped(signals, it, run)
         if last:
             break
 
         # one training iteration; while the device works on it, log the previous one
-        train_step(it, *load_batch(s, it), learning_rate(it, o))
+        try:
+            train_step(it, *load_batch(s, it), learning_rate(it, o))
+        # between two micro-batches, before the weights have changed
+        except Interrupted:
+            step_log.flush()
+            check_finite(s)
+            save(it, None)
+            raise stopped(signals, it, run) from None
         step_log.flush()
         if it % o.log_interval == 0:
             step_log.add(it)
@@ -556,6 +598,22 @@ def train_loop(s, signals):
     return val
 
 
+def stopped(signals, it, run):
+    """Returns the Stop of a run that a signal has stopped at iteration `it`."""
+    return Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; '
+                f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
+
+
+def wandb_run_id(s):
+    """Returns the id of the run at Weights & Biases, the same when it is resumed; None if it was never logged there."""
+    id = None
+    if s.resumed:
+        # a damaged config.json ends no run that has a checkpoint
+        with suppress(Stop):
+            id = (read_json(s.run.out_dir / 'config.json') or {}).get('wandb_id')
+    return id or (secrets.token_hex(4) if s.options.wandb_log else None)
+
+
 def losses_line(it, train_loss, val):
     """Returns a line with the train split's loss, if there is one, and the validation split's Evaluation."""
     losses = ([] if train_loss is None else [f'train loss {train_loss:.4f}']) + [f'val loss {val.loss:.4f}']
@@ -569,7 +627,7 @@ def main():
     if 'TORCHELASTIC_RUN_ID' in os.environ and os.name != 'nt':
         threading.Thread(target=stop_with_torchrun, args=(os.getppid(),), daemon=True).start()
     try:
-        for _ in train(configure(Options, load_classes, say=print0)):
+        for _ in train(configure(Options, load_classes, say=print0), is_script=True):
             pass
         if dist.is_initialized():
             # the master still evaluates: a process that left now would break its connections

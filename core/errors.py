@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 BAD_INPUT, DIVERGED, NO_CHECKPOINT, OUT_OF_MEMORY, DISK_FULL, BUSY = 2, 3, 4, 5, 6, 7
 KEEP, DROP, UNDECIDED = 0, 10, 11
@@ -34,7 +34,8 @@ def run_main(main):
     """
     # what a stream's encoding lacks is shown as \\xe9, rather than end the script
     for stream in sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):
+        # not what a notebook puts there, nor a stream whose file has been replaced
+        with suppress(AttributeError, OSError):
             stream.reconfigure(errors='backslashreplace')
     # the imports are done
     if signal.getsignal(signal.SIGINT) is exit_now:
@@ -85,8 +86,19 @@ def signals_that_exit():
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def terminal_may_close():
+    """A context for output, which nobody sees once its terminal is gone; the shell's SIGHUP comes a little later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        leave_lost_terminal()
+
+
 def leave_lost_terminal():
-    """Sends output nowhere if its terminal is gone, as after SIGHUP, when writing there is an error."""
+    """Sends output nowhere if its terminal is gone, where writing would be an error."""
     for fd in 1, 2:
         try:
             os.write(fd, b'')
@@ -122,8 +134,9 @@ def printable(text):
 
 def exit_with(message, code):
     """Prints the message to stderr and exits."""
-    sys.stdout.flush()
-    # on a terminal this line may hold a progress bar
-    clear_line = '\r\x1b[K' if sys.stderr.isatty() else ''
-    print(f'{clear_line}{printable(str(message))}', file=sys.stderr, flush=True)
+    with terminal_may_close():
+        sys.stdout.flush()
+        # on a terminal this line may hold a progress bar
+        clear_line = '\r\x1b[K' if sys.stderr.isatty() else ''
+        print(f'{clear_line}{printable(str(message))}', file=sys.stderr, flush=True)
     sys.exit(code)

@@ -25,7 +25,7 @@ ENV = os.environ | dict(OMP_NUM_THREADS='1')
 TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1,
             learning_rate=1e-2, min_lr=1e-3, warmup_iters=2, lr_decay_iters=12, max_iters=12, eval_interval=4,
             device='cpu', dtype='float32', compile=False)
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
 CLOCK = 'ms', 'seconds'                 # what differs between two equal runs
 torch.set_num_threads(1)                # sums in one order, here and in the children
 

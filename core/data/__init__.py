@@ -1,4 +1,7 @@
-"""Token sets: data/<set>/train.bin, val.bin (uint16, little-endian), and meta.json with the ids' meaning."""
+"""Token sets: data/<set>/train.bin, val.bin, and meta.json with the ids' meaning and the files' SHA-256.
+
+The ids are uint16, little-endian; or uint32, if meta.json has "dtype": "uint32".
+"""
 from core import ROOT
 
 DATA = ROOT / 'data'

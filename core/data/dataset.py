@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from core.data import DATA, SPLITS, short_path
+from core.data.identity import is_the_same
 from core.data.tokenizer import Tokenizer, read_meta
 from core.errors import Stop
 from core.rng import generator
+from core.run.files import warn
 
 RESIDENT = 2 << 30      # bytes: up to here, tokens live on the device as int32
 CHECKED = 2 << 30       # bytes: up to here, whole files are checked for ids beyond the vocabulary
+DTYPES = dict(uint16='<u2', uint32='<u4')
 AHEAD = 64              # iterations whose batches are drawn and sent to the device together
 
 
@@ -33,8 +36,16 @@ class Dataset:
         # without a meta the tokens are GPT-2's; like nanoGPT, pad their number to a multiple of 64
         self.tokenizer = Tokenizer.from_meta(meta) if meta else Tokenizer('gpt2', 50304)
         self.vocab_size = self.tokenizer.vocab_size
+        # meta.json may come from anywhere
+        self.dtype = DTYPES.get(str(meta.get('dtype', 'uint16')))
+        if self.dtype is None:
+            raise Stop(f"{short_path(self.folder)}/meta.json: dtype must be one of {', '.join(DTYPES)}")
         bins = {split: self._open(split) for split in SPLITS}
         self._check(bins, meta.get('tokens'))
+        if meta:
+            self._check_files(meta.get('files'))
+        else:
+            self._check_gpt2(bins['train'])
         self.hash = fingerprint(self.folder)
         # on the device if they are few enough, else read from the file batch by batch
         resident = lambda ids: torch.from_numpy(ids.astype(np.int32)).to(self.device)
@@ -128,13 +139,13 @@ class Dataset:
     def _open(self, split):
         """Returns a split's tokens as a read-only memory map; Stop if its size is impossible."""
         path = self.folder / f'{split}.bin'
-        size = path.stat().st_size
-        if size % 2:
-            raise Stop(f'{self.names[split]} has {size:,} bytes, an odd number: '
-                       'it was cut short or is not uint16')
-        if size < 4:
-            raise Stop(f'{self.names[split]} has {size // 2} tokens: there is nothing to predict')
-        return np.memmap(path, '<u2', mode='r')
+        size, width = path.stat().st_size, np.dtype(self.dtype).itemsize
+        if size % width:
+            odd = 'an odd number' if width == 2 else 'no multiple of 4'
+            raise Stop(f'{self.names[split]} has {size:,} bytes, {odd}: it was cut short or is not uint{8 * width}')
+        if size < 2 * width:
+            raise Stop(f'{self.names[split]} has {size // width} tokens: there is nothing to predict')
+        return np.memmap(path, self.dtype, mode='r')
 
     def _check(self, bins, expected):
         """Raises Stop if a split is shorter than a row, not as long as meta.json says, or has unknown ids."""
@@ -151,6 +162,35 @@ class Dataset:
             if ids.nbytes <= CHECKED:
                 self._check_ids(split, ids)
 
+    def _check_files(self, files):
+        """Raises Stop if a file has changed since the set was prepared; warns where meta.json does not say."""
+        text = self.folder / 'input.txt'
+        if files is None:
+            if text.is_file() and text.stat().st_mtime > (self.folder / 'train.bin').stat().st_mtime + 1:
+                warn(f'{short_path(text)} is newer than train.bin: '
+                     f'if it has changed, run {how_to_prepare(self.folder)}')
+            return
+        files = files if isinstance(files, dict) else {}
+        for split in SPLITS:
+            if not is_the_same(self.folder / f'{split}.bin', files.get(f'{split}.bin')):
+                raise Stop(f'{self.names[split]} has changed since it was prepared, its SHA-256 is another: '
+                           f'run {how_to_prepare(self.folder)}')
+        # one that was not there has been put there since
+        if text.is_file() and not is_the_same(text, files.get('input.txt')):
+            raise Stop(f'{short_path(text)} is not the text of train.bin: run {how_to_prepare(self.folder)}, '
+                       'or remove it')
+
+    def _check_gpt2(self, ids):
+        """Raises Stop if the ids of a set without a meta.json cannot be GPT-2's."""
+        ids = ids[:1 << 20]
+        # real text of this length has tokens of more than one byte, which begin at 256
+        if len(ids) < 1000 or (top := int(ids.max())) >= 256 and ids[1::2].any():
+            return
+        found = f'its ids end at {top}' if top < 256 else 'every other id is 0, as in uint32'
+        form = f'"vocab_size": {top + 1}' if top < 256 else '"kind": "gpt2", "vocab_size": 50257, "dtype": "uint32"'
+        raise Stop(f"{self.names['train']}: without a meta.json tokens are GPT-2's in uint16, but {found}: prepare "
+                   f'the set again, or say in meta.json what it is, perhaps {{{form}}}')
+
     def _check_ids(self, split, ids):
         if (top := int(ids.max())) >= self.vocab_size:
             raise Stop(f'{self.names[split]} holds token {top}, but vocab_size is {self.vocab_size}')
@@ -162,7 +202,7 @@ def find_set(name):
     Text that comes with the repository is prepared on first use.
     """
     folders = {f.name: f for f in DATA.iterdir() if f.is_dir()}
-    folder = folders.get(name, Path(os.path.abspath(name)))
+    folder = folders.get(name, Path(os.path.abspath(os.path.expanduser(name))))
     if not folder.is_dir():
         is_set = lambda f: (f / 'prepare.py').exists() or (f / 'train.bin').exists()
         sets = sorted(n for n, f in folders.items() if is_set(f))
@@ -180,14 +220,23 @@ def find_set(name):
         arguments, sys.argv = sys.argv, [str(script)]
         try:
             runpy.run_path(str(script), run_name='__main__')
+        except SystemExit as end:
+            # exit() would end the training with code 0
+            if not end.code:
+                raise Stop(f'{short_path(script)}: calls exit()') from None
+            raise
         finally:
             sys.argv = arguments
         return folder
+    raise Stop(f'{short_path(folder)} is not prepared: run {how_to_prepare(folder)}')
+
+
+def how_to_prepare(folder):
+    """Returns the command that prepares a set."""
+    script = folder / 'prepare.py'
     if script.exists() and folder != DATA / 'text':
-        command = short_path(script)
-    else:
-        command = f'{short_path(DATA / "text/prepare.py")} FILE... --out={short_path(folder)}'
-    raise Stop(f'{short_path(folder)} is not prepared: run python {command}')
+        return f'python {short_path(script)}'
+    return f'python {short_path(DATA / "text/prepare.py")} FILE... --out={short_path(folder)}'
 
 
 def fingerprint(folder):

@@ -1,7 +1,6 @@
 """Writes token sets, for data/*/prepare.py."""
 import codecs
 import io
-import json
 import os
 import sys
 from contextlib import contextmanager, suppress
@@ -11,7 +10,9 @@ import numpy as np
 from filelock import lock_descriptor
 
 from core.data import SPLITS, short_path
+from core.data.identity import identity
 from core.errors import Stop
+from core.run.files import seal
 
 PIECE = 1 << 22         # bytes of a file that are in memory at a time
 
@@ -105,11 +106,15 @@ def write_set(folder, splits, meta):
     names = [*(f'{split}.bin' for split in SPLITS), 'meta.json']
     with folder_lock(folder):
         try:
-            tokens = {}
+            tokens, files = {}, {}
             for split in SPLITS:
                 arrays = (np.asarray(ids, '<u2') for ids in splits[split])
                 tokens[split] = write_file(folder / f'{split}.bin.tmp', arrays) // 2
-            text = json.dumps({**meta, 'tokens': tokens}).encode()
+                files[f'{split}.bin'] = identity(folder / f'{split}.bin.tmp')
+            # the text that lies beside the set, so that a change of it is noticed
+            source = folder / 'input.txt'
+            files |= {'input.txt': identity(source)} if source.is_file() else {}
+            text = seal({**meta, 'dtype': 'uint16', 'tokens': tokens, 'files': files})
             write_file(folder / 'meta.json.tmp', [text])
         except BaseException:
             # half a set must not fill a disk

@@ -1,12 +1,18 @@
-"""Converts text to token ids and back, by characters or GPT-2's BPE; meta.json says which a set has."""
+"""Converts text to token ids and back, by characters or GPT-2's BPE; meta.json says which a set has.
+
+A set with ids of another tokenizer has {"vocab_size": N}; its text is the numbers.
+"""
 import codecs
 import json
 import pickle
+import re
 
 from core.data import short_path
 from core.errors import Stop
+from core.run.files import BrokenSeal, is_sealed, unseal
 
 META_LIMIT = 1 << 20            # bytes: more than 65,536 escaped characters take
+MOST_IDS = 1 << 20              # of a set with a tokenizer of its own
 GPT2_TOKENS = 50257             # further ids, up to 50,303, only pad the matrices to a round size
 
 
@@ -23,11 +29,15 @@ class Tokenizer:
     def from_meta(cls, meta):
         """Returns the tokenizer that meta describes; Stop unless every field is sound."""
         # the file may come from anywhere
-        if not isinstance(meta, dict) or meta.get('kind') not in ('char', 'gpt2'):
-            raise Stop('the tokenizer\'s kind must be "char" or "gpt2"')
-        kind, size, chars = meta['kind'], meta.get('vocab_size'), meta.get('chars', '')
-        if type(size) is not int or not 1 <= size <= 1 << 16:
-            raise Stop('the tokenizer\'s vocab_size must be a whole number from 1 to 65,536')
+        kinds = 'char', 'gpt2', 'ids'
+        # without characters, the ids are the user's own
+        default = 'ids' if isinstance(meta, dict) and 'chars' not in meta else None
+        if not isinstance(meta, dict) or meta.get('kind', default) not in kinds:
+            raise Stop('the tokenizer\'s kind must be "char", "gpt2" or "ids"')
+        kind, size, chars = meta.get('kind', default), meta.get('vocab_size'), meta.get('chars', '')
+        largest = MOST_IDS if kind == 'ids' else 1 << 16
+        if type(size) is not int or not 1 <= size <= largest:
+            raise Stop(f'the tokenizer\'s vocab_size must be a whole number from 1 to {largest:,}')
         if kind == 'char' and not (isinstance(chars, str) and len(chars) == len(set(chars)) == size):
             raise Stop(f'the tokenizer\'s chars must be {size:,} different characters, '
                        'as its vocab_size says')
@@ -37,6 +47,11 @@ class Tokenizer:
         """Returns the list of token ids; Stop if the set lacks a character."""
         if self.kind == 'gpt2':
             return gpt2_bpe().encode(text, allowed_special={'<|endoftext|>'})
+        if self.kind == 'ids':
+            numbers = [int(word) if re.fullmatch('[0-9]{1,9}', word) else -1 for word in text.split()]
+            if not all(0 <= i < self.vocab_size for i in numbers):
+                raise Stop(f'this set has no characters, only ids: numbers from 0 to {self.vocab_size - 1}')
+            return numbers
         ids = {c: i for i, c in enumerate(self.chars)}
         if unknown := sorted(set(text) - set(ids)):
             some = ''.join(filter(str.isprintable, self.chars))[:24]
@@ -60,6 +75,8 @@ class Tokenizer:
         """
         if self.kind == 'char':
             return lambda ids, final=False: ''.join(self.chars[i] for i in ids)
+        if self.kind == 'ids':
+            return lambda ids, final=False: ''.join(f'{i} ' for i in ids)
         bpe, utf8 = gpt2_bpe(), codecs.getincrementaldecoder('utf-8')('replace')
         return lambda ids, final=False: utf8.decode(bpe.decode_bytes([i for i in ids if i < GPT2_TOKENS]), final)
 
@@ -87,7 +104,7 @@ def read_meta(folder):
                    f'more than the {META_LIMIT:,} that any vocabulary needs')
     try:
         with open(path, 'rb') as f:
-            meta = json.load(f) if path.suffix == '.json' else read_pickle(f)
+            meta = read_sealed(f.read()) if path.suffix == '.json' else read_pickle(f)
         Tokenizer.from_meta(meta)
     except Stop as refusal:
         raise Stop(f'{short_path(path)} is refused: {refusal}') from None
@@ -97,9 +114,20 @@ def read_meta(folder):
     return meta
 
 
+def read_sealed(raw):
+    """Returns meta from the bytes of meta.json; Stop if they are not as they were sealed. Older ones have no seal."""
+    meta = json.loads(raw)
+    try:
+        return unseal(raw) if isinstance(meta, dict) and is_sealed(meta) else meta
+    except BrokenSeal:
+        raise Stop('it does not match its SHA-256; prepare the set again') from None
+
+
 def read_pickle(file):
-    """Returns meta from nanoGPT's meta.pkl, which holds vocab_size, itos {id: character} and stoi."""
+    """Returns meta from nanoGPT's meta.pkl: vocab_size and, of characters, itos {id: character} and stoi."""
     meta = PlainUnpickler(file).load()
+    if meta.keys() == {'vocab_size'}:
+        return meta
     chars = ''.join(meta['itos'][i] for i in range(len(meta['itos'])))
     return dict(kind='char', vocab_size=meta['vocab_size'], chars=chars)
 

@@ -97,10 +97,11 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
         device = 'cuda'
     elif device == 'auto':
         device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-    type = device.split(':')[0]
+    type, colon, index = device.partition(':')
     count = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
-    index = device[len(type) + 1:] or '0'
-    if type not in count or not index.isdigit() or int(index) >= count[type]:
+    index = index if colon else '0'
+    # torch.device() takes no other spelling of a number, such as 00 or another alphabet's digits
+    if type not in count or index not in map(str, range(count[type])):
         present = [f'{name}:{i}' if name == 'cuda' else name for name, n in count.items() for i in range(n)]
         raise Stop(f"device={device}: not on this machine; allowed: auto, {', '.join(present)}")
     if type == 'cuda':
@@ -118,6 +119,14 @@ def machine(device='auto', dtype='auto', compile='auto', decoding=False):
     if compile == 'auto':
         # on a CPU compilation costs more time than it saves a short run
         compile = type == 'cuda' and triton
+    if compile and type == 'cpu':
+        from torch._inductor import cpp_builder, exc
+        # where there is none it would be missed in the first iteration
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            raise Stop('compile=True: on a CPU that needs a C++ compiler, such as g++, which is not installed; '
+                       'allowed: auto, False') from None
     if compile and type == 'cuda':
         if not triton:
             raise Stop('compile=True: on CUDA that needs Triton, which is not installed; '

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -128,7 +129,9 @@ class Checkpoints:
     def remove_unfinished(self):
         """Cleans up after killed processes. Only the process that holds the lock may call it."""
         for stale in self.ckpt.glob('.tmp-*'):
-            shutil.rmtree(stale, ignore_errors=True)
+            # of a process, or of a checkpoint that is being deleted
+            if re.fullmatch(r'\.tmp-(\d+|step_\d{8,}(\.old)?)', stale.name):
+                shutil.rmtree(stale, ignore_errors=True)
         self.finish_replace()
 
     def prune(self, keep=2):
@@ -279,6 +282,13 @@ def read_state(folder):
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f'{path}: unreadable ({type(error).__name__})') from None
     return from_json(state)
+
+
+def is_readable(folder):
+    """Returns True if a checkpoint's state.json is intact."""
+    with suppress(CheckpointError):
+        return bool(read_state(folder))
+    return False
 
 
 def comparable_losses(folders, unreadable=math.inf):

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
-from core.run.checkpoint import MARGIN, STATE_FILE, TENSOR_FILES, Checkpoints, step_of
+from core.run.checkpoint import MARGIN, Checkpoints, is_readable, step_of
 from core.run.files import FULL, disk_errors, free_name, from_json, read_json, seal, to_json, warn, write_atomic
 
 # where the text of .lock begins: Windows lets no other process read the locked byte, the first
@@ -37,8 +37,7 @@ class RunFolder(Checkpoints):
     def lock(self):
         """Makes the folder and locks it while this object lives; after kill -9 the kernel unlocks it at once.
 
-        Stop if another process holds the lock, if the folder cannot be written, or if there are files of others
-        where a run has its own.
+        Stop if another process holds the lock, or if the folder cannot be written.
         """
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
@@ -49,7 +48,6 @@ class RunFolder(Checkpoints):
                     raise Stop(f'{place} is a link; give the place itself as --out_dir')
                 if place.exists() and not place.is_dir():
                     raise Stop(f'{place} is not a folder: choose another --out_dir')
-            self.check_ours()
             flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
             fd = os.open(self.out_dir / '.lock', flags, 0o666)
             self._lock = open(fd, 'r+', encoding='utf-8', errors='replace')
@@ -82,19 +80,13 @@ class RunFolder(Checkpoints):
         self.remove_unfinished()
 
     def check_ours(self):
-        """Raises Stop if there is anything where a run has its files that no run wrote."""
+        """Raises Stop if there is anything where a run has its files that no run wrote: a new run would move it."""
         present = [name for name in OF_A_RUN if (self.out_dir / name).exists()]
         # interrupted, archive_previous() has moved the config.json
-        ours = any(holds_run_config(folder) for folder in (self.out_dir, self.out_dir / '.moving'))
-        if present and not ours and not (present == ['ckpt'] and self.holds_only_checkpoints()):
+        ours = any(map(holds_run_config, (self.out_dir, self.out_dir / '.moving')))
+        if present and not ours and not any(map(is_readable, self.checkpoints())):
             raise Stop(f'--out_dir={self.out_dir}: holds {", ".join(present)}, which no run of train.py wrote: '
                        'choose another --out_dir')
-
-    def holds_only_checkpoints(self):
-        """Returns True if ckpt/ holds nothing but what save() writes."""
-        parts = {STATE_FILE, *TENSOR_FILES}
-        return all(re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and {part.name for part in f.iterdir()} <= parts
-                   or re.fullmatch(r'\.tmp-(\d+|step_\d{8,})', f.name) for f in self.ckpt.iterdir() if f.is_dir())
 
     # -- the log
 

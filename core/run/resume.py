@@ -1,10 +1,11 @@
 """Checks what a run folder says of its run, and merges its options with those given now."""
 import dataclasses
-import sys
+import math
 from contextlib import contextmanager
 
 import torch
 
+from core.assemble import is_path
 from core.data.tokenizer import Tokenizer
 from core.errors import NO_CHECKPOINT, Stop
 from core.run.checkpoint import check_tensors, model_tensors
@@ -42,16 +43,29 @@ def check_state(state, tensors):
                   best_val_loss=lambda x: x is None or is_number(x), data=lambda x: isinstance(x, str),
                   options=lambda x: is_dict(x) and isinstance(x.get('variant'), str), model_args=is_dict)
     for name, is_sound in checks.items():
-        if not is_sound(state.get(name)):
-            raise Stop(f'state.json: {name}={short(state.get(name))}: not what train.py writes')
+        if name not in state or not is_sound(state[name]):
+            value = short(state[name]) if name in state else 'nothing'
+            raise Stop(f'state.json: {name} is {value}, which is not what train.py writes')
     # what the optimizer keeps besides tensors, which older checkpoints do not have
     optimizer = state.get('optimizer', dict(tensors=0, numbers={}, groups=[]))
     if not (isinstance(optimizer, dict) and type(optimizer.get('tensors')) is int
             and is_numbers(optimizer.get('numbers')) and isinstance(optimizer.get('groups'), list)
             and all(map(is_numbers, optimizer['groups']))):
-        raise Stop(f'state.json: optimizer={short(optimizer)}: not what train.py writes')
+        raise Stop(f'state.json: optimizer is {short(optimizer)}, which is not what train.py writes')
     Tokenizer.from_meta(state.get('tokenizer'))
     check_sizes(state['model_args'], tensors)
+
+
+def check_named(variant, given):
+    """Raises Stop if a saved variant is a file that the user has not named: no run folder decides what code runs."""
+    if variant != given and any(map(is_path, variant.split('+'))):
+        raise Stop('the variant of this run is a file, whose code would run: '
+                   f'if you trust it, add --variant={variant}')
+
+
+def is_number(x):
+    """Returns True for a finite number that a float can be."""
+    return type(x) is float and math.isfinite(x) or type(x) is int and abs(x) < 1 << 63
 
 
 def is_scaler(x):
@@ -59,11 +73,6 @@ def is_scaler(x):
     names = {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'}
     return isinstance(x, dict) and (not x or x.keys() == names and all(
         is_number(n) and n >= (name == 'growth_interval') for name, n in x.items()))
-
-
-def is_number(x):
-    """Returns True for an int or a finite float, unless the int is too large for a float."""
-    return type(x) in (int, float) and abs(x) <= sys.float_info.max
 
 
 def check_sizes(model_args, tensors):

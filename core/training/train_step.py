@@ -1,5 +1,6 @@
 """One training iteration: forward, backward, clipping, optimizer step; on CUDA, a graph that is replayed."""
 import gc
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +44,7 @@ class TrainStep:
         self.inv_accum_steps = torch.tensor(1 / len(self.x), device=machine.device)
         self.aux_losses = {}
 
+        self.check = lambda: None # called between micro-batches; what it raises ends the iteration without a step
         self.objective = model.objective
         if machine.compile:
             self.objective = torch.compile(self.objective, fullgraph=True, dynamic=False)
@@ -51,6 +53,8 @@ class TrainStep:
         # several processes exchange gradients in the middle of a step, so theirs is not captured
         self.graphed = machine.compile and machine.type == 'cuda' and world == 1
         self.graph, self.calls = None, 0
+        # a micro-batch may change buffers, and then the iteration could not be computed again
+        self.can_end_early = not self.graphed and not any(True for _ in model.buffers())
         self.clipped_adamw = None
         if self.graphed:
             self.pool = pool or GraphPool()
@@ -142,7 +146,9 @@ class TrainStep:
             dloss = dloss * torch.where(self.bad > 0, torch.nan, 1.0)
         self.loss.zero_()
         self.aux_losses = {}
-        for x, y in zip(self.x, self.y, strict=True):
+        for n, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
+            if n > 0 and self.can_end_early:
+                self.check()
             with self.machine.autocast():
                 loss, aux_losses = self.objective(x, y, self.it)
             loss.backward(dloss)
@@ -309,7 +315,10 @@ class TrainStep:
         for name, p in self.model.named_parameters():
             if name in owners:
                 p.grad = torch.zeros_like(p)
-        self.optimizer.step()
+        # a capturable one warns where it is not captured
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def find_nonfinite_state(self):

@@ -21,7 +21,7 @@ def main():
     files, out = [], HERE
     for argument in arguments(__doc__):
         if argument.startswith('--out=') and argument != '--out=':
-            out = Path(os.path.abspath(argument.removeprefix('--out=')))
+            out = Path(os.path.abspath(os.path.expanduser(argument.removeprefix('--out='))))
         elif argument.startswith('-'):
             raise Stop(f'{argument} is no option of this script; the only one is --out=FOLDER')
         else:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import random
 import runpy
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import core.data
-from core.data import dataset, prepare
+from core.data import dataset, identity, prepare
 from core.data.dataset import Dataset, find_set
 from core.data.prepare import prepare_chars, prepare_files, write_set
 from core.data.tokenizer import Tokenizer, gpt2_bpe, read_meta
@@ -497,6 +498,132 @@ def test_meta_json_wins_over_meta_pkl_and_without_either_tokens_are_gpt2s(tmp_pa
     (tmp_path / 'meta.json').write_text('{"kind": "char", "vocab_size": 3, "chars": "xyz"}')
     assert Dataset(name, 2).tokenizer.decode([0, 2]) == 'xz'
     assert capsys.readouterr() == ('', '')
+
+
+def test_a_prepare_py_that_exits_is_one_line(repo):
+    (repo / 'data/shakespeare_char/prepare.py').write_text('exit()\n')
+    assert refused(find_set, 'shakespeare_char') == 'data/shakespeare_char/prepare.py: calls exit()'
+
+
+# ---- what was prepared is what is read
+
+def changed(raw, rng, flips, cuts):
+    """Yields bytes with one bit flipped, and bytes cut short."""
+    for _ in range(flips):
+        bit = rng.randrange(len(raw) * 8)
+        yield raw[:bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1:]
+    yield from (raw[:rng.randrange(len(raw))] for _ in range(cuts))
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_damage_to_a_set_is_noticed(tmp_path, name):
+    text = INPUT.read_text(encoding='utf-8')[:4000]
+    prepare_chars(text, tmp_path)
+    path, rng = tmp_path / name, random.Random(name)
+    raw = path.read_bytes()
+    for damaged in changed(raw, rng, 100, 20):
+        path.write_bytes(damaged)
+        line = refused(Dataset, str(tmp_path), 8)
+        assert name in line
+    path.write_bytes(raw)
+    assert Dataset(str(tmp_path), 8).tokenizer.decode(Dataset(str(tmp_path), 8).tokens['train'].tolist()) == text[:3600]
+
+
+def test_damage_to_a_large_file_is_noticed_at_its_ends_and_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, 'READ_WHOLE', 0)
+    monkeypatch.setattr(identity, 'FORGET', 0)
+    path, size = tmp_path / 'train.bin', 8 << 20
+    np.random.default_rng(1).integers(0, 256, size, np.uint8).tofile(path)
+    record, hashed = identity.identity(path), []
+    sample_hash = identity.sample_hash
+    monkeypatch.setattr(identity, 'sample_hash', lambda path: hashed.append(path) or sample_hash(path))
+    assert identity.is_the_same(path, record) and identity.is_the_same(path, record)
+    assert len(hashed) == 1                     # of the same size and time it is the same file
+    block = (size - identity.BLOCK) * 20 // (identity.BLOCKS - 1)
+    for at in 0, size - 1, block:
+        with open(path, 'r+b') as f:
+            f.seek(at)
+            byte = f.read(1)
+            f.seek(at)
+            f.write(bytes([byte[0] ^ 1]))
+        os.utime(path, ns=(at, at))
+        assert not identity.is_the_same(path, record), at
+        with open(path, 'r+b') as f:
+            f.seek(at)
+            f.write(byte)
+    os.truncate(path, size - 1)
+    assert not identity.is_the_same(path, record)
+
+
+@pytest.mark.parametrize('files', [7, [], {}, {'train.bin': 1}, {'train.bin': {'bytes': '7200'}}])
+def test_a_record_of_files_that_nobody_wrote_is_refused(tmp_path, files):
+    meta = dict(kind='char', vocab_size=3, chars='abc', files=files)
+    assert 'has changed since' in refused(Dataset, make(tmp_path, [0, 1, 2], None, meta), 2)
+
+
+def test_a_text_that_is_not_the_prepared_one_is_refused(repo, capsys):
+    """A copied folder with another input.txt would train on the old tokens."""
+    folder = repo / 'data/mine'
+    shutil.copytree(repo / 'data/shakespeare_char', folder)
+    Dataset('mine', 8)
+    (folder / 'input.txt').write_text('to be or not to be\n' * 100)
+    assert refused(Dataset, 'mine', 8) == ('data/mine/input.txt is not the text of train.bin: run python '
+                                           'data/mine/prepare.py, or remove it')
+    script(folder / 'prepare.py')
+    assert len(Dataset('mine', 8).tokens['train']) == 1710
+    # one that was put there later
+    prepare_chars('abc' * 100, repo / 'data/other')
+    Dataset('other', 8)
+    (repo / 'data/other/input.txt').write_text('cab')
+    assert 'data/other/input.txt is not the text' in refused(Dataset, 'other', 8)
+
+
+def test_a_newer_text_beside_an_older_set_is_said(tmp_path, capsys):
+    name = make(tmp_path, [0, 1, 2], None, dict(kind='char', vocab_size=3, chars='abc'))
+    (tmp_path / 'input.txt').write_text('cab')
+    Dataset(name, 2)
+    assert capsys.readouterr().err == ''
+    os.utime(tmp_path / 'train.bin', (1, 1))
+    Dataset(name, 2)
+    assert 'input.txt is newer than train.bin' in capsys.readouterr().err
+
+
+# ---- ids of other tokenizers
+
+def test_ids_of_ones_own(tmp_path):
+    ids = np.random.default_rng(1).integers(0, 500, 1000)
+    for name, write in [('json', lambda f: (f / 'meta.json').write_text('{"vocab_size": 500}')),
+                        ('pkl', lambda f: (f / 'meta.pkl').write_bytes(pickle.dumps(dict(vocab_size=500))))]:
+        make(tmp_path / name, ids)
+        write(tmp_path / name)
+        set_ = Dataset(str(tmp_path / name), 8)
+        assert set_.tokenizer.meta == dict(kind='ids', vocab_size=500) and set_.bytes_per_token is None
+        assert set_.tokenizer.decode([3, 499]) == '3 499 ' and set_.tokenizer.encode(' 3\n499 ') == [3, 499]
+        assert set_.tokenizer.start() == [0]
+        for text in 'a', '500', '-1', '1.5', '9' * 5000:
+            assert 'only ids: numbers from 0 to 499' in refused(set_.tokenizer.encode, text)
+
+
+def test_uint32_is_read_where_meta_json_says_so(tmp_path):
+    ids = np.random.default_rng(1).integers(0, 100_000, 2000).astype('<u4')
+    for split in 'train', 'val':
+        ids.tofile(tmp_path / f'{split}.bin')
+    (tmp_path / 'meta.json').write_text('{"vocab_size": 100000, "dtype": "uint32"}')
+    assert Dataset(str(tmp_path), 8).tokens['train'].tolist() == ids.tolist()
+    os.truncate(tmp_path / 'val.bin', 7998)
+    assert 'no multiple of 4' in refused(Dataset, str(tmp_path), 8)
+    (tmp_path / 'meta.json').write_text('{"vocab_size": 100000, "dtype": "float32"}')
+    assert 'dtype must be one of uint16, uint32' in refused(Dataset, str(tmp_path), 8)
+
+
+def test_a_set_without_meta_json_whose_ids_are_not_gpt2s_is_refused(tmp_path):
+    rng = np.random.default_rng(1)
+    line = refused(Dataset, make(tmp_path / 'characters', rng.integers(0, 65, 2000)), 8)
+    assert 'its ids end at 64' in line and '{"vocab_size": 65}' in line
+    wide = rng.integers(0, 50257, 2000).astype('<u4').view('<u2')
+    line = refused(Dataset, make(tmp_path / 'wide', wide), 8)
+    assert 'as in uint32' in line and '"dtype": "uint32"' in line
+    Dataset(make(tmp_path / 'gpt2', rng.integers(0, 50257, 2000)), 8)
 
 
 # ---- reading

@@ -42,7 +42,7 @@ def test_without_a_gpu(gpus, monkeypatch):
         assert machine('cpu', decoding=True) == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
     assert machine('cpu', 'bfloat16', True) == Machine('cpu', 'cpu', 'bfloat16', True)
-    for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cuda:x', 'cuda:-1', '':
+    for name in 'cuda', 'cuda:0', 'mps', 'tpu', 'cpu:1', 'cpu:', 'cpu:00', 'cpu:²', 'cpu:٠', 'cuda:x', 'cuda:-1', '':
         assert refusal(name) == f'device={name}: not on this machine; allowed: auto, cpu'
 
 
@@ -66,6 +66,13 @@ def test_with_gpus(gpus, settings, monkeypatch):
     assert machine() == Machine('cuda', 'cuda', 'float16', False)
     missing = 'compile=True: on CUDA that needs Triton, which is not installed; allowed: auto, False'
     assert refusal('cuda', 'auto', True) == missing
+
+
+def test_compilation_on_a_cpu_needs_a_compiler():
+    with inductor.patch({'cpp.cxx': ('no-such-compiler',)}):
+        assert refusal('cpu', 'float32', True) == ('compile=True: on a CPU that needs a C++ compiler, such as g++, '
+                                                   'which is not installed; allowed: auto, False')
+        assert machine('cpu', 'float32', False) == machine('cpu', 'float32') == Machine('cpu', 'cpu', 'float32', False)
 
 
 def test_a_warm_start_finds_our_kernels(settings, monkeypatch, tmp_path):

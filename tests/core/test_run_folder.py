@@ -24,6 +24,7 @@ from core.run.checkpoint import MARGIN, MODEL_FILE as MODEL, OPTIM_FILE as OPTIM
 from core.run.files import read_json, seal, sha256, write_json
 from core.run.folder import RunFolder
 
+CONFIG = dict(options={}, model_args={}, origin={})     # the least that is a config.json of train.py
 BIG = 25_000                                # rows: 3 x 2 MB, twice, make a save long enough to be killed in
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL and a fork server')
 
@@ -531,6 +532,7 @@ def test_full_or_gone_while_logging(run, monkeypatch):
             assert str(run.out_dir) in stops(DISK_FULL, f)
     if os.path.exists('/dev/full'):
         run._log = open('/dev/full', 'w')
+        monkeypatch.setattr(run, 'keep_log', lambda: None) # which would go on in log.jsonl
         assert str(run.out_dir) in stops(DISK_FULL, run.log, {'iter': 1})
     assert run.read_log() == [{'iter': 0}]
     assert read_json(run.out_dir / 'config.json') == {'a': 1}
@@ -625,34 +627,38 @@ def test_prune_goes_on_when_a_delete_fails(run, monkeypatch, capsys):
 
 def test_a_new_run_archives_the_previous_one(run, monkeypatch):
     def train(loss, saves=True):
-        run.write_json('config.json', {'loss': loss})
+        run.write_json('config.json', CONFIG)
         run.log_open()
         run.log({'iter': 0, 'loss': loss})
         if saves:
             save(run, loss)
 
-    previous = RunFolder(run.out_dir / 'previous')
-    assert run.archive_previous() is False
+    def archived(loss):
+        """Checks that previous/ ... hold the runs 1 to loss, whole and alone."""
+        for n in range(1, loss + 1):
+            folder = RunFolder(run.out_dir / ('previous' if n == 1 else f'previous.{n - 1}'))
+            assert names(folder.out_dir) == ['ckpt', 'config.json', 'log.jsonl', *(['result.json'] if n == 1 else [])]
+            check(folder.load(), n)
+        assert not (run.out_dir / f'previous.{loss}').exists()
+
+    assert run.archive_previous() is None
     train(1)
     run.write_json('result.json', {'loss': 1})
-    assert run.archive_previous() is True
+    assert run.archive_previous() == run.out_dir / 'previous'
     assert names(run.out_dir) == ['.lock', 'previous']
-    assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl', 'result.json']
-    check(previous.load(), 1)
+    archived(1)
     train(2)
-    # all of the last run, and nothing of the one before
-    assert run.archive_previous() is True
-    assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
-    check(previous.load(), 2)
+    # a trained model is never deleted
+    assert run.archive_previous() == run.out_dir / 'previous.1'
+    archived(2)
+    # a false start leaves nothing
     train(3, saves=False)
-    # a false start does not push out a run with checkpoints
-    assert run.archive_previous() is False
-    assert names(run.out_dir) == ['.lock', 'previous']
-    check(previous.load(), 2)
+    assert run.archive_previous() is None
+    assert names(run.out_dir) == ['.lock', 'previous', 'previous.1']
 
     replace, rename = Path.replace, Path.rename
     for n in range(1, 5):                               # interrupted at each move, it finishes the next time
-        train(3 + n)
+        train(2 + n)
         moves = 0
 
         def interrupted(self, target, move=replace, n=n):
@@ -667,10 +673,106 @@ def test_a_new_run_archives_the_previous_one(run, monkeypatch):
             run.archive_previous()
         if n < 4:
             # checkpoints are moved last, so that until then a resume finds them
-            check(run.load(), 3 + n)
-        assert run.archive_previous() is True
-        assert names(previous.out_dir) == ['ckpt', 'config.json', 'log.jsonl']
-        check(previous.load(), 3 + n)
+            check(run.load(), 2 + n)
+        run.check_ours()
+        assert run.archive_previous() == run.out_dir / f'previous.{1 + n}'
+        archived(2 + n)
+
+
+@pytest.mark.parametrize('name', ['result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'])
+def test_files_of_others_are_refused(run, name):
+    """A folder with a config.json or ckpt/ of another program is none for a run."""
+    theirs = run.out_dir / name
+    if '.' in name:
+        theirs.write_text('{"model": "llama"}\n')
+    else:
+        (theirs / 'step_00001000').mkdir(parents=True)
+        (theirs / 'step_00001000/weights.bin').write_bytes(b'theirs')
+    assert f'holds {name}, which no run of train.py wrote' in stops(BAD_INPUT, run.check_ours)
+    # beside a run of ours they are moved with it, but never deleted
+    run.write_json('config.json', CONFIG)
+    run.check_ours()
+
+
+def test_unfinished_files_of_others_stay(tmp_path):
+    for name in '.tmp-notes', '.tmp-12', '.tmp-step_00000004':
+        (tmp_path / 'ckpt' / name).mkdir(parents=True)
+    RunFolder(tmp_path).lock()
+    assert names(tmp_path / 'ckpt') == ['.tmp-notes']
+
+
+@posix
+def test_a_lock_that_is_somebody_elses_file(tmp_path):
+    notes, lock = tmp_path / 'notes', tmp_path / 'out/.lock'
+    lock.parent.mkdir()
+    for text in '12 host\n', 'my notes\n':
+        notes.write_text(text)
+        if text == '12 host\n':
+            os.link(notes, lock)
+        else:
+            lock.write_text(text)
+        assert str(lock) in stops(BAD_INPUT, RunFolder(lock.parent).lock)
+        assert notes.read_text() == lock.read_text() == text
+        lock.unlink()
+
+
+@posix
+def test_a_log_deleted_under_a_run_is_written_again(run, capsys):
+    run.log_open()
+    run.log({'iter': 0})
+    run.log_path.unlink()
+    run.log({'iter': 1})
+    assert [record['iter'] for record in run.read_log()] == [0, 1]
+    assert 'was deleted' in capsys.readouterr().err
+    # an editor puts a new file in its place
+    edited = run.log_path.with_name('edited')
+    edited.write_bytes(run.log_path.read_bytes().splitlines(keepends=True)[0])
+    edited.replace(run.log_path)
+    run.log({'iter': 2})
+    assert [record['iter'] for record in run.read_log()] == [0, 2]
+
+
+@posix
+def test_a_folder_replaced_by_a_file_under_a_run(run):
+    run.log_open()
+    save(run, 1)
+    run.out_dir.rename(run.out_dir.with_name('moved'))
+    run.out_dir.write_text('theirs')
+    for f in lambda: run.log({'iter': 1}), lambda: save(run, 2), lambda: run.write_json('result.json', {}):
+        assert 'vanished or was replaced' in stops(BAD_INPUT, f)
+    assert run.out_dir.read_text() == 'theirs'
+    check(RunFolder(run.out_dir.with_name('moved')).load(), 1)
+
+
+def test_a_checkpoint_put_aside_twice_is_there_twice(run):
+    for note in 'one', 'two':
+        save(run, 1)
+        save(run, 2, note=note)
+        run.log_open(1)
+    assert names(run.out_dir / 'aside') == ['step_00000002', 'step_00000002.1']
+
+
+def test_the_best_is_that_of_what_is_measured_now(run):
+    """Losses on another text, or on another part of it, say nothing about the model's."""
+    options = dict(eval_iters=2, curve_iters=0, batch_size=4)
+    for step, (loss, data, more) in enumerate([
+            (1, 'a', {}), (3, 'b', {}), (2, 'b', {}), (2.5, 'b', {}), (2.2, 'b', {}), (1.5, 'b', dict(eval_iters=9))]):
+        save(run, step, val_loss=loss, data=data, options=options | more)
+        assert run.load('best')[0]['step'] == [0, 1, 2, 2, 2, 5][step]
+    run.prune()
+    assert [int(f.name[5:]) for f in run.checkpoints()] == [5, 4]
+    # batch_size counts where eval_iters limits what is read
+    save(run, 6, val_loss=7, data='b', options=options | dict(eval_iters=9, batch_size=8))
+    assert run.load('best')[0]['step'] == 6
+
+
+def test_a_failed_save_is_told_at_the_next_log_line(run, monkeypatch):
+    run.log_open()
+    monkeypatch.setattr(core.run.checkpoint, 'save_file', full_disk)
+    run.save_behind(2, tensors(2), {}, {})
+    while not run._saving.done():
+        time.sleep(.001)
+    assert 'No space left on device' in stops(DISK_FULL, run.log, {'iter': 1})
 
 
 def test_write_json(run):
@@ -702,7 +804,15 @@ def test_every_flip_and_cut_of_a_sealed_record_is_noticed(tmp_path):
         assert str(path) in stops(BAD_INPUT, read_json, path)
 
 
+def test_a_field_with_the_name_of_the_seal_is_not_lost(tmp_path):
+    with pytest.raises(ValueError, match='sha256'):
+        write_json(tmp_path / 'a.json', dict(sha256=1))
+
+
 def test_records_without_a_seal_are_read(tmp_path):
     path = tmp_path / 'a.json'
+    # as in config.json of older versions
+    path.write_text('{"options": {}, "sha256": {"model.py": "00"}}')
+    assert read_json(path)['sha256'] == {'model.py': '00'}
     path.write_text('{"val_loss": 1.5, "worst": "Infinity"}')
     assert read_json(path) == dict(val_loss=1.5, worst=math.inf)

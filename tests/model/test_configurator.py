@@ -14,7 +14,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import configurator
 import train
-from configurator import Count, NonNegative, Positive, Rate, Share, Whole, configure
+from configurator import Count, FilePath, NonNegative, Positive, Rate, Share, Whole, configure
 from core.errors import Stop
 from model import load_classes
 
@@ -279,6 +279,31 @@ def test_a_config_file_starts_from_nothing(write):
 ])
 def test_an_error_in_a_config_file_is_one_line_with_its_place(write, text, message):
     assert refused(write(text)) == message
+
+
+@pytest.mark.parametrize('text', ['exit()', 'import sys\nsys.exit(0)', 'quit(3)', 'raise BaseException'])
+def test_a_config_file_that_exits_is_refused(write, text):
+    """With exit code 0 nothing would have been trained."""
+    assert refused(write(text)).startswith('mine.py:')
+
+
+def test_a_variant_that_exits_is_refused():
+    def exits(variant):
+        raise SystemExit(0)
+    with pytest.raises(Stop, match='variant=base: its file calls exit'):
+        configure(Options, exits, [])
+
+
+def test_a_path_is_not_empty_and_knows_the_home_folder(monkeypatch):
+    @dataclass
+    class Options:
+        out_dir: FilePath = 'out'
+
+    monkeypatch.setenv('HOME', '/home/me')
+    assert configure(Options, argv=['--out_dir=~/runs'], say=lambda text: None).options.out_dir == '/home/me/runs'
+    for path in '', ' ', 'a\0b':
+        with pytest.raises(Stop, match='out_dir takes a path'):
+            configure(Options, argv=[f'--out_dir={path}'])
 
 
 def test_a_config_file_that_is_no_text_is_one_line(write):

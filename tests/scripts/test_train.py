@@ -10,6 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -40,7 +43,7 @@ from helpers import (
     stuck,
     wait_for,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sample
 import train
@@ -50,14 +53,16 @@ from core.data.dataset import Dataset
 from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import machine
-from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT
+from core.errors import BAD_INPUT, BUSY, DIVERGED, NO_CHECKPOINT, Stop
 from core.rng import key
+from core.run import progress
 from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_model_tensors, model_tensors, step_of
-from core.run.files import sha256
+from core.run.files import seal, sha256, unseal
 from core.run.folder import RunFolder
 from core.training import evaluation
+from core.training.signals import Signals
 from core.training.train_step import TrainStep, no_garbage_collection
-from model import MLP, Step, build, load_classes
+from model import GPT, MLP, Step, build, load_classes
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals and a fork server')
 
@@ -188,6 +193,12 @@ def test_killed_in_the_middle_of_saves(spawn, go, tmp_path):
     assert not list((out / 'ckpt').glob('.tmp-*'))
 
 
+def test_the_home_folder(go, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert go(out_dir='~/runs/a', max_iters=1).code == 0
+    assert json.loads((tmp_path / 'runs/a/config.json').read_text())['options']['out_dir'] == str(tmp_path / 'runs/a')
+
+
 def test_settings_of_evaluation_and_log_do_not_move_training(go, tmp_path):
     options = HARD | dict(max_iters=20)
     go('a', **options, eval_interval=20)
@@ -204,9 +215,9 @@ def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monke
     real = TrainStep.__call__
 
     def update(self, i, *args):
+        real(self, i, *args)
         if i == it - 1:
             signal.raise_signal(number)
-        real(self, i, *args)
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, '__call__', update)
         done = go('run', **HARD)
@@ -216,6 +227,131 @@ def test_a_signal_stops_at_the_next_iteration(go, resume, tmp_path, whole, monke
     assert RunFolder(run).load()[0]['step'] == it and max(losses(run)) == it - 1 and not (run / 'result.json').exists()
     assert resume().code == 0                               # with the options it had
     same_run(run, whole, 12)
+
+
+@pytest.mark.parametrize('it', [0, 4, 12])
+def test_a_signal_ends_an_evaluation_at_its_next_batch(go, resume, tmp_path, monkeypatch, it):
+    """The checkpoint is of the same iteration, and the resumed run evaluates it again: nothing is lost."""
+    monkeypatch.setattr(evaluation, 'batch_rows', lambda *args: 5)
+    go('whole', **HARD)
+    real, seen = evaluation.token_losses, []
+
+    def token_losses(logits, targets):
+        seen.append(len(logits))
+        evaluations = 1 + it // 4
+        # in the first batch of this evaluation; each of those before reads 25 windows
+        if sum(seen) == 25 * (evaluations - 1) + 10:
+            signal.raise_signal(signal.SIGINT)
+        return real(logits, targets)
+    run = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, 'token_losses', token_losses)
+        line = go('run', **HARD).line(130)
+    assert line.startswith(f'stopped by SIGINT at iteration {it}, checkpoint in {run}; ')
+    # the signal came in the second of five batches, and the third is not read
+    assert sum(seen) == 25 * (it // 4) + 10
+    assert RunFolder(run).load()[0]['step'] == it and max([-1, *losses(run)]) == it - 1
+    assert resume().code == 0
+    same_run(run, tmp_path / 'whole', 12)
+    best = [RunFolder(tmp_path / name).load('best')[0] for name in ('run', 'whole')]
+    assert best[0]['step'] == best[1]['step'] and best[0]['val_loss'] == best[1]['val_loss']
+
+
+def test_a_signal_ends_an_iteration_between_micro_batches(go, resume, tmp_path, whole, monkeypatch):
+    real, calls = GPT.objective, []
+
+    def objective(self, *args):
+        calls.append(1)
+        # the first of two micro-batches of iteration 6
+        if len(calls) == 13:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+    run = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, 'objective', objective)
+        assert go('run', **HARD).line(143).startswith(f'stopped by SIGTERM at iteration 6, checkpoint in {run}; ')
+    assert len(calls) == 13 and RunFolder(run).load()[0]['step'] == 6 and max(losses(run)) == 5
+    assert resume().code == 0
+    same_run(run, whole, 12)
+
+
+def test_a_signal_ends_an_evaluation_alone(go, tmp_path, monkeypatch):
+    real = evaluation.token_losses
+    monkeypatch.setattr(evaluation, 'token_losses', lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1])
+    monkeypatch.setattr(evaluation, 'batch_rows', lambda *args: 5)
+    assert go('run', eval_only=True).line(130) == 'stopped by SIGINT'
+    assert not (tmp_path / 'run').exists()
+
+
+def train_as_a_notebook_does(data, tmp_path, **options):
+    options = TINY | dict(dataset=data, out_dir=tmp_path / 'run') | options
+    return train.train(configure(train.Options, load_classes, flags(**options), say=lambda line: None))
+
+
+def test_a_notebook_has_its_signals_back(data, tmp_path):
+    """However training ends: by itself, by Ctrl-C, by a second one, which leaves the kernel alive, or dropped."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for _ in train_as_a_notebook_does(data, tmp_path):
+        assert signal.getsignal(signal.SIGINT) is not before[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    with pytest.raises(Stop, match='^stopped by SIGINT at iteration'):
+        for n, _ in enumerate(train_as_a_notebook_does(data, tmp_path)):
+            if n == 5:
+                signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    with pytest.raises(KeyboardInterrupt):
+        for _ in train_as_a_notebook_does(data, tmp_path):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    run = train_as_a_notebook_does(data, tmp_path)
+    next(run)
+    run.close()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_training_in_a_thread(data, tmp_path):
+    """There no signal can be caught, so there are no handlers, and it trains."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: list(train_as_a_notebook_does(data, tmp_path))).result()
+    assert (tmp_path / 'run/result.json').exists()
+
+
+def on_a_terminal_that_closes(out):
+    """Gives this process a terminal, which is gone after iteration 5; then writing there is an error."""
+    terminal, ours = os.openpty()
+    os.dup2(ours, 1)
+    os.dup2(ours, 2)
+    os.close(ours)
+
+    def close():
+        while last_iter(out) < 5:
+            os.read(terminal, 1 << 16)
+        os.close(terminal)
+        os.kill(os.getpid(), signal.SIGHUP)
+    threading.Thread(target=close, daemon=True).start()
+
+
+@posix
+def test_a_terminal_that_closes(spawn, tmp_path):
+    out = tmp_path / 'run'
+    child = spawn('run', partial(on_a_terminal_that_closes, out), max_iters=5000, eval_interval=5000)
+    child.join(60)
+    assert child.exitcode == 128 + signal.SIGHUP
+    step = RunFolder(out).load()[0]['step']
+    assert 5 < step < 5000 and last_iter(out) == step - 1
+
+
+@posix
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @posix
@@ -252,6 +388,34 @@ def test_the_second_signal_stops_at_once(spawn, tmp_path):
     child.join(5)
     assert child.exitcode == 128 + signal.SIGTERM
     assert RunFolder(out).load()[0]['step'] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('k', range(1, 11))
+def test_resumed_at_every_iteration(go, resume, tmp_path, whole, k):
+    go(**HARD, max_iters=k)
+    done = resume(max_iters=12, eval_interval=5, log_interval=1)
+    assert done.code == 0 and losses(tmp_path / 'run') == losses(whole)
+    assert hashes(tmp_path / 'run', 12) == hashes(whole, 12)
+
+
+def test_no_more_than_checkpoint_minutes_are_lost(go, tmp_path, monkeypatch):
+    """Of a run that evaluates only at its ends, whose iterations take ten seconds each."""
+    clock, saved, real_call, real_save = [0.0], [], TrainStep.__call__, RunFolder.save_behind
+
+    def call_(self, *args):
+        clock[0] += 10
+        real_call(self, *args)
+
+    def save_behind(self, step, *args):
+        saved.append(step)
+        real_save(self, step, *args)
+    monkeypatch.setattr(train, 'time', SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(TrainStep, '__call__', call_)
+    monkeypatch.setattr(RunFolder, 'save_behind', save_behind)
+    assert go(checkpoint_minutes=0.5, eval_interval=100).code == 0
+    # the first after more than 30 s
+    assert saved == [0, 4, 8, 12]
 
 
 # -- what resume refuses, says, and keeps
@@ -306,6 +470,227 @@ def test_muon_is_resumed(go, resume, tmp_path):
     assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
 
 
+def other_optimizer(make):
+    """Returns configure_optimizers() of a variant whose optimizer is make(groups, lr)."""
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
+        return make([dict(params=list(self.parameters()), lr_scale=1.0)], learning_rate)
+    return configure_optimizers
+
+
+class Counting(torch.optim.SGD):
+    """Keeps numbers, of a parameter and of a group, as some optimizers do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group['weight_decay'] += 0.01
+            for p in group['params']:
+                if p.grad is not None:
+                    self.state[p]['seen'] = self.state[p].get('seen', 0) + 1
+                    p.data.mul_(1 - 1e-3 * self.state[p]['seen'])
+        return super().step(closure)
+
+
+OPTIMIZERS = dict(
+    RMSprop=lambda groups, lr: torch.optim.RMSprop(groups, lr, momentum=0.9, centered=True),
+    Adagrad=lambda groups, lr: torch.optim.Adagrad(groups, lr), SGD=lambda groups, lr: torch.optim.SGD(groups, lr),
+    momentum=lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9),
+    NAdam=lambda groups, lr: torch.optim.NAdam(groups, lr),
+    Adafactor=lambda groups, lr: torch.optim.Adafactor(groups, lr),
+    amsgrad=lambda groups, lr: torch.optim.AdamW(groups, lr, amsgrad=True),
+    Counting=lambda groups, lr: Counting(groups, lr))
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_whatever_an_optimizer_keeps_is_resumed(go, resume, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS[name]))
+    options = dict(lr_decay_iters=6, eval_interval=3)
+    assert go('whole', max_iters=6, **options).code == go('parts', max_iters=3, **options).code == 0
+    assert resume('parts', max_iters=6).code == 0
+    same_run(tmp_path / 'parts', tmp_path / 'whole', 6)
+    assert len(losses(tmp_path / 'whole')) == 6
+
+
+def reseal(folder, change):
+    """Changes the optimizer's tensors of a checkpoint in place, with checksums that are right."""
+    tensors = load_file(folder / OPTIM)
+    change(tensors)
+    save_file(tensors, folder / OPTIM)
+    restate(folder, lambda state: None)
+
+
+def restate(folder, change):
+    """Changes a checkpoint's state in place, with checksums that are right."""
+    state = unseal((folder / 'state.json').read_bytes())
+    change(state)
+    state['files'] = {name: dict(bytes=(folder / name).stat().st_size, sha256=sha256(folder / name))
+                      for name in (MODEL, OPTIM)}
+    (folder / 'state.json').write_bytes(seal(state))
+
+
+C_FC = 'transformer.h.0.mlp.c_fc.weight'
+
+
+@pytest.mark.parametrize('change, named', [
+    (lambda t: t.pop(f'{C_FC}.exp_avg'), f'{C_FC}.exp_avg'),
+    (lambda t: [t.pop(name) for name in list(t) if name.startswith(C_FC)], 'tensors, not'),
+    (lambda t: t.clear(), '0 tensors, not'),
+    (lambda t: t.update(extra=torch.zeros(3)), 'extra'),
+    (lambda t: t.update({f'{C_FC}.square_avg': torch.zeros(64, 16)}), f'{C_FC}.square_avg'),
+    (lambda t: t.update({f'{C_FC}.exp_avg': torch.zeros(16, 64)}), f'{C_FC}.exp_avg'),
+    (lambda t: t.update({f'{C_FC}.exp_avg': t[f'{C_FC}.exp_avg'].half()}), f'{C_FC}.exp_avg')])
+def test_an_optimizer_with_a_missing_or_extra_tensor_is_refused(resume, finished, tmp_path, change, named):
+    shutil.copytree(finished, tmp_path / 'run')
+    reseal(tmp_path / 'run/ckpt/step_00000004', change)
+    before = files(tmp_path / 'run')
+    line = resume(max_iters=8).line(NO_CHECKPOINT)
+    assert line.startswith('the checkpoint does not fit the optimizer, AdamW: ') and named in line
+    assert files(tmp_path / 'run') == before
+
+
+def test_the_state_of_another_optimizer_is_refused(go, resume, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS['RMSprop']))
+        go(max_iters=4)
+    assert 'does not fit the optimizer, AdamW: ' in resume(max_iters=8).line(NO_CHECKPOINT)
+
+
+# -- what is measured
+
+def test_best_begins_anew_on_another_text(data, go, resume, tmp_path):
+    """The first text is easy: with its best, no model of the second one would be the best."""
+    characters = ''.join(sorted(set(TEXT.read_text(encoding='utf-8')[:4000])))
+    prepare_chars(characters + 'e' * 4000, tmp_path / 'easy')
+    go(dataset=tmp_path / 'easy', max_iters=8, always_save_checkpoint=False)
+    done = resume(dataset=data, max_iters=16)
+    assert done.code == 0 and 'the best loss begins anew' in done.out
+    run = RunFolder(tmp_path / 'run')
+    evals = {record['iter']: record['val_loss'] for record in run.read_log() if 'val_loss' in record}
+    new = {it: loss for it, loss in evals.items() if it >= 8}
+    assert min(new.values()) > min(evals.values())
+    assert run.load('best')[0]['step'] == min(new, key=new.get) >= 8
+    assert json.loads((run.out_dir / 'result.json').read_text())['best_val_loss'] == min(new.values())
+
+
+@pytest.mark.parametrize('options', [dict(eval_iters=1), dict(curve_iters=1)])
+def test_best_begins_anew_with_another_part_of_the_text(go, resume, tmp_path, options):
+    go(max_iters=4)
+    assert 'the best loss begins anew' in resume(max_iters=8, **options).out
+    assert 'begins anew' not in resume(max_iters=12, learning_rate=1e-3, log_interval=2).out
+
+
+# -- what is not finite
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_weights_that_are_not_finite_reach_no_checkpoint(go, tmp_path, monkeypatch, dtype):
+    """The first step overflows the weights; a signal or the timer comes before any loss shows it."""
+    real = TrainStep.__call__
+
+    def update(self, i, *args):
+        real(self, i, *args)
+        if i == 0:
+            signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    line = go(dtype=dtype, learning_rate=1e38, weight_decay=0.1, warmup_iters=0, grad_clip=0.0).line(DIVERGED)
+    assert line.startswith('diverged at iteration 0: its step left ')
+    assert [step_of(folder) for folder in RunFolder(tmp_path / 'run').checkpoints()] == [0]
+
+
+def test_moments_that_are_not_finite_reach_no_checkpoint(go, tmp_path, monkeypatch):
+    real = TrainStep.__call__
+
+    def update(self, i, *args):
+        real(self, i, *args)
+        if i == 3:
+            self.optimizer.state[self.params[1]]['exp_avg_sq'][0] = math.inf
+    monkeypatch.setattr(TrainStep, '__call__', update)
+    assert 'its step left transformer.wpe.weight.exp_avg_sq not finite' in go().line(DIVERGED)
+    assert step_of(RunFolder(tmp_path / 'run').checkpoints()[0]) == 0
+
+
+def test_a_mask_may_be_infinite(go, monkeypatch):
+    real = MLP.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        self.register_buffer('mask', torch.full((3, 3), -math.inf).triu(1))
+    monkeypatch.setattr(MLP, '__init__', init)
+    assert go(max_iters=2).code == 0
+
+
+def test_no_optimizer_steps_by_a_nan(go, plant, monkeypatch):
+    """RMSprop cannot skip a step by itself."""
+    monkeypatch.setattr(GPT, 'configure_optimizers', other_optimizer(OPTIMIZERS['RMSprop']))
+    made = plant(2, 'loss')
+    go(log_interval=50, eval_interval=50).line(DIVERGED)
+    assert all(p.isfinite().all() for p in made[0].model.parameters())
+
+
+# -- a checkpoint from a stranger
+
+FIELDS = ('seconds', 'best_val_loss', 'options', 'model_args', 'origin', 'tokenizer', 'data', 'scaler', 'optimizer')
+HOSTILE = [(name, value) for name in FIELDS for value in ([], 'x\x1b[2J', -1, 10 ** 400, True, {'a': []})
+           if (name, value) not in (('best_val_loss', -1), ('data', 'x\x1b[2J'))]
+HOSTILE += [(('options', name), value) for name, value in [
+    ('variant', 7), ('variant', '../../x'), ('variant', 'x.py'), ('batch_size', '4'), ('batch_size', -1),
+    ('learning_rate', 'NaN'), ('init_from', 'resume'), ('init_from', None), ('compile', 2), ('dataset', '')]]
+HOSTILE += [(('model_args', name), value) for name, value in [
+    ('n_layer', 10 ** 9), ('n_layer', 10 ** 30), ('n_layer', 3), ('n_embd', 1 << 40), ('vocab_size', 10 ** 9),
+    ('block_size', 10 ** 12), ('block_size', 17), ('n_head', 0), ('n_head', '2'), ('dropout', 2), ('bias', None),
+    ('unknown', 1)]]
+HOSTILE += [(('tokenizer', 'vocab_size'), 10 ** 9), (('tokenizer', 'kind'), 'x'), (('tokenizer', 'chars'), 'aa'),
+            (('optimizer', 'groups'), [{'params': 1}, [], 3]), (('optimizer', 'numbers'), {'a': 'b'})]
+
+
+def test_a_state_that_nobody_wrote_is_refused(resume, finished, tmp_path):
+    """Each field of the wrong type, out of range, or of a size that the tensors do not have; and each one missing."""
+    folder = tmp_path / 'run/ckpt/step_00000004'
+    shutil.copytree(finished, tmp_path / 'run')
+    good = (folder / 'state.json').read_bytes()
+    missing = [(name, None) for name in unseal(good) if name not in ('step', 'files', 'val_loss', 'optimizer')]
+    for where, value in HOSTILE + missing:
+        def change(state, where=where, value=value):
+            if value is None and where in state:
+                del state[where]
+            elif isinstance(where, str):
+                state[where] = value
+            else:
+                state[where[0]][where[1]] = value
+        (folder / 'state.json').write_bytes(good)
+        restate(folder, change)
+        begun = time.monotonic()
+        done = resume(max_iters=8)
+        code = BAD_INPUT if value == 'x.py' else NO_CHECKPOINT
+        assert (done.code, len(done.err.splitlines())) == (code, 1), (where, value, done.err)
+        assert '\x1b' not in done.err + done.out and time.monotonic() - begun < 2, where
+        # sampling needs no options of training
+        sampled = call(sample.main, out_dir=tmp_path / 'run', num_samples=1, max_new_tokens=2, device='cpu')
+        if where[0] != 'options' or where[1] == 'variant':
+            assert (sampled.code, len(sampled.err.splitlines()[-1:])) == (code, 1), (where, value, sampled.err)
+        assert 'Traceback' not in sampled.err
+
+
+def test_a_variant_that_is_a_file_is_named_by_the_user(go, resume, tmp_path):
+    """A run folder never decides what code runs."""
+    mine, marker = tmp_path / 'mine.py', tmp_path / 'marker'
+    mine.write_text(f'import model\nopen({str(marker)!r}, "a").close()\n\n\nclass MLP(model.MLP):\n    pass\n')
+    assert go(variant=mine, max_iters=2).code == 0
+    del sys.modules[f'variants.{mine}']
+    marker.unlink()
+    for done in resume(max_iters=4), call(sample.main, out_dir=tmp_path / 'run', device='cpu'):
+        assert f'if you trust it, add --variant={mine}' in done.err.splitlines()[-1] and done.code == BAD_INPUT
+    assert not marker.exists()
+    assert resume(max_iters=4, variant=mine).code == 0 and marker.exists()
+    assert call(sample.main, out_dir=tmp_path / 'run', variant=mine, max_new_tokens=2, device='cpu').code == 0
+
+
+def test_a_checkpoint_of_nanogpt_is_named(resume, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/ckpt.pt').write_bytes(b'PK')
+    for done in resume(), call(sample.main, out_dir=tmp_path / 'run', device='cpu'):
+        assert done.code == NO_CHECKPOINT and 'ckpt.pt is a checkpoint of nanoGPT' in done.err.splitlines()[-1]
+    assert [f.name for f in (tmp_path / 'run').iterdir()] == ['ckpt.pt']
+
+
 def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_path):
     go(max_iters=4)
     resume(max_iters=8)
@@ -314,7 +699,10 @@ def test_a_resumed_run_still_says_where_its_options_came_from(go, resume, tmp_pa
 
 
 def test_resume_without_a_run(resume, tmp_path):
+    assert not (tmp_path / 'nowhere').exists()
     assert resume('nowhere').line(NO_CHECKPOINT) == f"init_from=resume: {tmp_path / 'nowhere'} holds no run"
+    # a typo makes no folder
+    assert not (tmp_path / 'nowhere').exists()
 
 
 def test_resume_with_every_checkpoint_damaged(go, resume, tmp_path):
@@ -367,7 +755,7 @@ def test_a_run_of_older_code_is_resumed(data, resume, tmp_path):
     shutil.copytree(OLD_RUN / 'killed', run)
     (run / 'ckpt/.tmp-14315').mkdir()                       # what the kill left, which git does not keep
     done = call(sample.main, out_dir=run, num_samples=1, max_new_tokens=5, device='cpu')
-    assert (done.code, done.err) == (0, '')
+    assert done.code == 0 and 'warning' not in done.err
     done = resume(dataset=data)
     assert (done.code, done.err) == (0, '') and f'dataset: data before, {data} from here' in done.out
     assert RunFolder(run).checkpoints()[0].name == 'step_00000012' and not (run / 'ckpt/.tmp-14315').exists()
@@ -409,14 +797,31 @@ def test_a_config_that_is_not_ours_is_refused(resume, tmp_path, content):
     assert config_json.read_bytes() == content
 
 
-def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, tmp_path, monkeypatch):
-    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd', 'block_size')}
-    # TINY has 1337
-    monkeypatch.setattr(train, 'build_gpt2', lambda *args, **options: build(seed=7, vocab_size=52, **shape))
-    dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2')
+@pytest.fixture
+def gpt2(data, tmp_path, monkeypatch):
+    """Makes a tiny GPT-2 with 52 tokens, and gives a data set of these."""
+    shape = {name: TINY[name] for name in ('n_layer', 'n_head', 'n_embd')}
+    monkeypatch.setitem(train.GPT2_SIZES, 'gpt2', shape)
+    # TINY has seed 1337
+    tiny = lambda *args, **options: build(seed=7, vocab_size=52, block_size=16, **shape)
+    monkeypatch.setattr(train, 'build_gpt2', tiny)
+    shutil.copytree(data, tmp_path / 'bpe')
+    (tmp_path / 'bpe/meta.json').write_text('{"kind": "gpt2", "vocab_size": 52}')
+    return tmp_path / 'bpe'
+
+
+def test_a_fine_tuning_that_died_before_its_first_checkpoint_starts_from_gpt2_again(go, resume, gpt2, tmp_path,
+                                                                                    monkeypatch):
+    dies_before_the_first_checkpoint(go, monkeypatch, init_from='gpt2', dataset=gpt2)
     assert resume().code == 0
-    go('whole', init_from='gpt2')
+    go('whole', init_from='gpt2', dataset=gpt2)
     same_run(tmp_path / 'run', tmp_path / 'whole', 12)
+
+
+def test_gpt2_starts_with_its_own_size_and_tokens(go, gpt2):
+    for name, value in [('n_layer', 4), ('n_embd', 32), ('bias', False), ('vocab_size', 65), ('block_size', 2048)]:
+        assert go(init_from='gpt2', dataset=gpt2, **{name: value}).line(BAD_INPUT).startswith(f'{name}={value}')
+    assert 'of the kind char, those of init_from=gpt2 of the kind gpt2' in go(init_from='gpt2').line(BAD_INPUT)
 
 
 def test_resume_on_other_characters_is_refused(go, resume, tmp_path):
@@ -469,6 +874,15 @@ def test_a_new_run_moves_the_old_one_aside(go, tmp_path):
     assert f"the run that was in {tmp_path / 'run'} is now in {tmp_path / 'run'}/previous" in done.out
     assert files(tmp_path / 'run/previous') == before
     assert json.loads((tmp_path / 'run/result.json').read_text())['seed'] == 2
+
+
+def test_a_folder_of_others_is_left_alone(go, tmp_path):
+    (tmp_path / 'run/ckpt').mkdir(parents=True)
+    (tmp_path / 'run/config.json').write_text('{"model": "llama"}')
+    before = files(tmp_path / 'run')
+    for _ in range(3):
+        assert 'holds config.json, ckpt, which no run of train.py wrote' in go().line(BAD_INPUT)
+    assert files(tmp_path / 'run') == before
 
 
 def test_eval_only_writes_nothing(go, resume, tmp_path):
@@ -582,6 +996,8 @@ BAD = [
     (dict(n_layr=3), '--n_layr=3: no such option; did you mean n_layer?'),
     (dict(learning_rate='fast'), '--learning_rate=fast: learning_rate takes float'),
     (dict(n_head=5, n_embd=384), 'n_head=5: must divide n_embd=384'),
+    (dict(out_dir=''), '--out_dir=: out_dir takes a path'),
+    (dict(dataset=''), '--dataset=: dataset takes a path'),
     (dict(dataset='nope'), '--dataset=nope: neither a set'),
     (dict(block_size=400), 'val.bin has 400 tokens, block_size 400 needs at least 401'),
     (dict(variant='nope'), 'variant=nope: no file variants/nope.py'),
@@ -628,6 +1044,30 @@ def test_bad_options_in_a_process_of_their_own(data, tmp_path):
     done = shell(ROOT / 'train.py', **TINY | dict(dataset=data, out_dir=tmp_path / 'run', n_head=5))
     assert done.line(BAD_INPUT) == 'n_head=5: must divide n_embd=16'
     assert 'Traceback' not in done.out + done.err
+
+
+ADDRESS = dict(MASTER_ADDR='localhost', MASTER_PORT='29500')
+
+
+@pytest.mark.parametrize('environ, ranks', [
+    ({}, (0, 0, 1)), (dict(LOCAL_RANK='3'), (0, 0, 1)), (dict(RANK='0', WORLD_SIZE='1'), (0, 0, 1)),
+    (dict(RANK='5', LOCAL_RANK='1', WORLD_SIZE='8') | ADDRESS, (5, 1, 8)), (dict(RANK='0'), None),
+    (dict(WORLD_SIZE='2'), None), (dict(RANK='', WORLD_SIZE=''), None), (dict(RANK='0', WORLD_SIZE='2'), None),
+    (dict(RANK='2', LOCAL_RANK='0', WORLD_SIZE='2') | ADDRESS, None), (dict(RANK='0', WORLD_SIZE='0'), None),
+    (dict(RANK='-1', LOCAL_RANK='0', WORLD_SIZE='2') | ADDRESS, None), (dict(RANK='a', WORLD_SIZE='2') | ADDRESS, None),
+    (dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_ADDR='localhost'), None),
+    (dict(RANK='1', WORLD_SIZE='2') | ADDRESS, None)])
+def test_the_environment_of_torchrun(environ, ranks):
+    if ranks:
+        assert train.torchrun_ranks(environ) == ranks
+    else:
+        with pytest.raises(Stop, match='environment variables RANK='):
+            train.torchrun_ranks(environ)
+
+
+def test_an_odd_environment_is_one_line(go, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', 'two')
+    assert "WORLD_SIZE='two'" in go().line(BAD_INPUT)
 
 
 # -- the schedule and the step
@@ -772,6 +1212,14 @@ def pair(spawn, tmp_path):
 def test_two_processes_train_as_one(pair, go, tmp_path):
     pair('two', nothing, **TWO)
     assert go('one', **TWO).code == 0
+    same_training(tmp_path / 'one', tmp_path / 'two')
+
+
+@posix
+def test_a_run_goes_on_in_two_processes(pair, go, tmp_path):
+    options = TWO | dict(eval_interval=5)
+    assert go('one', **options).code == go('two', **options | dict(max_iters=5)).code == 0
+    pair('two', nothing, **options, init_from='resume')
     same_training(tmp_path / 'one', tmp_path / 'two')
 
 
@@ -982,7 +1430,7 @@ def test_the_best_checkpoint_is_kept(go, tmp_path):
 
 # -- Weights & Biases
 
-@pytest.mark.parametrize('where', ['import', 'init', 'log', 'nowhere'])
+@pytest.mark.parametrize('where', ['import', 'init', 'hang', 'log', 'nowhere'])
 def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
     seen = []
 
@@ -992,7 +1440,10 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
     def see(record, step):
         seen.append(step)
     run = SimpleNamespace(log=fail if where == 'log' else see, finish=lambda: None)
-    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=fail if where == 'init' else lambda **kwargs: run)
+    hang = lambda **kwargs: time.sleep(20)
+    monkeypatch.setattr(progress, 'WANDB_SECONDS', 0.2 if where == 'hang' else 9)
+    begin = dict(init=fail, hang=hang).get(where, lambda **kwargs: run)
+    fake = SimpleNamespace(Settings=lambda **kwargs: None, init=begin)
     monkeypatch.setitem(sys.modules, 'wandb', None if where == 'import' else fake)
     done = go(wandb_log=True)
     assert done.code == 0
@@ -1000,9 +1451,27 @@ def test_wandb_never_ends_a_run(go, tmp_path, monkeypatch, where):
         assert done.err == '' and seen == [record['iter'] for record in RunFolder(tmp_path / 'run').read_log()]
     else:
         line = done.line(0)
-        assert line.startswith('wandb: ') and line.endswith('; the run goes on, log.jsonl has the numbers')
+        said = {'import': 'not installed (pip install wandb)', 'hang': 'no answer in 0.2 s'}
+        said = said.get(where, 'no route to host')
+        assert line == f'wandb: {said}; the run goes on, log.jsonl has the numbers'
     go('without')
     same_run(tmp_path / 'run', tmp_path / 'without', 12)
+
+
+def test_a_resumed_run_is_the_same_one_at_wandb(go, resume, monkeypatch):
+    ids = []
+    run = SimpleNamespace(log=lambda record, step: None, finish=lambda: None)
+    init = lambda id, resume, **kwargs: (ids.append((id, resume)), run)[1]
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(Settings=lambda **kwargs: None, init=init))
+    go(wandb_log=True)
+    resume(max_iters=14)
+    # one that is not logged there does not lose the id, and another run has another one
+    resume(max_iters=16, wandb_log=False)
+    resume(max_iters=18, wandb_log=True)
+    go(wandb_log=True)
+    first, second = ids[0], ids[-1]
+    assert ids == [first] * 3 + [second] and first != second and re.fullmatch('[0-9a-z]{8}', first[0])
+    assert first[1] == 'allow'
 
 
 def test_wandb_is_imported_only_when_asked(go, monkeypatch):
