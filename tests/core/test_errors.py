@@ -2,6 +2,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,5 +154,5 @@ def test_scripts_are_ready_for_control_c_before_they_import_pytorch():
     """In each, nothing slow comes before exit_on_interrupt()."""
     for script in 'train.py', 'sample.py', 'ab.py', 'bench.py':
         code = (ROOT / script).read_text(encoding='utf-8')
-        first = code.split('"""', 2)[2].split('import ')
-        assert first[0].strip().startswith("if __name__ == '__main__':") and 'exit_on_interrupt()\n\n' in first[1]
+        first = re.match(r"\s*if __name__ == '__main__':\n((    .*\n)+)", code.split('"""', 2)[2])
+        assert first and 'exit_on_interrupt()' in first[1]

@@ -38,7 +38,7 @@ def test_without_a_terminal_the_time_left_is_told_now_and_then(monkeypatch, caps
     # 31 s for 31 iterations leave 969; 61 s for 60 leave 940
     assert capsys.readouterr().out.splitlines() == [
         'iter 20: loss 3.9', 'iter 30: loss 3.9', 'iter 41: loss 3.9, 0:16:09 left', 'iter 60: loss 3.9',
-        'iter 70: loss 3.9, 0:15:56 left', 'iter 71: loss 3.9, 15:38:01 left']
+        'iter 70: loss 3.9, 0:15:56 left', 'iter 71: loss 3.9, 15:39:15 left']
 
 
 @pytest.mark.parametrize('columns', [80, 0])
