@@ -41,7 +41,7 @@ from configurator import (
     options_of,
     parse_known,
 )
-from core.errors import Stop, run_main
+from core.errors import BAD_INPUT, DIVERGED, Stop, run_main
 from core.run.environment import git, timestamp, versions
 from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
@@ -58,7 +58,7 @@ from lab.study.results import (
     load_runs,
     time_ratio_of,
 )
-from lab.study.runner import Runner, format_duration, worker_slots
+from lab.study.runner import Runner, format_duration, stopped_by_signals, worker_slots
 from lab.study.schema import to_dict
 from lab.study.store import RUNS, prune_store, store_text
 from lab.study.study import Findings, Study, parse_numbers, read_options
@@ -143,9 +143,12 @@ def run_study(o, given):
         train_to_each_look(study, runner, looks)
 
     report = end_study(study, runner, before)
+    page, lost = f'{study.folder}/report.html', lost_runs(report)
     if study.judged_arms() and not report.comparisons:
-        raise Stop('no verdict: fewer than two runs of the baseline or of every arm ended; '
-                   f'see {study.folder}/report.html')
+        raise Stop(f'no verdict: fewer than two runs of the baseline or of every arm ended; see {page}',
+                   DIVERGED if lost else BAD_INPUT)
+    if lost:
+        raise Stop(f'{lost}; the others are in {page}; --retry=True trains these again', DIVERGED)
 
 
 def begin_study(o, given):
@@ -166,11 +169,10 @@ def begin_study(o, given):
 
 
 def end_study(study, runner, before):
-    """Writes the report of a study and returns it; before: seeds of the baseline's runs that were stored."""
+    """Writes the report of a study and returns it; before: how many of the baseline's runs were stored."""
     runner.pool.stop(5)
     # results are read from disk, so a study that was resumed reports all its runs
-    ended = study.ended(study.baseline)
-    study.findings.stored = dict(before=len(before), new=len(set(ended) - set(before)))
+    study.findings.stored = dict(before=before, new=len(study.ended(study.baseline)) - before)
     runs = load_runs(study)
     if study.design is None or study.design.test == 'paired':
         study.findings.paired = dataclasses.asdict(check_pairing(study, runs))
@@ -179,6 +181,13 @@ def end_study(study, runner, before):
     publish(report, study.folder)
     add_to_ledger(report, OUT)
     return report
+
+
+def lost_runs(report):
+    """Returns how many runs of which arms diverged or failed: 'hot: 4 of 4 runs diverged or failed'; or ''."""
+    lost = {arm.name: sum(run.status in ('diverged', 'failed') for run in arm.runs) for arm in report.arms}
+    words = [f'{arm.name}: {lost[arm.name]} of {len(arm.runs)}' for arm in report.arms if lost[arm.name]]
+    return f'{", ".join(words)} runs diverged or failed' if words else ''
 
 
 def run_gate(o, given):
@@ -217,7 +226,7 @@ def judge_idea(study, runner, stream):
     prepare(study, runner, [])
     before = fix_design(study, [], least=GATE_BASELINE)
     prices = study.findings.prices
-    idea.stored = len(before)
+    idea.stored = before
     idea.price = prices and time_ratio_of(prices[arm.name], prices[baseline.name])
     deadline = time.monotonic() + parse_budget(o.budget)
 
@@ -258,22 +267,25 @@ def parse_plan(o):
 def fix_design(study, looks, least=MIN_BASELINE):
     """Fixes the test and the seeds of all arms, before the first run; looks: [] with seeds=auto.
 
-    least: runs of the baseline, with seeds=auto. Returns the seeds of those that the store holds already.
+    least: runs of the baseline, with seeds=auto. Returns how many the store held when this study began.
     """
     o, findings = study.options, study.findings
     if study.archive_other():
         print(f'the study that was in {study.folder}, of other code or options, is now in its previous/')
+    saved = read_json(study.folder / 'study.json') or {}
     if looks:
         fix_seeds(study, looks)
-        before = study.ended(study.baseline)
     else:
         plan_looks(study, least)
-        before = study.ended(study.baseline)
-        findings.design = describe_design(study, len(before))
+    # a study that goes on has trained some itself
+    stored = saved.get('extra', {}).get('stored') or dict(before=len(study.ended(study.baseline)), new=0)
+    if study.design:
+        findings.design = describe_design(study, stored['before'])
+    findings.stored = stored
     if o.retry:
         forget_failures(study)
     study.save()
-    return before
+    return stored['before']
 
 
 def fix_seeds(study, looks):
@@ -338,16 +350,26 @@ def print_time_left(study, workers):
 
 
 def default_name(config, arms, o):
-    """Returns a folder name of at most 80 characters: ab_shakespeare_char-soft_window-alibi."""
+    """Returns a folder name of at most 80 bytes: ab_shakespeare_char-soft_window-alibi."""
     # a later config file overrides an earlier one, so the study is named after the last
     last_config = Path(config.split(', ')[-1]).stem
-    words = [last_config, *(arm.folder for arm in arms[1:]), 'null' * o.null]
-    return file_name('-'.join(filter(None, words)))[:80].strip('_.-') or 'study'
+    return folder_name('-'.join(filter(None, [last_config, *(arm.name for arm in arms[1:]), 'null' * o.null])))
 
 
-def file_name(text):
-    """Returns text with an underscore for each run of characters that a file name should not have."""
-    return re.sub(r'[^\w.+=-]+', '_', text)
+def folder_name(text):
+    """Returns the name of a study's folder that is nearest to a text."""
+    name = re.sub(r'[^\w.+=-]+', '_', text).encode()[:80].decode(errors='ignore').strip('_.-')
+    return name if is_study_name(name) else f'study-{name}'.strip('-')
+
+
+def is_study_name(name):
+    """Returns True if a study's folder can have this name, in OUT, beside the store and the ledger."""
+    ours = 'runs', 'ledger.jsonl', 'ledger.md', 'gate.jsonl'
+    # Windows reserves these, whatever follows their first dot
+    reserved = 'con', 'prn', 'aux', 'nul', 'com1', 'lpt1'
+    folded, size = name.casefold(), len(name.encode(errors='replace'))
+    return (0 < size <= 200 and Path(name).name == name and not name.startswith('.') and name.isprintable()
+            and folded not in ours and folded.split('.')[0] not in reserved)
 
 
 def command_line():
@@ -409,7 +431,7 @@ def report_again(folder):
 
 def report_file(o):
     """Writes the report of the losses in a file, and says how the file was read."""
-    folder = OUT / (o.name or file_name(Path(o.from_csv).stem))
+    folder = OUT / (o.name or folder_name(Path(o.from_csv).stem))
     losses, metric, said = read_losses(o.from_csv, o.columns)
     baseline, why = choose_baseline(losses, o.baseline)
     print(f'{said}\nbaseline: {baseline} ({why})')
@@ -431,8 +453,8 @@ def main():
     # only now: workers and --help need no scipy
     if importlib.util.find_spec('scipy') is None:
         raise Stop('ab.py needs scipy for its statistics: pip install scipy')
-    if o.name and Path(o.name).name != o.name or o.name == '..':
-        raise Stop(f'name={o.name}: takes the name of a folder in {OUT}')
+    if o.name and not is_study_name(o.name):
+        raise Stop(f'name={o.name}: takes the name of a folder in {OUT}, other than its store, ledger and stream')
     # modes that train nothing
     if o.ledger:
         return print(ledger_text(OUT))
@@ -443,7 +465,8 @@ def main():
     if o.from_csv:
         return report_file(o)
     run = run_gate if gating else run_study
-    run(o, [g for g in given if g.name not in known])
+    with stopped_by_signals():
+        run(o, [g for g in given if g.name not in known])
 
 
 if __name__ == '__main__':

@@ -324,15 +324,20 @@ def difference_chart(r):
     Runs are paired by their seeds only where the verdicts pair them.
     """
     unpaired = {c.arm for c in r.comparisons if not c.paired and c.test != 'rank sum'}
-    differences = unpaired_differences if unpaired else paired_differences
+
+    def differences(arm):
+        # the null arm is the baseline with the same seeds, and says nothing without them
+        kind = unpaired_differences if unpaired and not arm.null else paired_differences
+        return kind(arm, r.base, r.plan.level or 0.05)
     others = [arm for arm in r.drawn if r.base and arm is not r.base]
-    series = [s for arm in others if (s := differences(arm, r.base, r.plan.level or 0.05))]
+    series = [s for arm in others if (s := differences(arm))]
     if not series:
         return None
     sizes = [max(map(abs, late_values(s, s.low) + late_values(s, s.high))) for s in series]
     reach = axis_reach(sizes, 1.5 * r.plan.delta)
     outside = [s.label for s in series if min(map(abs, late_values(s, s.y))) > reach]
-    note = sentences.difference_note(r.plan.percent, not unpaired, outside) + sentences.drawn_note(r)
+    null = [arm.name for arm in others if arm.null and unpaired]
+    note = sentences.difference_note(r.plan.percent, not unpaired, null, outside) + sentences.drawn_note(r)
     return Chart('difference', 'Difference to the baseline, while training', 'iteration', 'nats', series,
                  note, delta=r.plan.delta, y_range=(-reach, reach))
 
@@ -358,7 +363,8 @@ def position_chart(r):
     edges = sorted({round(2 ** (k / 4)) for k in range(4 * ceil(log2(n + 1)) + 1)})
     bins = [(a, min(b, n + 1)) for a, b in zip(edges, edges[1:]) if a <= n]
     for arm in r.drawn:
-        if arm is not r.base and len(arm.position_loss) == n > 0:
+        # of the null arm there is a mean alone, over other seeds than the baseline's
+        if arm is not r.base and not arm.null and len(arm.position_loss) == n > 0:
             d = np.array(arm.position_loss, float) - np.array(r.base.position_loss, float)
             series.append(Series(arm.name, arm.index, [sqrt(a * (b - 1)) for a, b in bins],
                                  [float(np.mean(d[a - 1:b - 1])) for a, b in bins]))

@@ -20,7 +20,7 @@ PAIRED = dict(batches_equal=True, init_equal=True, note='')
 PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
             lr_sweep={}, design='', stored={}, store='', unit='nats', higher_is_better=False)
 ARM = dict(name='', variant='–', baseline=False, options={}, params=None, checks={}, price={}, runs=[],
-           curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='')
+           curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='', no_sample='')
 CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
            train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
@@ -55,7 +55,10 @@ def read_report(report):
     r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
     r.from_file = not r.recipe and not any(arm.iters for arm in r.arms)
+    # an eager run compiles nothing
+    eager = r.environment.get('compile') is False
     for arm in r.arms:
+        arm.price = {field: x for field, x in arm.price.items() if not (eager and field == 'compile_seconds')}
         arm.costs = {field: cost_and_ratio(arm, r.base, field) for field in COSTS}
 
     r.plan = with_defaults(drop_nonfinite(r.plan), PLAN)
@@ -85,7 +88,7 @@ def drop_nonfinite(x):
     """Returns a copy of x with None for numbers that are not finite, be they floats or words of JSON."""
     if isinstance(x, dict):
         # these hold users' texts, in which NaN is just a word
-        texts = 'name', 'options', 'sample'
+        texts = 'name', 'options', 'sample', 'no_sample'
         return {field: v if field in texts else drop_nonfinite(v) for field, v in x.items()}
     if isinstance(x, list):
         return [drop_nonfinite(v) for v in x]
@@ -151,6 +154,9 @@ def read_arm(given):
     arm = with_defaults(given, ARM)
     arm.checks = with_defaults(arm.checks, CHECKS)
     arm.runs = [with_defaults(run, RUN) for run in arm.runs]
+
+    # the arm that --null=True adds
+    arm.null = arm.name == 'null' and 'perturb' in str(arm.variant).split('+')
 
     # {seed: final loss} of the runs that are done
     arm.losses = {run.seed: run.val_loss for run in arm.runs

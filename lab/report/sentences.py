@@ -202,6 +202,9 @@ def warning_sentences(r):
         subject = ', '.join(names) if len(names) < len(r.arms) else 'All arms'
         yield f'{subject}: leak suite: {finding}.'
     for arm in r.arms:
+        if arm.no_sample:
+            yield f'{arm.name}: no sample: {arm.no_sample.rstrip(".")}. Its losses count all the same.'
+    for arm in r.arms:
         for line in check_lines(arm.checks):
             if 'crashed in' in line:
                 yield f'{arm.name}: {line}. A check that crashed says nothing about the arm.'
@@ -308,9 +311,13 @@ def drawn_note(r):
     return '' if drawn == arms else f' The first {drawn} of {arms} arms by verdict.'
 
 
-def difference_note(percent, paired, outside):
-    """Returns the note of the differences while training; outside: arms whose mean is beyond the axis."""
+def difference_note(percent, paired, null, outside):
+    """Returns the note of the differences while training.
+
+    null: names of arms that are paired though the others are not. outside: those whose mean is beyond the axis.
+    """
     what = 'Same seed, same batches' if paired else "Mean of the arm's runs minus mean of the baseline's"
+    what += f'; {", ".join(null)}: at the same seeds' * bool(null)
     note = (f'{what}. Shaded: {percent}interval of the mean at each iteration, not for all of them at once. '
             'Grey: ±delta.')
     return note + (f' Outside the axis: {", ".join(outside)}.' if outside else '')

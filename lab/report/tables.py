@@ -178,7 +178,8 @@ def price_table(r):
         interval = arm.price.get(COSTS[field].interval_field)
         if note and interval:
             note += f' [{", ".join(map(format_ratio, interval))}]'
-        return number_cell(COSTS[field].format(value), value, note)
+        text, ends = COSTS[field].format(value), arm.price.get(f'{field}_interval')
+        return number_cell(f'{text} [{", ".join(map(COSTS[field].format, ends))}]' if ends else text, value, note)
 
     def loss_cell(loss=None, iters=None):
         text = format_number(loss)

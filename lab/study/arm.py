@@ -40,8 +40,9 @@ class Arm:
 
     @property
     def folder(self):
-        """The name of the arm's folder within the study's."""
-        return re.sub(r'[^\w.+=-]+', '_', self.name)
+        """The name of the arm's folder within the study's, before there was the store."""
+        name = re.sub(r'[^\w.+=-]+', '_', self.name)
+        return name if name.strip('.') else '_'
 
     @property
     def variant_args(self):

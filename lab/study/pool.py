@@ -7,11 +7,14 @@ workers behind when the parent is killed.
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import NamedTuple
 
 # a CUDA context does not survive a fork
@@ -40,9 +43,11 @@ class Worker:
         self.conn, worker_conn = SPAWN.Pipe()
         # nothing is ever sent through the second pipe: its end closes when this process ends, however it ends
         self.lifeline, worker_lifeline = SPAWN.Pipe()
-        args = worker_conn, worker_lifeline, run_task, slot
+        # pickled, so that what it imports, PyTorch above all, is imported by worker_main()
+        args = worker_conn, worker_lifeline, pickle.dumps((run_task, slot))
         self.process = SPAWN.Process(target=worker_main, args=args, daemon=True)
-        self.process.start()
+        with no_main_module():
+            self.process.start()
         # the child has its own copies; ours would keep the pipes open after its death
         worker_conn.close()
         worker_lifeline.close()
@@ -60,6 +65,17 @@ class Worker:
         except (EOFError, ConnectionResetError):
             self.process.join()
             return WorkerDied(self.process.exitcode), True
+
+
+@contextmanager
+def no_main_module():
+    """A context in which spawned processes do not import the script that this one runs, and all that it imports."""
+    main = sys.modules['__main__']
+    sys.modules['__main__'] = ModuleType('__main__')
+    try:
+        yield
+    finally:
+        sys.modules['__main__'] = main
 
 
 class Pool:
@@ -136,13 +152,19 @@ class Pool:
 # -----------------------------------------------------------------------------
 # in the worker
 
-def worker_main(conn, lifeline, run_task, slot):
-    """Runs tasks from conn until it closes, the parent ends, or a task retires this worker."""
+def worker_main(conn, lifeline, pickled):
+    """Runs tasks from conn until it closes, the parent ends, or a task retires this worker.
+
+    pickled: (run_task, slot).
+    """
+    # first of all: while PyTorch is imported, for seconds, no thread of Python's may run
+    die_with_parent()
     # Ctrl-C in a terminal reaches only the parent, which passes on a single signal
     if hasattr(os, 'setsid'):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, args=(lifeline,), daemon=True).start()
+    run_task, slot = pickle.loads(pickled) # noqa: S301 from the process that started this one
     # tasks collect garbage, and without this each collection looks through all of torch's modules, 0.2 s
     gc.freeze()
     state, retire = {}, False
@@ -154,6 +176,15 @@ def worker_main(conn, lifeline, run_task, slot):
             conn.send((result, retire))
     # bindings complain at exit about objects that were never freed
     gc.unfreeze()
+
+
+def die_with_parent():
+    """Asks Linux to kill this process as soon as its parent ends; elsewhere exit_with_parent() does it."""
+    if sys.platform == 'linux':
+        import ctypes
+        PR_SET_PDEATHSIG = 1
+        # if it has ended before, exit_with_parent() sees that at once
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def exit_with_parent(lifeline):

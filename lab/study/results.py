@@ -47,6 +47,7 @@ class RunResult:
     windows: list = field(default_factory=list)     # loss of each validation window, in order
     positions: list = field(default_factory=list)   # loss at each position of the context
     sample: str | None = None
+    no_sample: str | None = None    # why there is none, though it was tried
     checks: list | None = None      # of its trained model: [[check, what it found, why it failed or '']]
     evaluations: list = field(default_factory=list) # from its log: [{iter, val_loss, train_loss, stats.NAME}]
 
@@ -81,7 +82,7 @@ def load_run(study, arm, seed):
             bits_per_byte=result.get('bits_per_byte'),
             seconds=result['seconds'], init=record['init'], batch_hash=record['batches'],
             windows=record['windows'], positions=record['positions'], sample=record['sample'],
-            checks=record.get('checks'),
+            no_sample=record.get('no_sample'), checks=record.get('checks'),
             evaluations=[from_json(line) for line in evaluations])
     # one that diverged or failed
     if failure := read_run(folder / FAILED, 'status', 'reason'):
@@ -267,7 +268,8 @@ def arm_result(study, arm, runs):
         position_loss=mean_columns([run.positions for run in done]) if done else None,
         checks=Checks('skipped', [], None), params=None, price=None,
         loss_at_equal_time=None, loss_at_equal_flops=None,
-        sample=next((run.sample for run in done if run.sample), None))
+        sample=next((run.sample for run in done if run.sample), None),
+        no_sample=next((run.no_sample for run in done if run.no_sample), None))
     # checks and prices exist only if the user wanted them
     if found := (study.findings.checks or {}).get(arm.name):
         result.checks = Checks(**found)

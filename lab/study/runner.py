@@ -4,13 +4,14 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 
 import torch
 from tqdm import tqdm
 
 from core.device.flops import flops_per_token
-from core.errors import Stop
+from core.errors import Stop, leave_lost_terminal
 from core.run.folder import last_iteration
 from lab.study.pool import Pool, Slot, WorkerDied
 from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
@@ -20,27 +21,67 @@ from model import load_classes
 SMALL, LARGE = 1e11, 2e12
 
 
+class Interrupt(KeyboardInterrupt):
+    """A signal that ends a study; as a KeyboardInterrupt, nothing that handles errors catches it."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals():
+    """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise Interrupt, which leaves it as a Stop.
+
+    The exit code of that is 128 + signal. In other threads than the main one signals are left as they are.
+    """
+    def interrupt(number, frame):
+        # a second signal often follows, one to the process and one to its group; Ctrl-C may be pressed twice
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
+        raise Interrupt(number)
+
+    names = 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'
+    # Windows lacks two of them; nohup ignores SIGHUP, and so does a study that it starts
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before.get(getattr(signal, 'SIGHUP', None)) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    try:
+        for number in numbers:
+            signal.signal(number, interrupt)
+        yield
+    except Interrupt as stop:
+        raise stopped(stop, 'the same command goes on') from None
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def stopped(interrupt, advice):
+    """Returns the Stop for an Interrupt, or for a plain KeyboardInterrupt."""
+    number = signal.Signals(getattr(interrupt, 'number', signal.SIGINT))
+    return Stop(f'stopped by {number.name}; {advice}', 128 + number)
+
+
 class Runner:
     """Runs the tasks of a study in the pool's workers, and stops them when a signal or an error ends it."""
 
     def __init__(self, study, slots):
         self.study, self.slots, self.pool = study, slots, Pool(run_task, slots)
-        signal.signal(signal.SIGTERM, self.interrupt)
-
-    def interrupt(self, number, frame):
-        # a second signal often follows, one to the process and one to its group
-        signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result) as Pool.run() does. On Ctrl-C the workers save, and Stop is raised, code 130."""
+        """Yields (task, result) as Pool.run() does. At an Interrupt the workers save, and Stop is raised."""
         try:
             yield from self.pool.run(tasks, tick)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             with contextlib.suppress(KeyboardInterrupt):
+                leave_lost_terminal()
                 print_above('stopping: each run saves where it is; a second Ctrl-C does not wait')
                 self.pool.stop()
-            raise Stop(f'stopped; the same command goes on with {self.study.folder}', 130) from None
+            raise stopped(interrupt, f'the same command goes on with {self.study.folder}') from None
         finally:
             # an error, or a caller that stops early: the workers end at once and save nothing
             if sys.exc_info()[0] is not None:
@@ -69,7 +110,7 @@ class Runner:
                 run = f'{task.arm.name}, seed {task.seed}'
                 # a signal to a single worker ends the whole study
                 if result.status == 'stopped':
-                    raise Stop(f'{run}: {result.reason}', 130)
+                    raise Stop(f'{run}: {result.reason}', result.value)
                 progress.ended(task, result.status)
                 if result.status == 'done':
                     print_above(f'{run}: {result.value:.4f}')

@@ -98,6 +98,7 @@ class ArmResult:
     loss_at_equal_time: LossAtCost | None = ABSENT # once it took the baseline's whole time; None: no dearer
     loss_at_equal_flops: LossAtCost | None = ABSENT # the same in training FLOPs
     sample: str | None = ABSENT # text of one of its models
+    no_sample: str | None = ABSENT # why there is none, though it was tried
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,8 @@ from lab.study.words import align
 
 # a run's folder has one of these, which says how far the run is
 STARTED, DONE, FAILED = 'task.json', 'ab.json', 'failed.json'
+# of runs that have a folder
+STATES = 'done', 'diverged', 'failed', 'partial'
 RUNS = Path('out-ab/runs')
 
 
@@ -147,10 +149,7 @@ def store_rows(root, out):
         files = [file for file in path.rglob('*') if file.is_file()]
         rows.append(dict(
             key=path.name,
-            done=states.count('done'),
-            diverged=states.count('diverged'),
-            failed=states.count('failed'),
-            partial=states.count('partial'),
+            **{state: states.count(state) for state in STATES},
             bytes=sum(file.stat().st_size for file in files),
             last=max((file.stat().st_mtime for file in files), default=0.0),
             studies=users.get(path.name, [])))
@@ -170,14 +169,15 @@ def studies_by_key(out):
 def store_text(root, out):
     """Returns the store as a table for a terminal."""
     from datetime import datetime
-    rows = store_rows(root, out)
+    # checks and names are kept of arms that were never trained
+    rows = [row for row in store_rows(root, out) if any(row[state] for state in STATES)]
     if not rows:
         return f'{root}: no runs yet'
-    lines = [('identity', 'done', 'diverged', 'failed', 'partial', 'MiB', 'last', 'studies')]
+    lines = [('identity', *STATES, 'MiB', 'last', 'studies')]
     for row in rows:
         last = datetime.fromtimestamp(row['last']).strftime('%Y-%m-%d %H:%M')
-        lines.append((row['key'], row['done'], row['diverged'], row['failed'], row['partial'],
-                      f'{row["bytes"] / 2**20:.1f}', last, ', '.join(row['studies']) or '-'))
+        lines.append((row['key'], *(row[state] for state in STATES), f'{row["bytes"] / 2**20:.1f}', last,
+                      ', '.join(row['studies']) or '-'))
     text = align([list(map(str, line)) for line in lines])
     runs, size = sum(row['done'] for row in rows), sum(row['bytes'] for row in rows)
     return '\n'.join([*text, f'{runs} runs of {len(rows)} identities, {size / 2**20:.1f} MiB; '

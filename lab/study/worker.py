@@ -90,7 +90,7 @@ class TaskResult:
     """The outcome of a task, or of one run of a TaskGroup."""
     status: str                 # done, diverged, failed, or stopped (by a signal)
     reason: str = ''            # why it is not done
-    value: object = None        # for training, the final validation loss
+    value: object = None        # for training, the final validation loss; of what was stopped, the exit code
 
 
 def run_task(task, slot, worker_state):
@@ -127,7 +127,7 @@ def result_of_error(error, worker_state):
     """Returns the TaskResult of a task that raised this error; unknown errors retire the worker."""
     if isinstance(error, Stop):
         status = 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed'
-        return TaskResult(status, str(error))
+        return TaskResult(status, str(error), error.code if status == 'stopped' else None)
     # an error in a variant's code fails one arm, not the study, but may leave this process in any state
     worker_state['retire'] = True
     traceback.print_exception(error)
@@ -249,11 +249,12 @@ def train_claimed_run(task, device, signals):
 
     # all that the report needs of the model, before its weights are deleted
     result = read_json(folder / 'result.json')
+    sample, no_sample = try_sample(m, data, model, o) if task.first else (None, None)
     write_json(folder / DONE, run_name(folder) | dict(
         arm=arm.name, result=result, windows=val.windows, positions=val.positions,
         evaluations=logged_evaluations(folder),
         init=hash_initial_values(arm.build(seed)), batches=hash_batches(data, o),
-        sample=sample_text(m, data, model, o) if task.first else None,
+        sample=sample, no_sample=no_sample,
         checks=checked(checks.check_trained(model, m, o, data)) if task.check else None))
     if not task.keep_checkpoints:
         shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
@@ -272,6 +273,16 @@ def hash_batches(data, o):
     for it in range(0, o.max_iters, max(1, o.max_iters // 1000)):
         digest.update(data.starts('train', it, rows, o.seed).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def try_sample(m, data, model, o):
+    """Returns (text, None), or (None, why there is none): a run counts by its loss, with or without a text."""
+    try:
+        return sample_text(m, data, model, o), None
+    # decoding is the variant's own code, and what it raises may be anything
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [''])[0][:300]
+        return None, first_line if isinstance(error, Stop) else f'{type(error).__name__}: {first_line}'
 
 
 def sample_text(m, data, model, o):

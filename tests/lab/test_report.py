@@ -746,6 +746,44 @@ def test_difference_curve_is_paired():
     assert s.x == [0, 20] and s.y == [0, -0.5] and s.low == s.high == s.y
 
 
+def test_the_null_arm_is_paired_wherever_it_is_drawn():
+    """It has some of the baseline's seeds: against the mean of all of them, their choice would look like an effect."""
+    r = realistic(('base', 'alibi', 'null'), n=8)
+    base, _, null = r['arms']
+    null |= dict(variant='perturb', runs=null['runs'][:3],
+                 curve=base['curve'] | {name: base['curve'][name][:3] for name in ('val', 'train', 'seeds')})
+    r['comparisons'] = [c | dict(test='Welch') for c in r['comparisons'] if c['arm'] == 'alibi']
+    chart = figures.difference_chart(read_report(r))
+    drawn = {s.label: s for s in chart.series}
+    assert np.all(np.array(drawn['null'].y) == 0) and 'null: at the same seeds' in chart.note
+    assert drawn['alibi'].y[-1] == pytest.approx(np.mean(r['arms'][1]['curve']['val'], 0)[-1]
+                                                 - np.mean(base['curve']['val'], 0)[-1])
+    assert [s.label for s in figures.position_chart(read_report(r)).series] == ['alibi']
+
+
+def test_prices_have_the_intervals_of_the_study(tmp_path, no_charts):
+    r = realistic(n=2)
+    for arm in r['arms']:
+        arm['price'] |= dict(step_ms_interval=[arm['price']['step_ms'] - 0.11, arm['price']['step_ms'] + 0.12])
+    cells = rows_of(read(r, tmp_path).tables[2])
+    assert cells['base']['ms a step'][0] == '5.9 [5.79, 6.02]'
+    assert cells['alibi']['ms a step'][0].startswith('7.2 [7.09, 7.32]')
+
+
+def test_an_eager_run_compiles_nothing(tmp_path, no_charts):
+    r = realistic(n=2)
+    assert 's to compile' in read(r, tmp_path).words('th')
+    r['environment']['compile'] = False
+    assert 's to compile' not in read(r, tmp_path).words('th')
+
+
+def test_why_there_is_no_sample_is_said(tmp_path, no_charts):
+    r = realistic(n=2)
+    r['arms'][1] |= dict(sample=None, no_sample='IndexError: string index out of range')
+    said = read(r, tmp_path).words('p')
+    assert 'soft_window: no sample: IndexError: string index out of range. Its losses count all the same.' in said
+
+
 def test_an_arm_far_off_does_not_flatten_the_others():
     r = read_report(realistic(('base', 'a', 'b', 'c', 'd', 'far_off')))
     forest = figures.forest_plot(r)

@@ -12,10 +12,12 @@ from helpers import ROOT, TINY, flags
 from pool_tasks import Word, run_word
 
 import ab
+import model
 import train
 from configurator import arguments, construct, options_of, parse_known
 from core.assemble import variant_names
 from core.data.dataset import Dataset
+from core.data.prepare import prepare_chars
 from core.device.flops import flops_per_token
 from core.device.machine import Machine
 from core.errors import BAD_INPUT, Stop
@@ -25,7 +27,7 @@ from lab.stats import holm
 from lab.study import arm as arm_module, pool
 from lab.study.arm import matched_baseline, parse_arms
 from lab.study.preparation import checks_code, checks_file, price_arms, stored_checks
-from lab.study.results import build_report, load_run, load_runs, loss_at_cost
+from lab.study.results import arm_result, build_report, load_run, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
 from lab.study.store import RUNS, write_identity
 from lab.study.study import Findings, Study
@@ -88,6 +90,18 @@ def test_names_that_differ_in_a_character_are_other_runs(data):
     d = dict(arms=old, options={}, pairs={}, seeds=[1], extra=vars(study.findings))
     with pytest.raises(Stop, match='study: arms a b and a_b have one folder'):
         Study.from_dict(study.folder, d, ab.Options)
+
+
+@pytest.mark.parametrize('name', ['..', 'runs', 'price.json', 'con', 'ledger.jsonl', 'a/b', '~', 'Ab', 'x' * 300])
+def test_any_name_of_an_arm_gives_a_folder_of_its_own(data, name):
+    arms = arms_of(data, arms=f'base; {name}: dropout=0.5')
+    folder = Path('out-ab') / ab.default_name('', arms, ab.Options())
+    assert folder.parent == Path('out-ab') and len(folder.name) <= 80 and ab.is_study_name(folder.name)
+    study = study_of(arms)
+    assert study.run_folder(arms[1], 1).parents[1] == RUNS
+    # a study from before the store
+    study.in_store, arms[1].key = False, ''
+    assert study.run_folder(arms[1], 1).parents[1] == study.folder
 
 
 @pytest.mark.parametrize('name', ['ab.json', 'failed.json'])
@@ -240,6 +254,44 @@ def test_what_one_run_comes_to_is_its_own(data, monkeypatch):
     assert [result.status for result in results] == ['done', 'failed', 'done', 'done'] and state['retire']
     assert 'ValueError: its own' in results[1].reason and trained == [1, 2, 3, 4, 3, 4]
     assert [study.state(arm, seed) for seed in (1, 2, 3, 4)] == ['done', 'failed', 'done', 'done']
+
+
+@pytest.mark.parametrize('spoil, why', [
+    (lambda self, *args, **options: [][0], 'IndexError: list index out of range'),
+    (lambda self, *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError('CUDA out of memory.')),
+     'OutOfMemoryError: CUDA out of memory.')])
+def test_a_text_that_cannot_be_written_costs_no_run(data, monkeypatch, spoil, why):
+    """The sample is for the page: whatever its decoding raises, the run counts, and the report says why."""
+    arm, = arms_of(data, arms='base', null=True)
+    study = study_of([arm])
+    monkeypatch.setattr(model.GPT, 'stream', spoil)
+    task = TrainTask(arm, 1, str(study.run_folder(arm, 1)), first=True)
+    result, = run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    run = load_run(study, arm, 1)
+    assert (result.status, run.status, run.val_loss) == ('done', 'done', result.value)
+    assert run.sample is None and arm_result(study, arm, [run]).no_sample == why
+
+
+def test_a_text_without_line_breaks_has_a_sample(tmp_path):
+    prepare_chars('to be or not to be, that is the question: ' * 100, tmp_path / 'flat')
+    arm, = arms_of(tmp_path / 'flat', arms='base', null=True, vocab_size=64)
+    study = study_of([arm])
+    task = TrainTask(arm, 1, str(study.run_folder(arm, 1)), first=True)
+    result, = run_task(TaskGroup([task]), pool.Slot('', 1), {})
+    run = load_run(study, arm, 1)
+    assert result.status == 'done' and set(run.sample) <= set('to be or not to be, that is the question: ')
+
+
+def test_a_study_runs_by_the_records_of_its_runs(data):
+    """Curves come from the sealed record: a log that is lost, or edited, moves no figure."""
+    arm, = arms_of(data, arms='base', null=True)
+    study = study_of([arm])
+    run_task(TaskGroup([task_of(study, arm, 1)]), pool.Slot('', 1), {})
+    before = load_run(study, arm, 1)
+    assert [e['iter'] for e in before.evaluations] == [0, 3, 6]
+    assert before.evaluations[-1]['val_loss'] == before.val_loss
+    (study.run_folder(arm, 1) / 'log.jsonl').unlink()
+    assert load_run(study, arm, 1) == before
 
 
 def test_what_no_run_can_begin_with_fails_them_all(data):

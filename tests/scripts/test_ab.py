@@ -14,10 +14,10 @@ from scipy.stats import ttest_rel
 
 import ab
 import train
-from core.errors import BAD_INPUT, run_main
+from core.errors import BAD_INPUT, DIVERGED, run_main
 from core.run.folder import last_iteration
 from lab.study import pool
-from lab.study.store import code_hash
+from lab.study.store import code_hash, write_identity
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
                     always_save_checkpoint=False)
@@ -91,6 +91,14 @@ def losses(name):
     (dict(variants='alibi', window_init=3), 'window_init=3: no such option of any arm'),
     (dict(variants='alibi', baseline='nope'), 'baseline=nope: no such arm'),
     (dict(variants='alibi', name='../x'), 'name=../x: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='..'), 'name=..: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='runs'), 'name=runs: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='Ledger.jsonl'), 'name=Ledger.jsonl: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='gate.jsonl'), 'name=gate.jsonl: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='.git'), 'name=.git: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='con'), 'name=con: takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='a\0b'), 'takes the name of a folder in out-ab'),
+    (dict(variants='alibi', name='x' * 201), 'takes the name of a folder in out-ab'),
     (dict(variants='alibi', lr_sweep='0,1'), 'lr_sweep=0,1: takes positive numbers'),
     (dict(variants='alibi', lr_sweep='1,half'), 'lr_sweep=1,half: takes positive numbers'),
     (dict(report=__file__), 'holds no study'),
@@ -170,6 +178,8 @@ def test_a_study_is_its_runs(data):
     run_folder('s', 'alibi', 1338).joinpath('ab.json').unlink()
     again = ran(data, **options)
     assert again.code == 0 and '5 of 6 runs are done already' in again.out and again.out.count('alibi, seed') == 1
+    # what the study trained itself is not what it found
+    assert json.loads((STORE.parent / 's/study.json').read_text())['extra']['stored'] == dict(before=0, new=2)
     assert losses('s') == found and run_folder('s', 'alibi', 1337).joinpath('ab.json').read_bytes() == kept
 
     report = report_of('s')
@@ -194,6 +204,9 @@ def test_studies_share_runs(data, no_page):
 
     listed = call(ab.main, '--store')
     assert '10 runs of 5 identities' in listed.out and 'one/previous, two' in listed.out
+    # an arm that was checked, and never trained
+    write_identity(STORE, 'checked-0', dict(code='x'))
+    assert call(ab.main, '--store').out == listed.out
     # what no study shows goes, and what did not end
     Path('out-ab/two/study.json').unlink()
     run_folder('one', 'base', 1338).joinpath('ab.json').unlink()
@@ -255,7 +268,7 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
     options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0; same: dropout=0', looks='6,7', name='d',
                    max_iters=2, lr_decay_iters=2)
     done = ran(data, **options)
-    assert done.code == 0, done
+    assert done.line(DIVERGED).startswith('hot: 6 of 7 runs diverged or failed; the others are in out-ab/d/report.html')
     assert 'hot, seed 1337: diverged: diverged at iteration' in done.out
     assert 'hot is decided at 6 seeds: worse' in done.out
     report = report_of('d')
@@ -328,7 +341,7 @@ def running(pid):
         return False
 
 
-TIMES = 'seconds', 'created', 'command', 'environment', 'tables'
+TIMES = 'seconds', 'created', 'command', 'environment', 'tables', 'sha256'
 
 
 def without_times(x):
@@ -376,15 +389,18 @@ def test_killed_and_continued_is_the_same_study(data, moments):
 
 
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='lists open files')
-@pytest.mark.parametrize('at_once', [1, 2])
-def test_ctrl_c_saves_and_goes_on(data, at_once):
+@pytest.mark.parametrize('at_once, name', [(1, 'SIGHUP'), (2, 'SIGINT'), *(
+    pytest.param(1, name, marks=pytest.mark.slow) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'))])
+def test_a_signal_saves_and_goes_on(data, at_once, name):
+    number = getattr(signal, name)
     study = started(data, 'c', max_iters=100_000, lr_decay_iters=100_000, at_once=at_once)
     wait_for(lambda: len(training()) == 2 * at_once, study.is_alive)
     time.sleep(0.3)
-    os.kill(study.pid, signal.SIGINT)
+    os.kill(study.pid, number)
     study.join(60)
     said = Path('said').read_text()
-    assert study.exitcode == 130 and 'the same command goes on' in said.splitlines()[-1], said
+    last = f'stopped by {name}; the same command goes on with out-ab/c'
+    assert study.exitcode == 128 + number and said.splitlines()[-1] == last, said
     assert len(list(STORE.glob('*/*/ckpt'))) == 2 * at_once, said
 
 
