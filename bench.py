@@ -137,11 +137,13 @@ def check(variants, model_args):
     model_args: {option: value}, those of all variants.
     """
     first_failure = None
+    # in the model that is timed, the variant must do something; else checks choose the sizes
+    sizes = {f.name: model_args.get(f.name, f.default) for f in fields(GPTConfig)}
     for variant in variants:
-        # checks choose the sizes; a variant keeps the options that are its own
+        # a variant keeps the options that are its own
         own = {f.name for f in fields(load_classes(variant).GPTConfig)} - {f.name for f in fields(GPTConfig)}
         options = {name: value for name, value in model_args.items() if name in own}
-        for c in checks.run_suite(variant, **options):
+        for c in checks.run_suite(variant, base_args=sizes if variant != 'base' else None, **options):
             print(f'{variant:<20} {c.name:<60} {c.status:<20} {c.seconds:6.1f} s', flush=True)
             if c.why and first_failure is None:
                 first_failure = f'{variant}: {c.name}: {c.why}'

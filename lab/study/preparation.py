@@ -19,6 +19,7 @@ def prepare(study, runner, factors):
     factors: of the learning rate, to be tried. Raises Stop if an arm leaks, fails or does not fit.
     """
     o, findings = study.options, study.findings
+    refuse_idle_arms(study)
     # leak checks first, because they may refuse an arm
     # older commands and studies say True or False
     which = {True: 'all', False: 'none'}.get(o.check, o.check)
@@ -43,6 +44,26 @@ def prepare(study, runner, factors):
     # the device's name, dtype and compile, as the workers saw them
     device = read_json(study.folder / 'price.json') or {}
     findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
+
+
+def refuse_idle_arms(study):
+    """Stop if an arm trains as the baseline does, and its variant computes nothing else either.
+
+    Where options of training differ, a line says that they are all that differs.
+    """
+    base = study.baseline
+    for arm in study.judged_arms():
+        o, model_args = arm.options, arm.model_args
+        if (o.variant, model_args) == (base.options.variant, base.model_args):
+            continue
+        why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters, o.optimizer)
+        if why is None:
+            continue
+        # attention in another way, for its price
+        others = dataclasses.replace(o, variant=base.options.variant), model_args['attn']
+        if others == (base.options, base.model_args['attn']):
+            raise Stop(f'arm {arm.name} is the baseline: {why}')
+        print(f'arm {arm.name} differs from the baseline by its options of training alone: {why}')
 
 
 def check_arms(study, runner, which):
