@@ -18,7 +18,7 @@ from core.run.folder import last_iteration
 STORE = Path('out-ab/runs')
 SMALL = TINY | dict(max_iters=200, lr_decay_iters=200, eval_interval=100, log_interval=1, save_best=False,
                     always_save_checkpoint=False, checkpoint_minutes=0.005, dropout=0.1)
-STUDY = dict(variants='alibi', seeds=2, jobs=2, name='k', check='leaks')
+STUDY = dict(variants='alibi', seeds=2, jobs=2, name='k', check=False)
 DOCUMENTED = {0, 2, 3, 4, 5, 6, 7, 130}
 
 
@@ -64,12 +64,24 @@ def results():
     report = without_times(report)
     for arm in report['arms']:
         # timed anew
-        arm.pop('price', None)
+        del arm['price'], arm['loss_at_equal_time']
     for comparison in report['comparisons']:
         for name in [name for name in comparison if 'time' in name or 'price' in name or 'cost' in name]:
             del comparison[name]
     entries = [json.loads(line) for line in Path('out-ab/ledger.jsonl').read_text().splitlines()]
     return report, {str(folder): log(folder) for folder in training()}, [entry['comparisons'] for entry in entries]
+
+
+def differences(a, b, where=''):
+    """Yields what differs between two results."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        for name in a:
+            yield from differences(a[name], b[name], f'{where}.{name}')
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for n, pair in enumerate(zip(a, b)):
+            yield from differences(*pair, f'{where}[{n}]')
+    elif a != b:
+        yield where, str(a)[:200], str(b)[:200]
 
 
 def kill(study, number=signal.SIGKILL):
@@ -98,17 +110,17 @@ def killed_at(moment, data, dice):
     """Starts the study and kills it at this moment; returns how long its workers lived on."""
     marker = Path('marker').absolute()
     marker.unlink(missing_ok=True)
-    if moment in ('build_report', 'publish', 'add_to_ledger'):
+    if moment == 'checks':
+        study = start(data, check='leaks')
+        wait_for(lambda: Path('said').exists() and 'arm alibi' in said(), study.is_alive)
+        time.sleep(dice.uniform(0, 3))
+    elif moment in ('build_report', 'publish', 'add_to_ledger'):
         study = start(data, partial(slow_report, marker, moment))
         wait_for(marker.exists, study.is_alive, 120)
         time.sleep(dice.uniform(0, 0.3))
-    elif moment == 'preparation':
-        study = start(data)
-        wait_for(lambda: Path('said').exists() and 'arm alibi' in said(), study.is_alive)
-        time.sleep(dice.uniform(0, 3))
     elif moment == 'prices':
         study = start(data)
-        wait_for(lambda: Path('said').exists() and 'ok' in said(), study.is_alive, 120)
+        wait_for(lambda: Path('said').exists() and 'arm alibi' in said(), study.is_alive)
         time.sleep(dice.uniform(0, 1))
     else:
         study = start(data)
@@ -116,7 +128,7 @@ def killed_at(moment, data, dice):
     return kill(study)
 
 
-MOMENTS = ['preparation', 'prices', 5, 150, 500, 'build_report', 'publish', 'add_to_ledger']
+MOMENTS = ['checks', 'prices', 5, 150, 500, 'build_report', 'publish', 'add_to_ledger']
 
 
 def test_killed_anywhere_is_the_same_study(data, undisturbed, record_property):
@@ -124,26 +136,24 @@ def test_killed_anywhere_is_the_same_study(data, undisturbed, record_property):
     for moment in MOMENTS:
         outlived.append(killed_at(moment, data, dice))
     finish(start(data))
-    assert results() == undisturbed
+    assert not list(differences(results(), undisturbed))
     record_property('a study killed', f'{len(MOMENTS)} times: {", ".join(map(str, MOMENTS))}; '
                                       f'its workers ended after at most {max(outlived):.1f} s')
     assert max(outlived) < 5
 
 
-NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
-
-
-@pytest.mark.parametrize('number', NUMBERS, ids=lambda number: number.name)
-def test_a_signal_saves_and_goes_on(data, undisturbed, number):
-    """A scheduler's notice, and the same command when the machine is back: A6 of three in a row."""
-    for moment in 50, 250, 450:
+def test_a_signal_saves_and_goes_on(data, undisturbed, record_property):
+    """A scheduler's notice, and the same command when the machine is back, four times in a row."""
+    sent = {30: signal.SIGTERM, 160: signal.SIGHUP, 290: signal.SIGINT, 420: signal.SIGUSR1}
+    for moment, number in sent.items():
         study = start(data)
         wait_for(lambda moment=moment: sum(map(last_iteration, training())) > moment, study.is_alive, 120)
         kill(study, number)
         assert study.exitcode == 128 + number and 'the same command goes on' in said().splitlines()[-1], said()
         assert 'Traceback' not in said()
     finish(start(data))
-    assert results() == undisturbed
+    assert not list(differences(results(), undisturbed))
+    record_property('a study stopped', ', '.join(number.name for number in sent.values()))
 
 
 def test_everything_at_once(disk, data, undisturbed, monkeypatch, record_property):  # noqa: F811
@@ -172,7 +182,7 @@ def test_everything_at_once(disk, data, undisturbed, monkeypatch, record_propert
     finish(start(data, retry=True))
     ended = Path('out-ab/ledger.jsonl').read_text().splitlines()
     ledger.write_text('\n'.join(line for line in ended if '"torn"' not in line) + '\n')
-    assert results() == undisturbed
+    assert not list(differences(results(), undisturbed))
     record_property('a worker killed, a full disk, a torn ledger', f'exit codes {codes}, then the same report')
 
 
@@ -189,7 +199,7 @@ def test_a_study_on_a_full_disk_goes_on(disk, data, undisturbed, monkeypatch, re
         assert study.exitcode == 6 and 'Traceback' not in said(), (study.exitcode, said())
         (disk / 'ballast').unlink()
     finish(start(data))
-    assert results() == undisturbed
+    assert not list(differences(results(), undisturbed))
     record_property('a study on a full disk', f'exit codes {codes}, then the same report')
 
 
@@ -204,4 +214,4 @@ def test_damage_to_a_finished_run_is_not_a_verdict(data, undisturbed):
     assert study.exitcode == 2 and str(broken) in said().splitlines()[-1], said()
     shutil.rmtree(broken.parent)
     finish(start(data))
-    assert results() == undisturbed
+    assert not list(differences(results(), undisturbed))
