@@ -41,7 +41,7 @@ from core.assemble import short_name
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
-from core.errors import DIVERGED, NO_CHECKPOINT, Stop, run_main, terminal_may_close
+from core.errors import DIVERGED, NO_CHECKPOINT, Stop, printable, run_main, terminal_may_close
 from core.run.checkpoint import load_model_tensors, measured_on, model_tensors
 from core.run.environment import describe_run
 from core.run.files import disk_errors, read_json
@@ -124,7 +124,7 @@ MASTER_PROCESS = RANK == 0 # it alone evaluates, logs and saves
 def print0(text):
     if MASTER_PROCESS:
         with terminal_may_close():
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
 
 @dataclass
@@ -239,9 +239,9 @@ def setup(config):
     # data: a resumed run needs the tokens it was trained on
     block_size = construct_checked(load_classes(o.variant).GPTConfig, model_args).block_size
     data = Dataset(o.dataset, block_size, m.device)
-    if saved is not None and saved['tokenizer'] != data.tokenizer.meta:
+    if saved is not None and saved.get('tokenizer') != data.tokenizer.meta:
         raise Stop(f'dataset={o.dataset}: its tokens are not those that the run to resume was trained on')
-    if saved is not None and saved['data'] != data.hash:
+    if saved is not None and saved.get('data') != data.hash:
         print0(f'dataset {o.dataset}: its text is not the one before')
     if saved is None and o.init_from in GPT2_SIZES and data.tokenizer.kind != 'gpt2':
         raise Stop(f'dataset={o.dataset}: its tokens are of the kind {data.tokenizer.kind}, '

@@ -202,16 +202,17 @@ def model_tensors(model):
 
 
 def load_model_tensors(model, tensors):
-    """Copies a checkpoint's tensors into the model; Stop if names or shapes differ."""
+    """Copies a checkpoint's tensors into the model; Stop if names, shapes or dtypes differ."""
     check_tensors(model_tensors(model), tensors)
     # not strict, because tied parameters are there once
     model.load_state_dict(tensors, strict=False)
 
 
 def check_tensors(present, tensors):
-    """Raises Stop unless a checkpoint's tensors have the names and shapes of those that are present."""
+    """Raises Stop unless a checkpoint's tensors have the names, shapes and dtypes of those that are present."""
     misfits = sorted(set(present) ^ set(tensors))
-    misfits = misfits or [name for name, t in present.items() if t.shape != tensors[name].shape]
+    misfits = misfits or [name for name, t in present.items()
+                          if (t.shape, t.dtype) != (tensors[name].shape, tensors[name].dtype)]
     if misfits:
         raise Stop('the checkpoint does not fit the model, whose code or options have changed: '
                    f'{ascii(misfits[0])[1:-1]}', NO_CHECKPOINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from core.errors import DISK_FULL, FULL, Stop
+from core.errors import DISK_FULL, FULL, Stop, printable
 
 GONE = errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ESTALE
 
@@ -116,11 +116,11 @@ class BrokenSeal(ValueError):
 def seal(record):
     """Returns a record as JSON bytes, whose last field is the SHA-256 of the JSON without it.
 
-    ValueError if the record has a field of that name, sha256, which would be lost.
+    ValueError if the record has a field of that name, sha256, which is not an earlier seal: it would be lost.
     """
-    if 'sha256' in record:
+    if not isinstance(record.get('sha256', ''), str):
         raise ValueError('sha256 is the name of the seal')
-    record = to_json(record)
+    record = to_json({name: value for name, value in record.items() if name != 'sha256'})
     digest = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
     return json.dumps(record | {'sha256': digest}, indent=1).encode() + b'\n'
 
@@ -174,4 +174,4 @@ def read_json(path):
 
 
 def warn(message):
-    print(f'warning: {message}', file=sys.stderr, flush=True)
+    print(f'warning: {printable(message)}', file=sys.stderr, flush=True)

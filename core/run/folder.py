@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class RunFolder(Checkpoints):
                     raise Stop(f'{place} is not a folder: choose another --out_dir')
             flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
             fd = os.open(self.out_dir / '.lock', flags, 0o666)
+            # somebody else's, perhaps under another name elsewhere
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or os.fstat(fd).st_nlink > 1:
+                os.close(fd)
+                raise self.not_our_lock()
             self._lock = open(fd, 'r+', encoding='utf-8', errors='replace')
         except OSError as error:
             code = DISK_FULL if error.errno in FULL else BAD_INPUT
@@ -68,16 +73,18 @@ class RunFolder(Checkpoints):
             pid, host = (ascii(text)[1:-1].replace('\\n', ' ').split() + ['?', '?'])[:2]
             raise Stop(f'--out_dir={self.out_dir}: process {pid} on {host} is writing there; wait for it, '
                        'or choose another', BUSY)
-        # somebody else's file, perhaps under another name elsewhere
-        if os.fstat(self._lock.fileno()).st_nlink > 1 or not re.fullmatch(r'(\d[^\n]*\n?)?', text):
+        if not re.fullmatch(r'(\d[^\n]*\n?)?', text):
             self._lock = None
-            raise Stop(f'{self.out_dir / ".lock"} is not the lock of a run: choose another --out_dir')
+            raise self.not_our_lock()
         self._lock.seek(LOCK_TEXT)
         with disk_errors(self.out_dir, MARGIN):
             self._lock.truncate(0)
             self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
             self._lock.flush()
         self.remove_unfinished()
+
+    def not_our_lock(self):
+        return Stop(f'{self.out_dir / ".lock"} is not the lock of a run: choose another --out_dir')
 
     def check_ours(self):
         """Raises Stop if there is anything where a run has its files that no run wrote: a new run would move it."""

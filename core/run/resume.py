@@ -94,7 +94,7 @@ def check_fits(make_model, tensors):
         with torch.device('meta'):
             model = make_model()
     # sizes that overflow; but a variant may also compute with values, which a meta tensor does not have
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         if 'overflow' in str(error):
             raise Stop(f'its sizes make no model: {short(str(error))}') from None
         return

@@ -714,6 +714,8 @@ def test_a_lock_that_is_somebody_elses_file(tmp_path):
         assert str(lock) in stops(BAD_INPUT, RunFolder(lock.parent).lock)
         assert notes.read_text() == lock.read_text() == text
         lock.unlink()
+    os.mkfifo(lock)
+    assert str(lock) in stops(BAD_INPUT, RunFolder(lock.parent).lock)
 
 
 @posix
@@ -806,7 +808,11 @@ def test_every_flip_and_cut_of_a_sealed_record_is_noticed(tmp_path):
 
 def test_a_field_with_the_name_of_the_seal_is_not_lost(tmp_path):
     with pytest.raises(ValueError, match='sha256'):
-        write_json(tmp_path / 'a.json', dict(sha256=1))
+        write_json(tmp_path / 'a.json', dict(sha256={}))
+    # read by another program and written again, a record is sealed anew
+    write_json(tmp_path / 'a.json', dict(a=1))
+    write_json(tmp_path / 'a.json', json.loads((tmp_path / 'a.json').read_text()) | dict(a=2))
+    assert read_json(tmp_path / 'a.json') == dict(a=2)
 
 
 def test_records_without_a_seal_are_read(tmp_path):
