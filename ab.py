@@ -41,7 +41,7 @@ from configurator import (
     options_of,
     parse_known,
 )
-from core.errors import BAD_INPUT, DIVERGED, Stop, run_main
+from core.errors import BAD_INPUT, DIVERGED, Stop, printable, run_main
 from core.run.environment import git, timestamp, versions
 from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
@@ -310,7 +310,7 @@ def print_arms(study):
     print(f'study {study.folder}: {len(study.arms)} arms, {study.baseline.options.max_iters} iterations each')
     for arm in study.arms:
         options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
-        print(f'arm {arm.name}: {options or "the baseline"}')
+        print(printable(f'arm {arm.name}: {options or "the baseline"}'))
 
 
 def train_to_each_look(study, runner, looks):
@@ -382,7 +382,7 @@ def show_store(what):
     if what == 'prune':
         runs, size = prune_store(RUNS, OUT)
         print(f'{runs} runs removed, {size / 2**20:.1f} MiB')
-    print(store_text(RUNS, OUT))
+    print(printable(store_text(RUNS, OUT)))
 
 
 # -----------------------------------------------------------------------------
@@ -395,11 +395,11 @@ def publish(report, folder):
     write_json(folder / 'report.json', d)
     write_page(d, folder)
     for table in report.tables:
-        print(f'\n{table}')
+        print(printable(f'\n{table}'))
     for c in d['comparisons']:
         for doubt in c.get('suspicions', ()):
-            print(f'\nsuspicious, {c["arm"]}: {doubt}')
-    print(f'\n{folder}/report.html')
+            print(printable(f'\nsuspicious, {c["arm"]}: {doubt}'))
+    print(printable(f'\n{folder}/report.html'))
 
 
 def write_page(report, folder):
@@ -434,7 +434,7 @@ def report_file(o):
     folder = OUT / (o.name or folder_name(Path(o.from_csv).stem))
     losses, metric, said = read_losses(o.from_csv, o.columns)
     baseline, why = choose_baseline(losses, o.baseline)
-    print(f'{said}\nbaseline: {baseline} ({why})')
+    print(printable(f'{said}\nbaseline: {baseline} ({why})'))
     report = report_losses(losses, baseline, o, folder, command_line(), timestamp(), metric)
     publish(report, folder)
     add_to_ledger(report, OUT)
@@ -457,7 +457,7 @@ def main():
         raise Stop(f'name={o.name}: takes the name of a folder in {OUT}, other than its store, ledger and stream')
     # modes that train nothing
     if o.ledger:
-        return print(ledger_text(OUT))
+        return print(printable(ledger_text(OUT)))
     if o.store:
         return show_store(o.store)
     if o.report:

@@ -30,6 +30,7 @@ NO_ARM = ('', 'id', 'index', 'step', 'steps', 'iter', 'iters', 'iteration', 'ite
 DIVERGED = 'inf', '+inf', 'infinity', '+infinity', 'diverged'
 MISSING = '', '-', '–', 'na', 'n/a', 'none', 'null'
 SEPARATORS = {'\t': 'tabs', ';': 'semicolons', '|': 'bars', ',': 'commas'}
+LARGEST = 1e100
 NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?', re.IGNORECASE)
 
 
@@ -305,7 +306,11 @@ def parse_loss(text, where, decimal_commas):
                    'inf or diverged for a diverged run')
     if decimal_commas and '.' in text:
         raise Stop(f'{where}loss={text}: has a decimal point, other losses have decimal commas')
-    return float(text.replace(',', '.'))
+    loss = float(text.replace(',', '.'))
+    # squares of more would be infinite
+    if abs(loss) > LARGEST:
+        raise Stop(f'{where}loss={text}: must be within ±{LARGEST:g}; inf or diverged for a diverged run')
+    return loss
 
 
 def uses_decimal_commas(path, runs):

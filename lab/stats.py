@@ -248,7 +248,9 @@ def believe(differences, scale, delta):
     heavy tails leave those be. Claims picked because they look good shrink by as much as they overstate on
     average, if ideas are as the prior says; when an arm stopped plays no part.
     """
-    weights = (1 + (differences / scale) ** 2 / 3) ** -2 if scale else np.ones_like(differences)
+    # (1 + t^2 / 3)^-2 by its logarithm: far from 0 all of them would be 0
+    logs = -4 * np.log(np.hypot(1, differences / scale / sqrt(3))) if scale else np.zeros_like(differences)
+    weights = np.exp(logs - logs.max())
     weights = weights / weights.sum()
     low, high = np.interp([0.025, 0.975], weights[::-1].cumsum(), differences[::-1])
     within = weights[abs(differences) < delta].sum()

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 
 def format_number(x, digits=4, sign=''):
-    """Returns -0.0024, or -1e-07 if these digits would round x to zero; a dash for None."""
+    """Returns -0.0024, -1e-07 if these digits would round x to zero, or 1e+30; a dash for None."""
     if x is None:
         return '–'
+    if abs(x) >= 1e6:
+        return f'{x:{sign}.4g}'
     tiny = 0 < abs(x) < 0.5 * 10 ** -digits
     return f'{x:{sign}.0e}' if tiny else f'{x:{sign}.{digits}f}'
 

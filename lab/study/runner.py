@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from core.device.flops import flops_per_token
-from core.errors import Stop, leave_lost_terminal
+from core.errors import Stop, leave_lost_terminal, printable
 from core.run.folder import last_iteration
 from lab.study.pool import Pool, Slot, WorkerDied
 from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
@@ -151,7 +151,7 @@ class Runner:
 def print_above(text):
     """Prints a line above the progress line, if there is one."""
     with tqdm.external_write_mode(sys.stdout):
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class ProgressLine:

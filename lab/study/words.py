@@ -3,6 +3,9 @@ import re
 
 from lab.stats import FLIP_FLOOR, MAX_SEEDS, MIN_SEEDS, has_more_bad
 
+# numbers from here on have no decimals
+LARGE = 1e6
+
 
 def text_table(verdicts, extra=None, unit='nats', sentences=None):
     """Returns lab.stats.Verdicts as text: a row for each arm, a sentence for each comparison, and a legend.
@@ -36,7 +39,9 @@ def loss_cell(arm):
     """Returns mean±sd of an arm's runs, or how many diverged."""
     if arm.diverged:
         return f'diverged {len(arm.diverged)}/{len(arm.losses)}'
-    return '-' if arm.mean is None else f'{arm.mean:.4f}±{short_number(arm.sd)}'
+    if arm.mean is None:
+        return '-'
+    return f'{arm.mean:{".4f" if abs(arm.mean) < LARGE else ".4g"}}±{short_number(arm.sd)}'
 
 
 def comparison_cells(c):
@@ -145,9 +150,11 @@ def legend_lines(verdicts, unit):
 
 
 def short_number(x, digits=4, sign=''):
-    """Returns .0024, or 1e-07 if the digits would all be 0; '-' for None."""
+    """Returns .0024, 1e-07 if the digits would all be 0, 1e+30 from LARGE on; '-' for None."""
     if x is None:
         return '-'
+    if abs(x) >= LARGE:
+        return f'{x:{sign}.4g}'
     text = f'{x:{sign}.{digits}f}' if not x or abs(x) >= 0.5 * 10 ** -digits else f'{x:{sign}.0e}'
     return re.sub(r'^([+-]?)0\.', r'\1.', text)
 

@@ -116,6 +116,7 @@ def test_decimal_commas_are_no_thousands(tmp_path):
     (['1.5', ''], ':3: loss=: must be a number'),
     (['1.5', '0x1p3'], ':3: loss=0x1p3: must be a number'),
     (['1.5', '91 %'], ':3: loss=91 %: must be a number'),
+    (['1.5', '1e300'], ':3: loss=1e300: must be within ±1e+100; inf or diverged for a diverged run'),
 ])
 def test_losses_that_are_no_plain_numbers(tmp_path, losses, says):
     rows = '\n'.join(f'base;{seed};{x}' for seed, x in enumerate(losses))

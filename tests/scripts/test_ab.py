@@ -426,6 +426,17 @@ def test_from_csv_is_scipy(no_page):
     assert report_of('other')['comparisons'][0]['arm'] == 'a'
 
 
+def test_no_escape_of_a_file_reaches_the_terminal(no_page):
+    """Names of arms, columns and files are text: a terminal would obey what they may hold."""
+    evil = 'a\x1b[31m\x9bm\x07'
+    write_csv([f'{arm},{seed},{1.5 + seed / 100}' for arm in ('base', evil) for seed in range(5)], 'arm,seed,loss')
+    Path('r.csv').rename(f'{evil}.csv')
+    done = call(ab.main, from_csv=f'{evil}.csv', name='e')
+    shown = [done, call(ab.main, '--ledger'), call(ab.main, report='out-ab/e'), call(ab.main, '--store')]
+    assert all(one.code == 0 for one in shown) and all('\\x1b[31m' in one.out for one in shown[:3])
+    assert not {'\x1b', '\x9b', '\x07'} & set(''.join(one.out + one.err for one in shown))
+
+
 def test_losses_from_a_file_are_reported_again(no_page):
     write_csv(['a,1,1.5', 'a,2,1.6', 'b,1,1.4', 'b,2,inf'])
     assert call(ab.main, '--from_csv', 'r.csv').code == 0
@@ -478,6 +489,20 @@ def test_higher_is_better(no_page):
     assert up['comparisons'][0]['mean'] > 0 and losses('up')['good'] == dict(enumerate(accuracies['good']))
     assert up['plan']['unit'] == 'accuracy' and up['plan']['higher_is_better']
     assert up['plan']['metric'] == 'accuracy, as given' and '0.6' in up['tables'][0]
+
+
+@pytest.mark.filterwarnings('error')
+def test_losses_far_from_each_other_are_judged(no_page):
+    """A perplexity of a run that came close to diverging is a number like any other, and takes no whole line."""
+    losses = dict(base=[1.1, 1.2, 1.3, 1.4, 1.5, 1.6], far=[1e99] * 6, wide=[n * 1e98 for n in range(1, 7)],
+                  tiny=[1e-99] * 6)
+    write_csv([f'{arm},{seed},{x}' for arm, xs in losses.items() for seed, x in enumerate(xs)])
+    done = call(ab.main, from_csv='r.csv')
+    assert (done.code, done.err) == (0, '') and max(map(len, done.out.splitlines())) < 200
+    found = {c['arm']: c for c in report_of('r')['comparisons']}
+    assert [found[arm]['verdict'] for arm in ('far', 'wide', 'tiny')] == ['worse', 'worse', 'better']
+    assert found['far']['shrunk'] == pytest.approx(1e99, rel=1e-9) and 'nan' not in done.out
+    assert '+1e+99' in call(ab.main, '--ledger').out
 
 
 def test_a_run_that_diverged_is_the_worst_accuracy(no_page):
