@@ -86,7 +86,7 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
         if training:
             # warmup for 20 steps, constant to the middle, then linear decay to 0
             for group in optimizer.param_groups:
-                group['lr'] = 1e-2 * group['lr_scale'] * min(1, (it + 1) / 20, 2 - 2 * it / steps)
+                group['lr'] = 1e-2 * group.get('lr_scale', 1.0) * min(1, (it + 1) / 20, 2 - 2 * it / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -10,15 +10,17 @@ from model import load_classes
 
 
 def recipe(path):
-    """Returns (variant, model options) of a recipe, with narrow heads, and twelve layers at most."""
+    """Returns (variant, model options) of a recipe, with narrow heads, and six layers at most."""
     given = {g.name: g.value for g in config_file(str(path))}
     variant = given.get('variant', 'base')
     sizes = dict(block_size=1024, n_layer=12, n_head=12, dropout=0.0)
-    # of GPT-2 XL; deeper models repeat what twelve layers do
+    # of GPT-2 XL
     if given.get('init_from') == 'gpt2-xl':
         sizes['n_head'] = 25
     options = {name: given[name] for name in options_of(load_classes(variant).GPTConfig) if name in given}
     sizes |= options
+    # deeper models repeat what six layers do
+    sizes['n_layer'] = min(sizes['n_layer'], 6)
     return variant, sizes | dict(vocab_size=65, n_embd=16 * sizes['n_head'])
 
 
