@@ -121,7 +121,9 @@ def exit_now(number, frame):
 def out_of_memory(error):
     """Returns True for an error of PyTorch, NumPy, Python or the system that says that memory is used up."""
     # torch.OutOfMemoryError, without importing torch; the CPU allocator's is a plain RuntimeError
-    used_up = "can't allocate memory", "can't start new thread", 'Cannot allocate memory', 'ALLOC_FAILED'
+    used_up = ("can't allocate memory", "can't start new thread", 'Cannot allocate memory', 'ALLOC_FAILED',
+               # a tensor of more bytes than an int64 can count
+               'Storage size calculation overflowed')
     return (isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
             or isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in used_up))
 
