@@ -27,6 +27,10 @@ class Stop(Exception):
         self.code = code
 
 
+class Signalled(KeyboardInterrupt):
+    """A signal that ends the script. Unlike SystemExit, it cannot be taken for a file of the user's that calls exit()."""
+
+
 def run_main(main):
     """Calls main(). A Stop, a full disk, a full GPU or a signal ends the process by one line and an exit code.
 
@@ -45,6 +49,9 @@ def run_main(main):
             main()
     except Stop as stop:
         exit_with(stop, stop.code)
+    except Signalled as stop:
+        number, = stop.args
+        exit_with(f'stopped by {number.name}', 128 + number)
     except KeyboardInterrupt:
         exit_with('interrupted', 130)
     except BrokenPipeError:
@@ -76,7 +83,7 @@ def signals_that_exit():
 
     def handle(number, frame):
         leave_lost_terminal()
-        exit_with(f'stopped by {signal.Signals(number).name}', 128 + number)
+        raise Signalled(signal.Signals(number))
     for number in numbers:
         signal.signal(number, handle)
     try:
