@@ -28,7 +28,7 @@ class Stop(Exception):
 
 
 class Signalled(KeyboardInterrupt):
-    """A signal that ends the script. Unlike SystemExit, it cannot be taken for a file of the user's that calls exit()."""
+    """A signal that ends the script. SystemExit would be taken for a user's file that calls exit()."""
 
 
 def run_main(main):
