@@ -270,8 +270,8 @@ def fix_design(study, looks, least=MIN_BASELINE):
     least: runs of the baseline, with seeds=auto. Returns how many the store held when this study began.
     """
     o, findings = study.options, study.findings
-    if study.archive_other():
-        print(f'the study that was in {study.folder}, of other code or options, is now in its previous/')
+    if previous := study.archive_other():
+        print(f'the study that was in {study.folder}, of other code or options, is now in its {previous.name}/')
     saved = read_json(study.folder / 'study.json') or {}
     if looks:
         fix_seeds(study, looks)

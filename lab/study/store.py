@@ -159,7 +159,7 @@ def store_rows(root, out):
 def studies_by_key(out):
     """Returns {key: [names of studies that show its runs]}."""
     users = {}
-    for file in sorted([*out.glob('*/study.json'), *out.glob('*/previous/study.json')]):
+    for file in sorted([*out.glob('*/study.json'), *out.glob('*/previous*/study.json')]):
         for arm in (read_json(file) or {}).get('arms', []):
             if key := arm.get('key'):
                 users.setdefault(key, []).append(str(file.parent.relative_to(out)))

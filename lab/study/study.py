@@ -13,13 +13,12 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.data.dataset import Dataset
 from core.errors import Stop
-from core.run.files import read_json, write_json
+from core.run.files import free_name, read_json, write_json
 from core.run.folder import RunFolder
 from lab.study.arm import Arm
 from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
@@ -141,22 +140,21 @@ class Study:
                                                     pairs=matches, design=design))
 
     def archive_other(self):
-        """Moves another study that is in the folder to previous/; returns True if there was one.
+        """Moves another study that is in the folder to previous/, or previous.1/ ...; returns that folder, or None.
 
         It is another if one of its arms is missing here, or has another identity: edited code, or other options.
         """
         saved = read_json(self.folder / 'study.json')
         mine = {arm.name: self.key(arm) for arm in self.arms}
         if saved is None or all(mine.get(arm.get('name')) == arm.get('key', '') for arm in saved.get('arms', [])):
-            return False
-        previous = self.folder / 'previous'
-        shutil.rmtree(previous, ignore_errors=True)
+            return None
+        previous = free_name(self.folder / 'previous')
         previous.mkdir()
-        # prices say themselves which arms they are of
-        for path in self.folder.iterdir():
-            if path.name not in ('.lock', 'previous') and not path.name.startswith('price'):
+        # prices say themselves which arms they are of; study.json comes last, so that a kill leaves nothing behind
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == 'study.json'):
+            if not path.name.startswith(('.', 'previous', 'price')):
                 path.rename(previous / path.name)
-        return True
+        return previous
 
     @classmethod
     def from_dict(cls, folder, d, Options):

@@ -2,13 +2,15 @@
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, flags
+from helpers import ROOT, TINY, flags, wait_for
 from pool_tasks import Word, run_word
 
 import ab
@@ -29,7 +31,7 @@ from lab.study.arm import matched_baseline, parse_arms
 from lab.study.preparation import checks_code, checks_file, price_arms, stored_checks
 from lab.study.results import arm_result, build_report, load_run, load_runs, loss_at_cost
 from lab.study.schema import Curve, to_dict
-from lab.study.store import RUNS, write_identity
+from lab.study.store import RUNS, studies_by_key, write_identity
 from lab.study.study import Findings, Study
 from lab.study.worker import PriceTask, TaskGroup, TaskResult, TrainTask, record_failure, run_task, sample_text
 from model import load_classes
@@ -102,6 +104,20 @@ def test_any_name_of_an_arm_gives_a_folder_of_its_own(data, name):
     # a study from before the store
     study.in_store, arms[1].key = False, ''
     assert study.run_folder(arms[1], 1).parents[1] == study.folder
+
+
+def test_no_study_takes_the_place_of_another(data):
+    """A folder that is used again and again keeps every study that was in it, and the store their runs."""
+    rates = 1e-3, 2e-3, 3e-3
+    for rate in rates:
+        study = study_of(arms_of(data, arms='base', null=True, learning_rate=rate))
+        moved = study.archive_other()
+        write_run(study, study.baseline, 1, 1.5)
+        study.save()
+    assert moved.name == 'previous.1'
+    found = [read_json(Path('study', place, 'study.json')) for place in ('previous', 'previous.1', '')]
+    assert [saved['arms'][0]['options']['learning_rate'] for saved in found] == list(rates)
+    assert len(studies_by_key(Path('.'))) == 3
 
 
 @pytest.mark.parametrize('name', ['ab.json', 'failed.json'])
@@ -346,6 +362,42 @@ def test_workers_die_retire_and_keep_to_their_kind():
     workers.stop()
     assert results == [('die', pool.WorkerDied(-9)), ('ax', 'ax 1'), ('ay', 'ay 2'), ('bx', 'bx 3'), ('by', 'by 4'),
                        ('last', 'last 5'), ('c', 'c 1')]
+
+
+# a task whose import takes a minute and, as that of PyTorch may, lets no other thread of Python's run
+SLOW_TASK = '''
+import ctypes, multiprocessing
+from pathlib import Path
+if multiprocessing.parent_process():
+    Path('importing').touch()
+    ctypes.PyDLL(None).sleep(60)
+def run_task(): pass
+'''
+# a script without a guard, which its workers must not run again
+SLOW_SCRIPT = f'''
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}]
+from lab.study import pool
+import slow_task
+worker = pool.Worker(slow_task.run_task, pool.Slot('', 1))
+print(worker.process.pid, flush=True)
+time.sleep(60)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a worker ends after its imports')
+def test_a_worker_ends_with_its_study_while_it_imports():
+    Path('slow_task.py').write_text(SLOW_TASK)
+    Path('script.py').write_text(SLOW_SCRIPT)
+    study = subprocess.Popen([sys.executable, 'script.py'], stdout=subprocess.PIPE, text=True)
+    worker = int(study.stdout.readline())
+    wait_for(Path('importing').exists, lambda: study.poll() is None)
+    study.kill()
+    study.wait()
+    study.stdout.close()
+    # what has ended waits at most for a parent that asks for its exit code
+    state = lambda: Path(f'/proc/{worker}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    wait_for(lambda: not Path(f'/proc/{worker}').exists() or state() == 'Z', seconds=1)
 
 
 # -----------------------------------------------------------------------------
