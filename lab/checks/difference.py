@@ -20,19 +20,22 @@ DRAWS = 64
 
 
 def why_idle(variant, baseline, model_args, base_args, max_iters, optimizer='adamw'):
-    """Returns why a variant, or a part of a+b that the baseline lacks, does nothing; None if all of it acts.
+    """Returns 'is the baseline: why', or 'is the same without b: why' for a part of a+b; None if all of it acts.
 
     Arguments as for is_baseline().
     """
-    why = why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer)
+    if why := why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer):
+        return f'is the baseline: {why}'
     parts = variant.split('+')
-    for part in parts if len(parts) > 1 and why is None else ():
+    for part in parts if len(parts) > 1 else ():
+        if part in baseline.split('+'):
+            continue
         rest = '+'.join(other for other in parts if other != part)
-        if part not in baseline.split('+'):
-            known = options_of(load_classes(rest).GPTConfig)
-            rest_args = {name: value for name, value in model_args.items() if name in known}
-            why = why or why_baseline(variant, rest, model_args, rest_args, max_iters, optimizer, part)
-    return why
+        known = options_of(load_classes(rest).GPTConfig)
+        rest_args = {name: value for name, value in model_args.items() if name in known}
+        if why := why_baseline(variant, rest, model_args, rest_args, max_iters, optimizer, part):
+            return f'is the same without {short_name(part)}: {why}'
+    return None
 
 
 def why_baseline(variant, baseline, model_args, base_args, max_iters, optimizer='adamw', part=None):

