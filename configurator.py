@@ -33,7 +33,7 @@ from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from core.assemble import full_name
-from core.errors import Stop
+from core.errors import Stop, printable
 
 # Messages print the interval as it stands here. 'inf)' excludes infinity; an option that may be infinite says
 # 'inf]'.
@@ -263,7 +263,8 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
 
     model_args = parse_known(known_model, given)
     for name, value in (script_args | model_args).items():
-        say(f'{name} = {short_repr(value)} ({origin[name]})')
+        # the path of a config file may hold anything
+        say(printable(f'{name} = {short_repr(value)} ({origin[name]})'))
     return SimpleNamespace(options=script_options, model_args=model_args, origin=origin, GPTConfig=GPTConfig)
 
 
@@ -328,11 +329,11 @@ def config_file(path):
         inner = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]
         at = inner[-1] if inner else getattr(error, 'lineno', None)
-        reason = getattr(error, 'msg', None) or ' '.join(str(error).split())
+        reason = getattr(error, 'msg', None) or one_line(str, error)
         raise Stop(f'{path}{f":{at}" if at else ""}: {type(error).__name__}: {reason}') from None
     lines = assigned_lines(tree)
     return [Given(name, value, f'{path}:{lines[name]}' if name in lines else path)
-            for name, value in names.items() if not name.startswith('_')]
+            for name, value in names.items() if isinstance(name, str) and not name.startswith('_')]
 
 
 def assigned_lines(tree):
@@ -384,12 +385,20 @@ def as_typed(name, value, origin):
 
 def short_repr(value):
     """Returns repr(value) on one line of at most 100 characters, for any object in a config file."""
+    text = one_line(repr, value)
+    return text if len(text) <= 100 else text[:97] + '...'
+
+
+def one_line(to_text, value):
+    """Returns to_text(value), which is repr or str, on one line, for any object in a config file."""
     try:
-        text = repr(value).replace('\n', ' ')
+        return ' '.join(to_text(value).split('\n'))
     # Python refuses to print an int of more than 4300 digits
     except ValueError:
-        text = f'a huge {type(value).__name__}'
-    return text if len(text) <= 100 else text[:97] + '...'
+        return f'a huge {type(value).__name__}'
+    # the user's own methods may raise anything
+    except Exception:
+        return f'a {type(value).__name__} that cannot be printed'
 
 
 def help_text(Options, known_script, known_model, variant, load_classes):

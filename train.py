@@ -14,7 +14,9 @@ import math
 import os
 import re
 import secrets
+import signal
 import sys
+import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -624,21 +626,47 @@ def losses_line(it, train_loss, val):
 
 
 def main():
+    # torchrun says so in the environment; no other parent is known to stay for as long as its child
+    if 'TORCHELASTIC_RUN_ID' in os.environ and os.name != 'nt':
+        threading.Thread(target=stop_with_torchrun, args=(os.getppid(),), daemon=True).start()
     try:
         for _ in train(configure(Options, load_classes, say=print0), is_script=True):
             pass
         if dist.is_initialized():
             # the master still evaluates: a process that left now would break its connections
             dist.barrier()
+    except RuntimeError as error:
+        # gloo has no error class of its own
+        if not (isinstance(error, dist.DistError) or dist.is_initialized() and 'gloo' in str(error)):
+            raise
+        raise Stop(f'process {RANK}: another process of this run has ended; go on with --init_from=resume',
+                   128 + signal.SIGTERM) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def stop_with_torchrun(torchrun):
+    """Waits until the parent, torchrun, has ended, then ends this process by SIGTERM, or in any way after 4 seconds.
+
+    A killed torchrun stops nobody: its processes would train on unseen, and keep the run folder locked.
+    """
+    while os.getppid() == torchrun:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(4)
+    os._exit(128 + signal.SIGTERM)
+
+
 if __name__ == '__main__':
-    run_main(main)
+    code = 0
+    try:
+        run_main(main)
+    except SystemExit as end:
+        code = end.code
     if torch.cuda.is_initialized() or WORLD_SIZE > 1:
         # everything is on disk. Taking down graphs and compile workers would take seconds, and gloo's threads
         # sometimes abort a process whose interpreter finalizes while they run
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)
+    sys.exit(code)

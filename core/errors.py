@@ -27,6 +27,10 @@ class Stop(Exception):
         self.code = code
 
 
+class Signalled(KeyboardInterrupt):
+    """A signal that ends the script. SystemExit would be taken for a user's file that calls exit()."""
+
+
 def run_main(main):
     """Calls main(). A Stop, a full disk, a full GPU or a signal ends the process by one line and an exit code.
 
@@ -45,6 +49,9 @@ def run_main(main):
             main()
     except Stop as stop:
         exit_with(stop, stop.code)
+    except Signalled as stop:
+        number, = stop.args
+        exit_with(f'stopped by {number.name}', 128 + number)
     except KeyboardInterrupt:
         exit_with('interrupted', 130)
     except BrokenPipeError:
@@ -76,7 +83,7 @@ def signals_that_exit():
 
     def handle(number, frame):
         leave_lost_terminal()
-        exit_with(f'stopped by {signal.Signals(number).name}', 128 + number)
+        raise Signalled(signal.Signals(number))
     for number in numbers:
         signal.signal(number, handle)
     try:
@@ -121,7 +128,9 @@ def exit_now(number, frame):
 def out_of_memory(error):
     """Returns True for an error of PyTorch, NumPy, Python or the system that says that memory is used up."""
     # torch.OutOfMemoryError, without importing torch; the CPU allocator's is a plain RuntimeError
-    used_up = "can't allocate memory", "can't start new thread", 'Cannot allocate memory', 'ALLOC_FAILED'
+    used_up = ("can't allocate memory", "can't start new thread", 'Cannot allocate memory', 'ALLOC_FAILED',
+               # a tensor of more bytes than an int64 can count
+               'Storage size calculation overflowed')
     return (isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
             or isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in used_up))
 

@@ -83,10 +83,16 @@ def shell(script, *args, cwd=ROOT, **options):
 
 # -- processes that can be killed: forked from one that has torch imported, so that each starts at once
 
-def forks():
-    """Returns a context of multiprocessing, one per session, whose processes have the slow imports done."""
+PRELOAD = ['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch']
+
+
+def forks(preload=PRELOAD):
+    """Returns a context of multiprocessing, one per session, whose processes have the slow imports done.
+
+    The first call decides what they have imported.
+    """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'torch._dynamo', 'torch.utils.flop_counter', 'safetensors.torch'])
+    context.set_forkserver_preload(preload)
     return context
 
 

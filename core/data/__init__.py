@@ -3,6 +3,7 @@
 The ids are uint16, little-endian; or uint32, if meta.json has "dtype": "uint32".
 """
 from core import ROOT
+from core.errors import printable
 
 DATA = ROOT / 'data'
 SPLITS = ('train', 'val')
@@ -10,4 +11,4 @@ SPLITS = ('train', 'val')
 
 def short_path(path):
     """Returns the path relative to the repository, or the whole path if it lies elsewhere, as text."""
-    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
+    return printable((path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix())

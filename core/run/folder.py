@@ -77,9 +77,10 @@ class RunFolder(Checkpoints):
             self._lock = None
             raise self.not_our_lock()
         self._lock.seek(LOCK_TEXT)
-        self._lock.truncate(0)
-        self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
-        self._lock.flush()
+        with disk_errors(self.out_dir, MARGIN):
+            self._lock.truncate(0)
+            self._lock.write(f'{os.getpid()} {socket.gethostname()}\n')
+            self._lock.flush()
         self.remove_unfinished()
 
     def not_our_lock(self):

@@ -21,7 +21,7 @@ import train
 from core.data.dataset import Dataset
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
-from core.errors import BAD_INPUT, DIVERGED, Stop, out_of_memory
+from core.errors import BAD_INPUT, DISK_FULL, DIVERGED, FULL, Stop, out_of_memory
 from core.rng import key
 from core.run.checkpoint import model_tensors
 from core.run.files import read_json, write_json
@@ -88,7 +88,7 @@ class PriceTask:
 @dataclass
 class TaskResult:
     """The outcome of a task, or of one run of a TaskGroup."""
-    status: str                 # done, diverged, failed, or stopped (by a signal)
+    status: str                 # done, diverged, failed, or stopped (by a signal or a full disk)
     reason: str = ''            # why it is not done
     value: object = None        # for training, the final validation loss; of what was stopped, the exit code
 
@@ -125,8 +125,12 @@ def failed_run(task, error, worker_state):
 
 def result_of_error(error, worker_state):
     """Returns the TaskResult of a task that raised this error; unknown errors retire the worker."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        error = Stop(f'{error.filename or "the system"}: {error.strerror}', DISK_FULL)
     if isinstance(error, Stop):
-        status = 'diverged' if error.code == DIVERGED else 'stopped' if error.code > 128 else 'failed'
+        # nor does a full disk say anything about the arm
+        stopped = error.code > 128 or error.code == DISK_FULL
+        status = 'diverged' if error.code == DIVERGED else 'stopped' if stopped else 'failed'
         return TaskResult(status, str(error), error.code if status == 'stopped' else None)
     # an error in a variant's code fails one arm, not the study, but may leave this process in any state
     worker_state['retire'] = True
