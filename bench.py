@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 
 from configurator import Count, DeviceOptions, Positive, Whole, configure, expand_flags
+from core.assemble import short_name
 from core.device.cuda_graph import GraphPool
 from core.device.machine import machine
 from core.errors import Stop, run_main
@@ -63,7 +64,9 @@ class GPTConfig(GPTConfig):
 def union_config(variants):
     """Returns a loader for configure(), whose one GPTConfig has the options of all these variants."""
     # the baseline's config is the GPTConfig above, with this script's sizes
-    configs = tuple(dict.fromkeys(load_classes(v).GPTConfig for v in variants if v != 'base'))
+    configs = dict.fromkeys(load_classes(v).GPTConfig for v in variants)
+    # a variant without options of its own has it too
+    del configs[load_classes('base').GPTConfig]
     if not configs:
         return lambda variant: SimpleNamespace(GPTConfig=GPTConfig)
     # with the class above first, its defaults win over those of model.py
@@ -79,7 +82,7 @@ def model_table(results):
     head = ['variant', 'params', 'MFLOPs/token', 'step ms', 'tokens/s', 'peak MiB', 'MFU', 'decode tok/s']
     rows = [head]
     for r in results:
-        rows.append([r['variant'],
+        rows.append([short_name(r['variant']),
                      f"{r['params'] / 1e6:.2f}M",
                      f"{r['flops_per_token'] / 1e6:.1f}",
                      f"{r['step_ms']:.2f}",
@@ -101,7 +104,7 @@ def ratio_table(results):
             ['base, ms', *(f"{base[f'{name}_ms']:.2f}" for name in columns)]]
     for r in others:
         ratios = [ratio_text(r[f'{name}_ratio'], r[f'{name}_ratio_interval']) for name in columns]
-        rows.append([r['variant'], *ratios])
+        rows.append([short_name(r['variant']), *ratios])
     return aligned(rows)
 
 
@@ -114,7 +117,7 @@ def attention_table(results):
         mebibytes = f"{r['peak_bytes'] / 2**20:,.0f}" if r['peak_bytes'] else '-'
         if r['peak_bytes'] and r is not base:
             mebibytes += f" ({r['peak_bytes'] / base['peak_bytes']:.2f}x)"
-        rows.append([r['variant'], ', '.join(r['attention']), f"{r['ms']:.3f}", ratio, mebibytes])
+        rows.append([short_name(r['variant']), ', '.join(r['attention']), f"{r['ms']:.3f}", ratio, mebibytes])
     return aligned(rows)
 
 
@@ -137,14 +140,16 @@ def check(variants, model_args):
     model_args: {option: value}, those of all variants.
     """
     first_failure = None
+    # in the model that is timed, the variant must do something; else checks choose the sizes
+    sizes = {f.name: model_args.get(f.name, f.default) for f in fields(GPTConfig)}
     for variant in variants:
-        # checks choose the sizes; a variant keeps the options that are its own
+        # a variant keeps the options that are its own
         own = {f.name for f in fields(load_classes(variant).GPTConfig)} - {f.name for f in fields(GPTConfig)}
         options = {name: value for name, value in model_args.items() if name in own}
-        for c in checks.run_suite(variant, **options):
-            print(f'{variant:<20} {c.name:<60} {c.status:<20} {c.seconds:6.1f} s', flush=True)
+        for c in checks.run_suite(variant, base_args=sizes if variant != 'base' else None, **options):
+            print(f'{short_name(variant):<20} {c.name:<60} {c.status:<20} {c.seconds:6.1f} s', flush=True)
             if c.why and first_failure is None:
-                first_failure = f'{variant}: {c.name}: {c.why}'
+                first_failure = f'{short_name(variant)}: {c.name}: {c.why}'
     if first_failure:
         raise Stop(first_failure)
 

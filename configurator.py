@@ -32,6 +32,7 @@ from pathlib import Path
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from core.assemble import full_name
 from core.errors import Stop
 
 # Messages print the interval as it stands here. 'inf)' excludes infinity; an option that may be infinite says
@@ -232,8 +233,10 @@ def configure(Options, load_classes=None, argv=None, say=print, given=None):
     script_args = parse_known(known_script, given)
     script_options = construct(Options, script_args)
 
-    # the variant decides which model options there are
+    # the variant decides which model options there are; what is saved of it must hold from any folder
     variant = getattr(script_options, 'variant', 'base')
+    if variant != 'base':
+        script_options.variant = script_args['variant'] = full_name(variant)
     try:
         GPTConfig = load_classes(variant).GPTConfig if load_classes else None
     # with exit() in a file the script would end with code 0

@@ -40,6 +40,14 @@ def is_path(name):
     return name.endswith('.py')
 
 
+def full_name(variant):
+    """Returns a variant with absolute paths, which mean the same file from every folder and in every later run."""
+    def full(name):
+        path = Path(name).expanduser().resolve()
+        return name if not is_path(name) else path.stem if path.parent == FOLDER else str(path)
+    return '+'.join(map(full, variant.split('+')))
+
+
 def short_name(variant):
     """Returns a variant with its paths shortened to names: 'mine+rope' for 'ideas/mine.py+rope'."""
     return '+'.join(Path(name).stem if is_path(name) else name for name in variant.split('+'))

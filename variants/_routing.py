@@ -27,14 +27,16 @@ def static_surprise(r):
     return (r ** 2).mean(-1)
 
 
-def change_surprise(r, mu, log_var=None, variance=1.0):
+def change_surprise(config, r, mu, log_var=None):
     """Returns the update's distance from its prediction mu (B, T): a mean square, or a Gaussian's surprise.
 
-    With log_var it is the mean Kullback-Leibler divergence of a Gaussian around r with this variance from the
-    predicted one, up to a constant.
+    With log_var it is the mean Kullback-Leibler divergence of a Gaussian around r, whose variance is
+    posterior_variance, from the predicted one, up to a constant.
     """
     d = (r - mu) ** 2
-    return d.mean(-1) if log_var is None else 0.5 * (log_var + (d + variance) * torch.exp(-log_var)).mean(-1)
+    if log_var is None:
+        return d.mean(-1)
+    return 0.5 * (log_var + (d + config.posterior_variance) * torch.exp(-log_var)).mean(-1)
 
 
 def moving_average(d, window):
@@ -67,9 +69,9 @@ class Surprise(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.o_ce = nn.Parameter(torch.tensor(1.025))
+        self.o_ce = nn.Parameter(torch.tensor(config.o_ce_init))
         if config.gate == 'or':
-            self.m_cu = nn.Parameter(torch.tensor(1.1))
+            self.m_cu = nn.Parameter(torch.tensor(config.m_cu_init))
 
     def expected(self, d_st, d_ch):
         return d_st - (d_ch - torch.log(self.o_ce + 1e-10))

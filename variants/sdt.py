@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from configurator import Count, NonNegative, Positive, Stop, Whole
+from configurator import Count, NonNegative, Positive, Share, Stop, Whole
 from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
@@ -53,9 +53,13 @@ class GPTConfig(model.GPTConfig):
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
+    posterior_variance: Positive = 1.0  # gaussian: variance of the update around itself
     prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
     prior_loss: NonNegative = 0.05      # weight of the prior's loss
     router_loss: NonNegative = 0.01     # topk: weight of the cross entropy of the network that predicts the choice
+    causal_threshold: Share = 0.5       # topk: least probability with which evaluation chooses a token
+    o_ce_init: Positive = 1.025         # initial value of o_ce
+    m_cu_init: Positive = 1.1           # initial value of m_cu
     ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
     sharp_min: Positive = 0.1           # sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # sharpness that it rises to, linearly
@@ -94,10 +98,10 @@ class Block(model.Block):
     # a token's score (B, T), from the update r and its prediction
     def score(self, r, prior, step):
         c = self.config
-        d_st, d_ch = static_surprise(r), change_surprise(r, *prior)
+        d_st, d_ch = static_surprise(r), change_surprise(c, r, *prior)
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
-        step.loss('prior', c.prior_loss / c.n_layer * change_surprise(r.detach(), *prior).mean())
+        step.loss('prior', c.prior_loss / c.n_layer * change_surprise(c, r.detach(), *prior).mean())
         past, = step.extend(self.layer, d_st=d_st.detach()) # (B, Tk)
         mean_st = moving_average(past, c.ma_window)[:, -d_st.size(1):]
         sharp = sharpness(c, step.it)
@@ -115,7 +119,7 @@ class Block(model.Block):
             mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k_mask(g, c.capacity)
         else:
             g = torch.sigmoid(self.causal_router(x))
-            mask = g >= 0.5
+            mask = g >= c.causal_threshold
         if c.router == 'topk' and self.training:
             foreseen = F.binary_cross_entropy_with_logits(self.causal_router(x.detach()), mask.to(h.dtype))
             step.loss('router', c.router_loss / c.n_layer * foreseen)

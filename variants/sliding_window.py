@@ -27,7 +27,7 @@ NEUTRAL = dict(window=10 ** 9)
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    window: Count = 64                  # tokens that a query sees, itself included
+    window: Count = 32                  # tokens that a query sees, itself included
     full_every: Whole = 4               # every n-th layer, and the last, sees everything; 0: none does
 
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from configurator import Count, NonNegative, Positive, Whole
+from configurator import Count, NonNegative, Positive, Share, Whole
 from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
@@ -56,9 +56,13 @@ class GPTConfig(model.GPTConfig):
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
+    posterior_variance: Positive = 1.0  # gaussian: variance of the update around itself
     prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
     prior_loss: NonNegative = 0.05      # weight of the prior's loss
     router_loss: NonNegative = 0.01     # weight of the cross entropy of the network that predicts the choice
+    causal_threshold: Share = 0.5       # least probability with which evaluation chooses a token
+    o_ce_init: Positive = 1.025         # initial value of o_ce
+    m_cu_init: Positive = 1.1           # initial value of m_cu
     ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
     sharp_min: Positive = 0.1           # sharpness of the sigmoids up to iteration sharp_warmup
     sharp_max: Positive = 100.0         # sharpness that it rises to, linearly
@@ -86,7 +90,7 @@ class Block(model.Block):
             g = torch.ones_like(x[..., 0])
         elif not self.training:
             g = torch.sigmoid(self.causal_router(x))
-            mask = g >= 0.5
+            mask = g >= c.causal_threshold
         else:
             h = super().forward(x, step)
             # h of the token before, zeros before the first
@@ -100,9 +104,9 @@ class Block(model.Block):
     # a token's score (B, T), from the update r and its prediction
     def score(self, r, prior, step):
         c = self.config
-        d_st, d_ch = static_surprise(r), change_surprise(r, *prior)
+        d_st, d_ch = static_surprise(r), change_surprise(c, r, *prior)
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
-        step.loss('prior', c.prior_loss / c.n_layer * change_surprise(r.detach(), *prior).mean())
+        step.loss('prior', c.prior_loss / c.n_layer * change_surprise(c, r.detach(), *prior).mean())
         mean_st, sharp = moving_average(d_st.detach(), c.ma_window), sharpness(c, step.it)
         return self.surprise(d_st, d_ch, mean_st, sharp, sharp)

@@ -70,9 +70,9 @@ class TrainStep:
         # a captured graph reads the learning rate from its tensor
         for group in self.optimizer.param_groups:
             if isinstance(group['lr'], torch.Tensor):
-                group['lr'].fill_(lr * group['lr_scale'])
+                group['lr'].fill_(lr * group.get('lr_scale', 1.0))
             else:
-                group['lr'] = lr * group['lr_scale']
+                group['lr'] = lr * group.get('lr_scale', 1.0)
         self.load_batch(it, x, y)
 
         # dropout and all other noise depend on the iteration, not on what was drawn before it

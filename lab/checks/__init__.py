@@ -5,6 +5,7 @@
     causality   does a position see a later one, or a row another row?
     decoding    does decoding give what evaluation gives?
     equality    are the numbers the same: fast path, NEUTRAL, compiled, after a checkpoint?
+    difference  does a variant compute anything that the baseline does not?
     learning    does every parameter learn, and does no model predict what cannot be known?
     judged      the same of the very model that a study judges, in its circumstances
     locate      in which module do two passes part?
@@ -18,6 +19,7 @@ without dropout, and in float64 where precision matters.
 """
 from lab.checks.causality import causal, declared_leak, has_leak, jacobian, row_swap, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
+from lab.checks.difference import is_baseline, why_idle
 from lab.checks.equality import (
     assert_close,
     assert_grads_close,
@@ -51,8 +53,8 @@ __all__ = [
     'ITERATIONS', 'LEAKS', 'SLOW', 'SMALL', 'CheckResult', 'Failed', 'Leak', 'assert_close',
     'assert_grads_close', 'below_chance', 'cached_decoding', 'capture_embeddings', 'causal', 'check_trained',
     'choices', 'covering_options', 'declared_leak', 'different_tokens', 'fast_path', 'frozen_rng_and_buffers',
-    'greedy_generation', 'has_leak', 'is_valid', 'iteration', 'jacobian', 'leak_reason', 'leak_rules',
+    'greedy_generation', 'has_leak', 'is_baseline', 'is_valid', 'iteration', 'jacobian', 'leak_reason', 'leak_rules',
     'list_checks', 'logits_of', 'neutral_is_base', 'neutral_options', 'one_graph', 'outputs_and_grads',
     'plain_loss', 'round_trip', 'row_swap', 'run_fresh', 'run_suite', 'shake_weights', 'shared_start', 'small',
-    'stateless', 'suffix_swap', 'tokens', 'train_small', 'trains', 'uniform_tokens', 'uses_rng',
+    'stateless', 'suffix_swap', 'tokens', 'train_small', 'trains', 'uniform_tokens', 'uses_rng', 'why_idle',
 ]

@@ -6,7 +6,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 
 from core.rng import generator
 from core.run.checkpoint import load_model_tensors, model_tensors
-from lab.checks.failures import Failed, require
+from lab.checks.failures import Failed, line_of_variant, require
 from lab.checks.models import (
     ITERATIONS,
     capture_embeddings,
@@ -22,6 +22,10 @@ from lab.checks.precision import float64_throughout
 from lab.checks.settings import neutral_options
 from model import Step
 
+# what one graph asks for
+COMPILES = 'in forward no print, no .item(), no Python branch on a tensor, no attribute written'
+
+
 # -----------------------------------------------------------------------------
 # how equal two results are
 
@@ -33,7 +37,7 @@ def assert_close(name, got, want, tol, floor=0.0):
     """Checks that the RMS of got - want is at most tol times that of want, or times floor if larger."""
     off, scale = rms(got - want), rms(want)
     is_close = math.isfinite(off) and off <= tol * max(scale, floor)
-    require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}')
+    require(is_close, f'{name}: off by {off:.1e}, size {scale:.1e}, {tol:.0e} of it is allowed')
 
 
 def assert_grads_close(name, got, want, tol):
@@ -117,9 +121,9 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
             assert_grads_close('one graph', got_grads, want_grads, tol)
             # counted from the first call on, for which Dynamo may need two attempts
             graphs = counter.frame_count if graphs is None else graphs
-            require(counter.frame_count == graphs, f'one graph: compiled again at iteration {it}')
+            require(counter.frame_count == graphs, f'one graph: compiled again at iteration {it}: {COMPILES}')
     except torch._dynamo.exc.TorchDynamoException as error:
-        raise Failed(f'one graph: {str(error).strip().splitlines()[0]}') from error
+        raise Failed(f'one graph: {line_of_variant(error)}{str(error).strip().splitlines()[0]}: {COMPILES}') from error
     finally:
         torch._dynamo.reset()
 
@@ -127,19 +131,23 @@ def one_graph(model, its=(0, 1, 2, 500), tol=1e-9, backend='aot_eager'):
 # -----------------------------------------------------------------------------
 # the baseline, and other seeds
 
-def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, **core_options):
+def neutral_is_base(variant, options, than='base', its=ITERATIONS, tol=1e-6, shake_own=None, **core_options):
     """Checks that a variant with its NEUTRAL as options has the logits, loss and gradients of `than`.
 
-    This must hold at any weights. With an empty NEUTRAL, the variant's own parameters keep their initial
-    values. For a variant a+b and the NEUTRAL of b, than is a. If a draws noise in training, only evaluation
-    is compared, because b's modules would change the draws.
+    This must hold at any weights. shake_own: also at any of the variant's own parameters; None: unless NEUTRAL
+    is empty; else they keep their initial values. For a variant a+b and the NEUTRAL of b, than is a. If a draws
+    noise in training, only evaluation is compared, because b's modules would change the draws.
     """
     base, model = small(than, shake=0.3, **core_options), small(variant, **options, **core_options)
     base_names = dict(base.named_parameters()).keys()
     shared = {name: p for name, p in model.named_parameters() if name in base_names}
     require(len(shared) == len(base_names), f'neutral: {than} has parameters that {variant} lacks')
-    # shared parameters get the baseline's values; with options the rest is shaken too
-    shake_weights(model, 0.3, only=None if options else shared)
+    for name, p in base.named_parameters():
+        require(shared[name].shape == p.shape, f'neutral: {name} is {tuple(shared[name].shape)} where {than} has '
+                f'{tuple(p.shape)}: with other widths it is never the baseline, and needs no NEUTRAL')
+    # shared parameters get the baseline's values
+    shake_own = bool(options) if shake_own is None else shake_own
+    shake_weights(model, 0.3, only=None if shake_own else shared)
     with torch.no_grad():
         for name, p in base.named_parameters():
             shared[name].copy_(p)

@@ -59,7 +59,8 @@ def plain_loss(model):
     log_probs = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] # (B, T)
     want = -log_probs[targets >= 0].mean()
     require((loss - want).abs() <= 1e-9 * want,
-            f'plain loss: {loss.item()} where the cross entropy is {want.item()}')
+            f'plain loss: evaluation reports {loss.item():.9g} where the cross entropy of its logits is '
+            f'{want.item():.9g}: what else is to be learned goes through step.loss(), in training')
 
 
 def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
@@ -85,7 +86,7 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
         if training:
             # warmup for 20 steps, constant to the middle, then linear decay to 0
             for group in optimizer.param_groups:
-                group['lr'] = 1e-2 * group['lr_scale'] * min(1, (it + 1) / 20, 2 - 2 * it / steps)
+                group['lr'] = 1e-2 * group.get('lr_scale', 1.0) * min(1, (it + 1) / 20, 2 - 2 * it / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

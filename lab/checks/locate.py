@@ -30,6 +30,28 @@ def first_difference(model, run, one, two, row, end):
     return f'first in {first or "GPT"}'
 
 
+def first_difference_in_decoding(model, idx, done, size, full, part):
+    """Returns where a pass over some positions parts from a pass over all: 'first in h.0.mlp (1.2e-01)'.
+
+    full(idx) passes over the tokens idx (B, T); part(new) over those from `done` on, `size` of them, with a cache.
+    """
+    recorded = []
+
+    def record(event, x):
+        recorded.append((event, x.detach().clone() if isinstance(x, torch.Tensor) else None))
+
+    want = dict(trace(model, full, idx, recorded, record))
+    # a module may run in one of the passes alone, as that of the position embeddings
+    for event, b in trace(model, part, idx[:, done:done + size], recorded, record):
+        a = want.get(event)
+        of_tokens = a is not None and b is not None and a.shape[:2] == idx.shape and b.shape[:2] == (len(idx), size)
+        if of_tokens and a.is_floating_point() and a.shape[2:] == b.shape[2:]:
+            change = (a[:, done:done + size] - b).abs().max().item()
+            if change > 1e-9 * (1 + a.abs().max().item()):
+                return f'first in {event} ({change:.1e})'
+    return 'first in GPT'
+
+
 def trace(model, run, idx, recorded, record):
     """Returns [(event, activations)] of a pass, in the order of the passes' calls."""
     recorded.clear()

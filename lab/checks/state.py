@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
+from core.overrides import path_of
 from core.rng import seed_cpu
 
 # what nn.Module keeps for itself
@@ -54,7 +55,7 @@ def places(model, buffers_only=False):
                 yield from places_of(c, f'class {c.__name__}')
     for name, module in modules.items():
         if module is not None:
-            yield from places_of(module, f'{name}.py'.replace('variants.', 'variants/'))
+            yield from places_of(module, path_of(name))
 
 
 def places_of(owner, name):

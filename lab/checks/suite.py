@@ -5,21 +5,24 @@ from typing import NamedTuple
 
 import torch
 
+from core.assemble import short_name
 from core.errors import Stop, out_of_memory
-from lab.checks.causality import causal, declared_leak, suffix_swap
+from lab.checks.causality import blind_to_targets, causal, declared_leak, suffix_swap
 from lab.checks.decoding import cached_decoding, greedy_generation, stateless
+from lab.checks.difference import why_idle
 from lab.checks.equality import neutral_is_base, one_graph
-from lab.checks.failures import Failed, Leak
+from lab.checks.failures import Failed, Leak, line_of_variant, require
 from lab.checks.judged import list_fresh_checks, list_trained_checks
-from lab.checks.learning import uniform_tokens
+from lab.checks.learning import plain_loss, uniform_tokens
 from lab.checks.models import small, train_small
 from lab.checks.precision import in_float64_if_it_fails
 from lab.checks.settings import leak_reason, leak_rules, neutral_options
+from model import load_classes
 
 # the first words of the one check that takes half a minute
 SLOW = 'uniform tokens'
 # and of those that look for leaks
-LEAKS = 'leak', 'causal', SLOW
+LEAKS = 'stateless', 'leak', 'causal', SLOW
 
 
 class CheckResult(NamedTuple):
@@ -29,22 +32,28 @@ class CheckResult(NamedTuple):
     seconds: float
 
 
-def list_checks(variant, fast=False, **options):
+def list_checks(variant, fast=False, base_args=None, **options):
     """Returns [(name, check)] for the variant with these options, and for each setting declared to leak.
 
     check() raises Failed, or returns True if it saw a declared leak. fast: leaves out the check named SLOW.
+    base_args: fields of the baseline's GPTConfig, of the size at which the variant must differ from it.
     """
     # leaks first: what they say comes before all else
     found = []
     for rule in {}, *(rule for rule, _ in leak_rules(variant)):
         suffix = ''.join(f', {option}={value}' for option, value in rule.items())
         found += [(name + suffix, check) for name, check in list_checks_of_options(variant, options | rule)]
+    if base_args:
+        found.append(('differs from base', partial(differs, variant, base_args | options, base_args)))
     found.sort(key=lambda item: not item[0].startswith(LEAKS))
     # each part of a sum is made neutral, with the other parts as they are
     names = [name for name in variant.split('+') if name != 'base']
     for name in names:
         rest = '+'.join(other for other in names if other != name) or 'base'
-        found.append((f'{name} when neutral is {rest}', partial(neutral, variant, name, rest)))
+        # not every idea has an option that turns it off
+        if hasattr(load_classes(name).files[0], 'NEUTRAL'):
+            line = f'{short_name(name)} when neutral is {short_name(rest)}'
+            found.append((line, partial(neutral, variant, name, rest)))
     return [(name, check) for name, check in found if not (fast and name.startswith(SLOW))]
 
 
@@ -65,9 +74,33 @@ def check_trained(model, m, o, data):
     return list(run_checks(list_trained_checks(model, m, o, data)))
 
 
+def differs(variant, model_args, base_args):
+    """Checks that the variant, and each part of a sum, does something; arguments as for is_baseline().
+
+    Where the options are those of its NEUTRAL, it says so itself.
+    """
+    config = load_classes(variant).GPTConfig(**model_args)
+    for file in load_classes(variant).files:
+        neutral = getattr(file, 'NEUTRAL', None)
+        if neutral and all(getattr(config, name) == value for name, value in neutral.items()):
+            return
+    why = why_idle(variant, 'base', model_args, base_args, max_iters=1000)
+    require(why is None, f'{short_name(variant)} {why}')
+
+
 def neutral(variant, name, rest):
-    """Checks that the variant is `rest` with the NEUTRAL of its part `name`."""
-    neutral_is_base(variant, neutral_options(name), rest)
+    """Checks that the variant is `rest` with the NEUTRAL of its part `name`, or starts as it."""
+    options = neutral_options(name)
+    try:
+        neutral_is_base(variant, options, rest)
+    except Failed as failure:
+        try:
+            # an option may set where a parameter starts
+            neutral_is_base(variant, options, rest, shake_own=False)
+        except Failed:
+            values = 'at any values of its own parameters, or where they start' if options else 'where it starts'
+            raise Failed(f'{failure}; NEUTRAL = {options} says that it is {short_name(rest)} {values}: name options '
+                         'with which it is, or leave NEUTRAL out') from None
 
 
 def list_checks_of_options(variant, options):
@@ -77,26 +110,34 @@ def list_checks_of_options(variant, options):
     make = partial(small, variant, **options)
     shaken, trained = partial(make, shake=0.3), cache(partial(train_small, variant, **options))
     weights = dict(initial=make, shaken=shaken, wild=partial(make, shake=1.0), trained=trained)
+    # before all others, which would call it something else
+    yield 'stateless', lambda: stateless(shaken())
     # a declared leak may show in training, never in evaluation
     for training in [False] if declared else [False, True]:
         mode = 'training' if training else 'evaluation'
         for name, make_model in weights.items():
-            yield f'causal in {mode}, {name} weights', partial(causal_in_mode, make_model, training)
+            check = partial(causal_in_mode, make_model, training, looks_back=name != 'initial')
+            yield f'causal in {mode}, {name} weights', check
         # kernels and masks work in blocks of 128 tokens
         yield f'causal in {mode}, across blocks of 128', partial(causal_across_blocks, make, training)
+        yield f'leak of targets in {mode}', partial(blind_to_targets_in_mode, shaken, training)
     if declared:
         yield 'leak in training', partial(declared_leak, shaken, trained)
 
     # decoding agrees with evaluation, and the pass compiles
-    yield 'stateless', lambda: stateless(shaken())
     yield 'decoding', lambda: cached_decoding(shaken())
     yield 'generating', lambda: greedy_generation(shaken())
     yield 'one graph', lambda: one_graph(shaken())
+    yield 'loss', lambda: plain_loss(shaken())
     yield f'{SLOW}, half a minute', lambda: uniform_tokens(variant, declared=declared, **options)
 
 
-def causal_in_mode(make_model, training):
-    causal(make_model().train(training))
+def causal_in_mode(make_model, training, looks_back):
+    causal(make_model().train(training), looks_back=looks_back)
+
+
+def blind_to_targets_in_mode(make_model, training):
+    blind_to_targets(make_model().train(training))
 
 
 def causal_across_blocks(make, training):
@@ -105,7 +146,7 @@ def causal_across_blocks(make, training):
     suffix_swap(model.train(training), times=(127, 128, 129))
 
 
-def run_suite(variant, fast=False, leaks=None, **options):
+def run_suite(variant, fast=False, leaks=None, base_args=None, **options):
     """Runs the checks of list_checks() and yields a CheckResult after each.
 
     leaks: True runs those for leaks alone, False all others.
@@ -114,7 +155,7 @@ def run_suite(variant, fast=False, leaks=None, **options):
     # models this small are slower with more threads
     torch.set_num_threads(1)
     try:
-        yield from run_checks(list_checks(variant, fast, **options), leaks)
+        yield from run_checks(list_checks(variant, fast, base_args, **options), leaks)
     finally:
         torch.set_num_threads(threads)
 
@@ -133,6 +174,7 @@ def run_checks(found, leaks=None):
             # memory that is out is no fault of the variant
             if out_of_memory(error):
                 raise
-            first_line = (str(error).strip().splitlines() or [''])[0]
-            status, why = 'CRASHED', f'crashed in {name}: {type(error).__name__}: {first_line[:300]}'
+            first_line = (str(error).strip().splitlines() or [''])[0][:300]
+            where = line_of_variant(error)
+            status, why = 'CRASHED', f'crashed in {name}: {where}{type(error).__name__}: {first_line}'
         yield CheckResult(name, status, why, time.perf_counter() - t0)

@@ -11,6 +11,7 @@ import torch
 import train
 from configurator import COMMAND_LINE, Given, configure, construct, did_you_mean, options_of
 from core import ROOT
+from core.assemble import short_name
 from core.data.dataset import Dataset
 from core.errors import Stop
 from lab.study.store import code_hash, device_kind
@@ -137,7 +138,7 @@ def parse_specs(o, common):
     if o.arms:
         return [parse_spec(text) for text in o.arms.split(';') if text.strip()]
     variants = [v if common == 'base' else f'{common}+{v}' for v in o.variants.split(',') if v]
-    return [(common, {})] + [(variant, dict(variant=variant)) for variant in variants]
+    return [(short_name(common), {})] + [(short_name(variant), dict(variant=variant)) for variant in variants]
 
 
 def parse_spec(text):

@@ -1,5 +1,6 @@
 """Preparations before training: leak checks, learning rates, prices, and matched baselines."""
 import dataclasses
+from contextlib import suppress
 
 from core import ROOT
 from core.errors import Stop
@@ -19,6 +20,7 @@ def prepare(study, runner, factors):
     factors: of the learning rate, to be tried. Raises Stop if an arm leaks, fails or does not fit.
     """
     o, findings = study.options, study.findings
+    refuse_idle_arms(study)
     # leak checks first, because they may refuse an arm
     # older commands and studies say True or False
     which = {True: 'all', False: 'none'}.get(o.check, o.check)
@@ -43,6 +45,29 @@ def prepare(study, runner, factors):
     # the device's name, dtype and compile, as the workers saw them
     device = read_json(study.folder / 'price.json') or {}
     findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
+
+
+def refuse_idle_arms(study):
+    """Stop if an arm trains as the baseline does, and its variant computes nothing else either.
+
+    Where options of training differ, a line says that they are all that differs.
+    """
+    base = study.baseline
+    for arm in study.judged_arms():
+        o, why = arm.options, None
+        # the same attention in another way has another price
+        model_args = arm.model_args | dict(attn=base.model_args['attn'])
+        if (o.variant, model_args) == (base.options.variant, base.model_args):
+            continue
+        # a model that crashes is named by its checks, or when it is trained
+        with suppress(Exception):
+            why = checks.why_idle(o.variant, base.options.variant, model_args, base.model_args, o.max_iters,
+                                  o.optimizer)
+        if why is None:
+            continue
+        if dataclasses.replace(o, variant=base.options.variant) == base.options and model_args == arm.model_args:
+            raise Stop(f'arm {arm.name} {why}')
+        print(f'arm {arm.name} {why}; its options of training are all that differs')
 
 
 def check_arms(study, runner, which):

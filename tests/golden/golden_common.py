@@ -4,6 +4,7 @@ A module golden_<family>.py beside this one says in SOURCES how a family's names
 Everything is computed in float64, by the backends that attn=auto chooses on a CPU.
 """
 import json
+from collections import UserDict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,30 @@ TOLERANCE = 1e-9        # of max|d| / (1 + max|golden|), see FORMAT.md
 # in float32 in the source
 FLOAT32_MEANS = 'gate_means', 'aux_gate', 'mean_gate_activation', 'accuracy', 'causal_acc'
 
+# fields of a config that the arrays have: sizes of a batch, and where the source computed
+SHAPES = 'batch_size', 'max_batch_size', 'device'
+
+
+class Config(UserDict):
+    """A source's config, which knows what nobody has read of it: an option that we ignore would pass by luck."""
+
+    def __init__(self, fields):
+        super().__init__(fields)
+        self.unread = set(fields) - set(SHAPES)
+
+    def __getitem__(self, name):
+        self.unread.discard(name)
+        return super().__getitem__(name)
+
+    def ignore(self, *names):
+        """Says that these fields change nothing at this file's level, or are in its arrays."""
+        self.unread -= set(names)
+
+    def only(self, **values):
+        """Asserts that fields for which we have no option have the values that our code assumes."""
+        assert {name: self[name] for name in values} == values
+
+
 class Golden:
     """One file: meta, and arrays by prefix ('in', 'param', 'out', 'grad') and name."""
 
@@ -22,6 +47,7 @@ class Golden:
         with np.load(path) as file:
             self.meta = json.loads(str(file['meta']))
             self.arrays = {name: torch.from_numpy(np.array(file[name])) for name in file.files if name != 'meta'}
+        self.config = self.meta['config'] = Config(self.meta.get('config') or {})
         self.arrays = {name: a.double() if a.is_floating_point() else a for name, a in self.arrays.items()}
 
     def __call__(self, prefix):

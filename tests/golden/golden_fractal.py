@@ -26,6 +26,8 @@ class Fractal(Source):
         c, params = golden.meta['config'], golden('param')
         norm_and_mlp = c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']
         assert norm_and_mlp == ('RMSNorm', True, True, False)
+        # its dropout never acts in a layer, and its sizes are those of the arrays
+        c.ignore('dropout_rate', 'mlp_hidden_mult', 'vocab_len', 'num_layers')
         c['mlp_hidden'] = max((len(w) for name, w in params.items() if name.endswith('Wup.weight')), default=1)
         n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
         options = dict(

@@ -12,7 +12,7 @@ from model import Linear
 
 
 def noise_options(config):
-    c = {name: config[name] for name in ('block_size', 'vocab_size', 'n_layer', 'n_head')}
+    c = {name: config[name] for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'dropout')}
     return c | dict(n_embd=config['d_model'], bias=True)
 
 

@@ -24,6 +24,10 @@ NAMES = {
 }
 
 
+SURPRISE = ('posterior_variance_c', 'ma_window', 'prior_ffn_intermediate_size_factor', 'o_ce_init', 'm_cu_init',
+            'learn_o_ce', 'learn_m_cu', 'rms_norm_eps')
+
+
 class Layers(Source):
     """A routed block of ours, or the pair of SDT, under the source's names."""
 
@@ -39,8 +43,15 @@ class Layers(Source):
         options = dict(block_size=config['block_size'], n_embd=config['n_embd'], n_head=config['n_head'],
                        bias=config['bias'], capacity=config['capacity'], n_layer=pair, every=pair,
                        router='topk', keys='all', vocab_size=8)
-        if self.variant != 'mod':
-            options |= dict(gate='ce', change='gaussian', prior_width=config['prior_ffn_intermediate_size_factor'],
+        if self.variant == 'mod':
+            # the source's layers share one config; these are those of stt and sdt
+            config.ignore(*SURPRISE)
+            config.only(causal_threshold=0.5)
+        else:
+            config.only(learn_o_ce=True, learn_m_cu=True, rms_norm_eps=1e-6)
+            options |= {name: config[name] for name in ('causal_threshold', 'o_ce_init', 'm_cu_init')}
+            options |= dict(posterior_variance=config['posterior_variance_c'],
+                            gate='ce', change='gaussian', prior_width=config['prior_ffn_intermediate_size_factor'],
                             ma_window=config['ma_window'], sharp_min=golden('in')['beta_ce'].item())
         blocks = build(self.variant, **options).double().train().transformer.h
         module = nn.ModuleDict(dict(decision=blocks[0], dynamic=blocks[1])) if pair == 2 else blocks[0]
@@ -113,7 +124,7 @@ def compare(golden, source, module, outs, x):
 
 def vpr_outs(surprise, m_cu, d_st, d_ch, window, beta_ce, beta_cu, g):
     """Returns both reasons by the source's names; where only one counts, the other is there all the same."""
-    both = routing.Surprise(SimpleNamespace(gate='or')).to(d_st.dtype)
+    both = routing.Surprise(SimpleNamespace(gate='or', o_ce_init=1.0, m_cu_init=1.0)).to(d_st.dtype)
     both.o_ce, both.m_cu = surprise.o_ce, nn.Parameter(m_cu)
     mean = routing.moving_average(d_st.detach(), min(window, d_st.size(-1)))
     ce, cu = both.expected(d_st, d_ch), both.unexpected(d_st, mean)
@@ -142,14 +153,16 @@ def leaves(golden, *names):
 
 def kl_level(golden, source):
     i = leaves(golden, 'mu_p', 'mu_q', 'log_var_q')
-    d_ch = routing.change_surprise(i['mu_p'], i['mu_q'], i['log_var_q'], golden('in')['c'])
+    d_ch = routing.change_surprise(SimpleNamespace(posterior_variance=golden('in')['c']), i['mu_p'], i['mu_q'],
+                                   i['log_var_q'])
     (d_ch * golden('in')['gy']).sum().backward()
     source.check(golden, nn.Module(), dict(D_ch=d_ch, D_st_of_mu_p=routing.static_surprise(i['mu_p'])), i)
 
 
 def vpr_level(golden, source):
     i, params = leaves(golden, 'D_st', 'D_ch'), golden('param')
-    surprise = routing.Surprise(SimpleNamespace(gate='ce' if golden.meta['grad_none'] else 'or')).double()
+    surprise = routing.Surprise(SimpleNamespace(
+        gate='ce' if golden.meta['grad_none'] else 'or', o_ce_init=1.0, m_cu_init=1.0)).double()
     own = dict(surprise.named_parameters())
     with torch.no_grad():
         for name, p in own.items():

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from golden_common import Golden
+from golden_common import Config, Golden
 
 FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent))
 FILES = sorted(FOLDER.glob('*.npz'))
@@ -32,9 +32,18 @@ def test_golden(path, monkeypatch):
     golden, source = Golden(path), SOURCES[variant]
     assert (golden.meta['variant'], golden.meta['level']) == (variant, level)
     extra = (monkeypatch,) if level == 'generate' else ()
+    config = golden.config
     source.levels[level](golden, source, *extra)
+    assert config.unread == set(), 'fields of the file\'s config of which nobody knows if they matter'
 
 
 def test_every_file_is_covered():
     assert FILES, f'{FOLDER} holds no .npz file'
     assert [p.name for p in FILES if not covered(p)] == []
+
+
+def test_a_field_that_nobody_reads_is_noticed():
+    config = Config(dict(bias=True, variance=2.0, device='cpu'))
+    assert config['bias'] and config.unread == {'variance'}
+    # what becomes our options is checked by build()
+    assert dict(config, more=1)['variance'] == 2.0 and config.unread == set()

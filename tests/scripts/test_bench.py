@@ -168,3 +168,13 @@ def test_check_finds_a_leak_that_is_none(drop, quick):
     status, done = check(variants='leaky')
     assert status['leak in training, peek=0.5'] == 'FAILED'
     assert done.line(BAD_INPUT) == 'leaky: leak in training, peek=0.5: declared leak: no check sees it: is it one?'
+
+
+def test_a_file_anywhere_beside_a_variant_with_options(tmp_path):
+    """A class without options of its own, as key_importance has none, beside one that has some."""
+    (tmp_path / 'mine.py').write_text('import model\nclass MLP(model.MLP):\n    def hidden(self, x, step):\n'
+                                      '        return 2 * super().hidden(x, step)\n')
+    done = call(bench.main, variants=f'{tmp_path}/mine.py,alibi', **SMALL | QUICK)
+    assert done.code == 0, done.err
+    assert [line.split()[0] for line in done.out.splitlines() if line.startswith(('mine ', 'alibi '))] == [
+        'mine', 'alibi'] * 2

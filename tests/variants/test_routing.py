@@ -8,6 +8,7 @@ from variants import _routing as routing
 from variants._moments import shuffle_stats
 
 SIZE = dict(block_size=160, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
+PAIR = SIZE | dict(block_size=32, n_layer=2)
 ROUTED = 'mod', 'sdt', 'stt'
 ROUTERS = 'threshold', 'topk', 'random'
 
@@ -108,3 +109,30 @@ def test_slots():
     mask = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 1, 0]]).bool()
     index, live = routing.assign_slots(mask, 2)
     assert index.tolist() == [[1, 2], [3, 0]] and live.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize('variant', ['stt', 'sdt'])
+def test_the_posterior_variance_counts_in_scores_and_in_the_loss(variant):
+    """mean_C [(c - 1) exp(-log_var)] / 2 more than with c=1, in both."""
+    c, layer = 0.3, 1 if variant == 'stt' else 0
+    found = {}
+    for variance in 1.0, c:
+        options = dict(change='gaussian', router='topk', keys='all', posterior_variance=variance)
+        model, step = build(variant, 1, **PAIR, **options).double().train(), Step(stats={}, it=iteration(0))
+        log_var = []
+        model.transformer.h[layer].prior.register_forward_hook(lambda m, args, out, to=log_var: to.append(out[1]))
+        model(tokens(model), tokens(model), step)
+        found[variance] = step.stats['change'][0].mean(), step.losses['prior'] / model.config.prior_loss * 2
+    more = 0.5 * (c - 1) * torch.exp(-log_var[0]).mean()
+    for one, other in zip(found[1.0], found[c], strict=True):
+        torch.testing.assert_close(other - one, more)
+
+
+def test_the_sources_other_constants_are_options():
+    model = build('stt', **PAIR, router='topk', o_ce_init=1.5, m_cu_init=2.0, causal_threshold=0.9).double()
+    surprise = model.transformer.h[1].surprise
+    assert (surprise.o_ce.item(), surprise.m_cu.item()) == (1.5, 2.0)
+    step = Step(stats={})
+    model.eval()(tokens(model), step=step)
+    # the router is new, and says about 0.5 of every token
+    assert not step.stats['routed'][0].any()
