@@ -26,7 +26,7 @@ from model import build, build_gpt2, load_classes
 class Options(DeviceOptions):
     out_dir: FilePath = 'out'           # run folder
     ckpt: str = 'auto'                # best, latest, or a step; auto: as always_save_checkpoint says, False means best
-    variant: str = ''                   # only of a run whose variant is a file: its path, which you thereby trust
+    variant: str = 'base'               # only of a run whose variant is a file: its path, which you thereby trust
     init_from: str = 'resume'           # resume reads out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     start: str = '\n'                   # the text to go on from; FILE:prompt.txt reads a file
     num_samples: Count = 10             # samples to draw, all in one batch
@@ -41,7 +41,7 @@ class Options(DeviceOptions):
     compile: Literal['auto', True, False] = 'auto' # accepted for nanoGPT's sake; decoding runs eagerly
 
 
-def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant=''):
+def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base'):
     """Returns (model, tokenizer, machine, state) from a checkpoint of a run folder; Stop if it has none.
 
     variant: the run's, which must be given if it is a file, because its code runs. The model is in eval mode on

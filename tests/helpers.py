@@ -5,6 +5,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,12 @@ def shakespeare(folder, characters=4000):
     """A data set of the first characters of the text: 52 different ones, 400 tokens to validate on."""
     prepare_chars(TEXT.read_text(encoding='utf-8')[:characters], folder)
     return folder
+
+
+def shipped_variants():
+    """Returns the names in variants/README.md: a file that a user drops into variants/ keeps to no rules of ours."""
+    page = (ROOT / 'variants/README.md').read_text(encoding='utf-8')
+    return re.findall(r'^\| \[`(\w+)`\]', page, re.MULTILINE)
 
 
 def flags(**options):
