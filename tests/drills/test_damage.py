@@ -1,4 +1,5 @@
 """Flips and cuts in every file that is read again: noticed or without effect; nothing else, no traceback."""
+import hashlib
 import json
 import random
 import shutil
@@ -170,7 +171,8 @@ def test_checkpoint(finished, tmp_path, record_property, name):
 
     def load():
         state, model, optim = RunFolder(tmp_path / 'run').load()
-        return state, *({k: t.tolist() for k, t in part.items()} for part in (model, optim))
+        digest = lambda tensors: {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in tensors.items()}
+        return state, digest(model), digest(optim)
     drill_file(tmp_path / 'run/ckpt/step_00000004' / name, shown(load), dice(name), record_property, n=120)
 
 
