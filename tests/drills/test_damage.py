@@ -149,7 +149,8 @@ def test_ledger(here, record_property):
     path = here / 'ledger.jsonl'
     lines = path.read_bytes()
     path.write_bytes(lines * 3)
-    drill_file(path, shown(lambda: ledger.ledger_text(here)), dice('ledger'), record_property)
+    drill_file(path, shown(lambda: ledger.ledger_text(here)), dice('ledger'), record_property,
+               n=110, grows=True)
 
 
 def test_gate_jsonl(tmp_path, record_property):
