@@ -152,7 +152,7 @@ def cuts(raw, dice, n):
                (f'zeros from {i} to {j}', raw[:i] + bytes(j - i) + raw[j:])][k % 3]
 
 
-def drill_file(path, read, dice, record_property, n=100, title=''):
+def drill_file(path, read, dice, record_property, n=100, title='', grows=False):
     """Damages a file in 2 n ways, and reads it each time by read(), which returns what a user gets.
 
     Each time nothing differs, or it is noticed, by a line on stderr or a documented exit code; all else is a
@@ -164,6 +164,10 @@ def drill_file(path, read, dice, record_property, n=100, title=''):
     for kind, damages in (('flips', flips(raw, dice, n)), ('cuts', cuts(raw, dice, n))):
         for what, bad in damages:
             if bad == raw:
+                continue
+            # a file that grows by lines was once as it is when cut between two
+            if grows and raw.startswith(bad) and (not bad or b'\n' in (bad[-1:], raw[len(bad):][:1])):
+                counts['an earlier state'] += 1
                 continue
             path.write_bytes(bad)
             found = read()
@@ -180,7 +184,7 @@ def drill_file(path, read, dice, record_property, n=100, title=''):
                 wrong.append(f'{what}: silently other')
     path.write_bytes(raw)
     assert read() [:3] == clean[:3], 'reading has changed something'
-    figures = 'flips', 'cuts', 'noticed', 'no difference', 'silently other', 'tracebacks'
+    figures = 'flips', 'cuts', 'noticed', 'no difference', 'an earlier state', 'silently other', 'tracebacks'
     record_property(title or path.name, ', '.join(f'{name} {counts[name]}' for name in figures))
     assert not wrong, f'{len(wrong)} of {counts["flips"] + counts["cuts"]}:\n' + '\n'.join(wrong[:12])
 

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
+from helpers import call
 from hypothesis import example, given, settings, strategies as st
 
 import configurator
 import train
 from configurator import Count, FilePath, NonNegative, Positive, Rate, Share, Whole, configure
-from core.errors import Stop
+from core.errors import BAD_INPUT, Stop
 from model import load_classes
 
 ROOT = Path(__file__).parents[2]
@@ -500,3 +501,17 @@ def test_every_config_file_sets_known_options_to_allowed_values(file, monkeypatc
     assert Path(f'config/{file}').read_text(encoding='utf-8').startswith('"""')
     assert all(origin == 'default' or origin.startswith(f'config/{file}:') for origin in config.origin.values())
     assert len(set(config.origin.values())) > 4         # each on a line of its own
+
+
+def test_a_signal_while_a_config_file_runs_is_no_error_of_the_file(write):
+    file = write('import signal\nsignal.raise_signal(signal.SIGTERM)')
+    assert call(lambda: configure(Options, argv=[str(file)])).line(143) == 'stopped by SIGTERM'
+    assert 'SystemExit' in call(lambda: configure(Options, argv=[str(write('exit()'))])).line(BAD_INPUT)
+
+
+def test_whatever_a_config_file_holds_is_one_line(write):
+    broken = 'type("X", (), dict(__repr__=lambda self: 1 / 0))()'
+    assert 'a X that cannot be printed' in refused(write(f'batch_size = {broken}'))
+    silent = 'raise type("E", (Exception,), dict(__str__=lambda self: 1 / 0))'
+    assert 'E: a E that cannot be printed' in refused(write(silent))
+    assert 'x = 1: no such option' in refused(write('globals()[3] = 4\nx = 1'))
