@@ -50,8 +50,9 @@ def methods_that_run(slot, c):
     """Returns the names of the methods that can run in an object of class c, a slot or its subclass."""
     base, own = methods(slot), methods(c)
     called = set().union(*map(self_calls, base.values()))
-    # where callers enter: methods that the baseline does not call itself, and those that it does not have
-    entries = (base.keys() - called) | (own.keys() - base.keys())
+    # where callers enter: methods that the baseline does not call itself, those that it does not have, and
+    # those that functions beside the class call
+    entries = (base.keys() - called) | (own.keys() - base.keys()) | (called_beside(c) if c is not slot else set())
     # (class, method)
     waiting, found = [(c, name) for name in entries], set()
     while waiting:
@@ -102,6 +103,18 @@ def super_calls(function):
     """Returns the names of all attributes of super(), or of a class such as model.MLP, in a function."""
     return {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)
             and ast.unparse(node.value).startswith(('super()', 'model.'))}
+
+
+def called_beside(c):
+    """Returns the attributes that the file of a class, and the helpers that it imports, read of other objects.
+
+    A helper variants/_moments.py that is given an attention module calls attn.score_mod() for it.
+    """
+    file = sys.modules[c.__module__]
+    origins = {getattr(value, '__module__', None) or getattr(value, '__name__', '') for value in vars(file).values()}
+    helpers = [sys.modules[name] for name in sorted(origins & sys.modules.keys()) if name.startswith('variants._')]
+    return {node.attr for module in (file, *helpers) if by_file(module) for node in ast.walk(tree_of(module))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id != 'self'}
 
 
 def names_used(file):
