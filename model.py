@@ -17,7 +17,7 @@ hs = C / nh.
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -42,7 +42,7 @@ from core.training.muon import MuonAdamW
 class GPTConfig:
     block_size: Count = 1024            # longest context, in tokens
     vocab_size: Count = 50304           # distinct tokens; GPT-2's 50257, padded to a multiple of 64
-    n_layer: Count = 12                 # blocks
+    n_layer: Annotated[int, '[1, 9999]'] = 12 # blocks
     n_head: Count = 12                  # attention heads a block
     n_embd: Count = 768                 # channels of the residual stream, a multiple of n_head
     dropout: Rate = 0.0                 # 0 for pretraining; try 0.1 or more for small data

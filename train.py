@@ -485,7 +485,7 @@ def train_loop(s, signals):
     if o.eval_only:
         if MASTER_PROCESS:
             train_loss, val = launch_evaluations(first, s, True, signals.check)()
-            print0(losses_line(0, train_loss, val))
+            print0(losses_line(first, train_loss, val))
         return val
 
     # from here on the run folder is this run's
