@@ -12,11 +12,8 @@ if __name__ == '__main__':
 import dataclasses
 import math
 import os
-import re
-import secrets
 import signal
 import sys
-import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -44,11 +41,12 @@ from core.device.machine import Machine, machine
 from core.errors import DIVERGED, NO_CHECKPOINT, Stop, printable, run_main, terminal_may_close
 from core.run.checkpoint import load_model_tensors, measured_on, model_tensors
 from core.run.environment import describe_run
-from core.run.files import disk_errors, read_json
+from core.run.files import disk_errors
 from core.run.folder import RunFolder
-from core.run.progress import Progress, wandb_logger
+from core.run.progress import Progress, wandb_logger, wandb_run_id
 from core.run.resume import check_fits, check_named, check_state, load_run_config, resumed, unusable
 from core.training import evaluation
+from core.training.processes import end_with_torchrun, torchrun_ranks
 from core.training.signals import Interrupted, Signals
 from core.training.train_step import TrainStep
 from model import GPT, GPT2_SIZES, Step, build, build_gpt2, load_classes
@@ -94,24 +92,6 @@ class Options(DeviceOptions):
     # system
     backend: Literal['auto', 'nccl', 'gloo'] = 'auto' # how processes under torchrun talk; auto: nccl on CUDA, else gloo
     seed: Whole = 1337                  # of the initial weights, the batches and the dropout
-
-
-def torchrun_ranks(environ=os.environ):
-    """Returns (RANK, LOCAL_RANK, WORLD_SIZE) as torchrun sets them, (0, 0, 1) without it; Stop if they cannot be."""
-    if not {'RANK', 'WORLD_SIZE'} & environ.keys():
-        return 0, 0, 1
-    given = {name: environ.get(name, '') for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')}
-    # one process alone needs no others' address
-    if (given['RANK'], given['WORLD_SIZE']) == ('0', '1'):
-        return 0, 0, 1
-    given['MASTER_PORT'] = environ.get('MASTER_PORT', '')
-    said = ', '.join(f'{name}={value!r}' for name, value in given.items())
-    if all(re.fullmatch('[0-9]{1,6}', value) for value in given.values()) and environ.get('MASTER_ADDR'):
-        rank, local_rank, world_size, _ = map(int, given.values())
-        if local_rank <= rank < world_size:
-            return rank, local_rank, world_size
-    raise Stop(f'environment variables {said}: torchrun sets them and MASTER_ADDR together, '
-               'with 0 <= LOCAL_RANK <= RANK < WORLD_SIZE; unset them all to train in one process')
 
 
 RANK, LOCAL_RANK, WORLD_SIZE = 0, 0, 1
@@ -339,10 +319,8 @@ def launch_evaluation(model, data, machine, split, batch_size, limit, it, check=
 def launch_evaluations(it, s, last, check):
     """Launches the evaluation of iteration `it`; returns a function that waits for the device.
 
-    check: as for launch_evaluation().
-
     That returns the train split's loss, None unless it is the last evaluation or eval_train=always, and the
-    validation split's Evaluation.
+    validation split's Evaluation. check: as for launch_evaluation().
     """
     o = s.options
     args = s.model, s.data, s.machine
@@ -496,7 +474,7 @@ def train_loop(s, signals):
                 print0(f'the run that was in {run.out_dir} is now in {previous}')
             # result.json means that a run is finished, and this one is not
             (run.out_dir / 'result.json').unlink(missing_ok=True)
-        wandb_id = wandb_run_id(s)
+        wandb_id = wandb_run_id(run.out_dir, s.resumed, o.wandb_log)
         run.write_json('config.json', describe_run(state, s.machine, classes) | dict(wandb_id=wandb_id))
         run.log_open(first)
         if o.wandb_log:
@@ -607,16 +585,6 @@ def stopped(signals, it, run):
                 f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
 
 
-def wandb_run_id(s):
-    """Returns the id of the run at Weights & Biases, the same when it is resumed; None if it was never logged there."""
-    id = None
-    if s.resumed:
-        # a damaged config.json ends no run that has a checkpoint
-        with suppress(Stop):
-            id = (read_json(s.run.out_dir / 'config.json') or {}).get('wandb_id')
-    return id or (secrets.token_hex(4) if s.options.wandb_log else None)
-
-
 def losses_line(it, train_loss, val):
     """Returns a line with the train split's loss, if there is one, and the validation split's Evaluation."""
     losses = ([] if train_loss is None else [f'train loss {train_loss:.4f}']) + [f'val loss {val.loss:.4f}']
@@ -626,9 +594,7 @@ def losses_line(it, train_loss, val):
 
 
 def main():
-    # torchrun says so in the environment; no other parent is known to stay for as long as its child
-    if 'TORCHELASTIC_RUN_ID' in os.environ and os.name != 'nt':
-        threading.Thread(target=stop_with_torchrun, args=(os.getppid(),), daemon=True).start()
+    end_with_torchrun()
     try:
         for _ in train(configure(Options, load_classes, say=print0), is_script=True):
             pass
@@ -644,18 +610,6 @@ def main():
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def stop_with_torchrun(torchrun):
-    """Waits until the parent, torchrun, has ended, then ends this process by SIGTERM, or in any way after 4 seconds.
-
-    A killed torchrun stops nobody: its processes would train on unseen, and keep the run folder locked.
-    """
-    while os.getppid() == torchrun:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(4)
-    os._exit(128 + signal.SIGTERM)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
 """Shows progress, by a moving line on a terminal and plain lines elsewhere; and logs to wandb if it works."""
 import datetime
 import queue
+import secrets
 import shutil
 import sys
 import threading
 import time
+from contextlib import suppress
 
-from core.errors import terminal_may_close
+from core.errors import Stop, terminal_may_close
+from core.run.files import read_json
 
 WANDB_SECONDS = 9       # that a run waits for Weights & Biases; 10 with all around it
 TIME_LEFT_SECONDS = 30  # between two lines that tell the time left, where there is no terminal
@@ -61,6 +64,19 @@ class Progress:
         """Removes the moving line."""
         if self.bar is not None:
             self.bar.close()
+
+
+def wandb_run_id(out_dir, resumed, wanted):
+    """Returns the id of a run at Weights & Biases, the same when it is resumed; None if it is not to have one.
+
+    out_dir: the Path of the run folder, whose config.json keeps the id.
+    """
+    id = None
+    if resumed:
+        # a damaged config.json ends no run that has a checkpoint
+        with suppress(Stop):
+            id = (read_json(out_dir / 'config.json') or {}).get('wandb_id')
+    return id or (secrets.token_hex(4) if wanted else None)
 
 
 def wandb_logger(project, name, config, run_id):

@@ -61,6 +61,7 @@ from core.run.checkpoint import MODEL_FILE as MODEL, OPTIM_FILE as OPTIM, load_m
 from core.run.files import seal, sha256, unseal
 from core.run.folder import RunFolder
 from core.training import evaluation
+from core.training.processes import torchrun_ranks
 from core.training.signals import Signals
 from core.training.train_step import TrainStep, no_garbage_collection
 from model import GPT, MLP, Step, build, load_classes
@@ -1060,10 +1061,10 @@ ADDRESS = dict(MASTER_ADDR='localhost', MASTER_PORT='29500')
     (dict(RANK='1', WORLD_SIZE='2') | ADDRESS, None)])
 def test_the_environment_of_torchrun(environ, ranks):
     if ranks:
-        assert train.torchrun_ranks(environ) == ranks
+        assert torchrun_ranks(environ) == ranks
     else:
         with pytest.raises(Stop, match='environment variables RANK='):
-            train.torchrun_ranks(environ)
+            torchrun_ranks(environ)
 
 
 def test_an_odd_environment_is_one_line(go, monkeypatch):
