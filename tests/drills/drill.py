@@ -95,12 +95,17 @@ def alarm(number, frame):
 
 
 def outcome(main, argv, limit=10):
-    """Returns the Outcome of a script's main(), with output as strict as a terminal's in UTF-8."""
+    """Returns the Outcome of a script's main(), with output as strict as a terminal's in UTF-8.
+
+    limit: seconds of CPU that it may take; it may wait six times as long, because other drills run beside it.
+    """
     streams = [io.TextIOWrapper(io.BytesIO(), 'utf-8', errors) for errors in ('strict', 'backslashreplace')]
     kept, handlers = sys.argv, {n: signal.getsignal(n) for n in range(1, 32) if n not in (9, 19)}
     sys.argv, code, began = argv, 0, time.monotonic()
     signal.signal(signal.SIGALRM, alarm)
-    signal.alarm(limit)
+    signal.signal(signal.SIGPROF, alarm)
+    signal.alarm(6 * limit)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
             run_main(main)
@@ -114,6 +119,7 @@ def outcome(main, argv, limit=10):
         code = traceback.format_exc()
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         sys.argv = kept
         for n, handler in handlers.items():
             signal.signal(n, handler)
