@@ -34,7 +34,7 @@ NEUTRAL = dict(value_every=0)
 @dataclass
 class GPTConfig(model.GPTConfig):
     value_form: Literal['gate', 'lambda'] = 'gate' # added through a gate of each head, or mixed by one number
-    value_every: Whole = 2              # in every n-th layer, counted back from the last; 0: none, the baseline
+    value_every: Whole = 2              # in every n-th layer, counted from the last; 0: none, the baseline
     value_channels: Count = 12          # channels of attention's input that the gate reads
 
     def __post_init__(self):

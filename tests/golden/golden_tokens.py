@@ -1,8 +1,11 @@
-"""Ideas that read tokens or their embeddings: the smear gate, value embeddings."""
+"""Ideas that read tokens or their embeddings: the smear gate, value embeddings, bigrams."""
 import torch
+import torch.nn.functional as F
 from golden_common import Source, new_step, spy
+from torch import nn
 
 from model import Step
+from variants.bigram import pair_hash
 
 
 def parameters(*modules):
@@ -38,7 +41,8 @@ def smear_level(golden, source):
 def one_by_one(f, x, prompt):
     """Returns f(x, step) computed in passes with a cache: a prompt, then single tokens."""
     cache = [{}]
-    return torch.cat([f(part, Step(cache=cache)) for part in (x[:, :prompt], *x[:, prompt:].split(1, dim=1))], dim=1)
+    passes = x[:, :prompt], *x[:, prompt:].split(1, dim=1)
+    return torch.cat([f(part, Step(cache=cache)) for part in passes], dim=1)
 
 
 class Around(Source):
@@ -59,7 +63,8 @@ def value_options(config):
 def value_name(name, config):
     if name == 'value_embed.weight':
         return name, ...
-    return 'transformer.h.0.attn.' + name.replace('ve_gate', 'value_gate').replace('lamb', 'value_lambda'), ...
+    name = name.replace('ve_gate', 'value_gate').replace('lamb', 'value_lambda')
+    return f'transformer.h.0.attn.{name}', ...
 
 
 def value_level(golden, source):
@@ -77,9 +82,52 @@ def value_level(golden, source):
     source.compare(golden, model, outs, x)
 
 
+def bigram_options(config):
+    assert config['pair_at_1'] in ('token', 'index')
+    return dict(n_embd=config['n_embd'], n_head=config['n_head'], n_layer=config['n_layer'], bias=config['bias'],
+                vocab_size=config['vocab_size'], bigram_rows=config['bigram_vocab_size'])
+
+
+def bigram_name(name, config):
+    return f'transformer.{name}' if name.startswith('h.') else name, ...
+
+
+def hash_of_source(idx, rows):
+    """Returns the rows as the source's code runs: position 1 is paired with the last row's number, in int32."""
+    before = F.pad(idx, (1, -1), value=-1)
+    before[:, 1:2] = rows - 1
+    return pair_hash(idx.int(), before.int(), rows)
+
+
+def hash_level(golden, source):
+    c, idx = golden.meta['config'], golden('in')['idx']
+    assert idx.max() < c['vocab_size']
+    rows = c['bigram_vocab_size']
+    token = pair_hash(idx, F.pad(idx, (1, -1), value=-1), rows)
+    source.compare(golden, nn.Module(), dict(token=token, index=hash_of_source(idx, rows)))
+
+
+def bigram_level(golden, source):
+    _, model = source.module(golden)
+    x, idx = golden('in')['x'].requires_grad_(), golden('in')['idx']
+    if golden.meta['config']['pair_at_1'] == 'index':
+        model.rows = lambda idx, step: hash_of_source(idx, model.config.bigram_rows)
+    step, hashes, outs = new_step(golden, x), [], {}
+    spy(model, 'rows', hashes)
+    model.embed(idx, step)
+    for i, block in enumerate(model.transformer.h):
+        block.register_forward_pre_hook(lambda m, args, i=i: outs.__setitem__(f'h{i}.x_in', args[0]))
+    y = model.blocks(x, step)
+    objective = (y * golden('in')['gy']).sum()
+    objective.backward()
+    source.compare(golden, model, outs | dict(y=y, objective=objective, hash=hashes[0][1]), x)
+
+
 SOURCES = {
     'smear': Source('smear', smear_options, name=smear_name, not_ours=AROUND + ATTENTION,
                     levels=dict(module=smear_level)),
     'value_embed': Around('value_embed', value_options, name=value_name, not_ours=AROUND,
                           levels=dict(attn=value_level)),
+    'bigram': Source('bigram', bigram_options, name=bigram_name, not_ours=parameters('wte', 'wpe', 'lm_head', 'ln_f'),
+                     levels=dict(hash=hash_level, stack=bigram_level)),
 }
