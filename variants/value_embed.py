@@ -39,7 +39,7 @@ class GPTConfig(model.GPTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.value_channels > self.n_embd:
+        if self.value_form == 'gate' and self.value_channels > self.n_embd:
             raise Stop(f'value_channels={self.value_channels}: must be at most n_embd={self.n_embd}')
 
 
