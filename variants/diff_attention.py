@@ -66,8 +66,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
         v = self.values(v, step) # (B, nh, T, hs)
 
         k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos)
-        k = k.repeat_interleave(2 * self.n_head // k.size(1), dim=1)
-        v = v.repeat_interleave(self.n_head // v.size(1), dim=1)
+        groups = self.n_head // v.size(1)
+        k, v = (z if groups == 1 else z.repeat_interleave(groups, dim=1) for z in (k, v))
 
         y = self.attend(q, k, v, x, pos_k, step) # (B, nh, T, hs)
         y = y.transpose(1, 2).flatten(2) # (B, T, C)

@@ -50,6 +50,6 @@ class GPT(model.GPT):
         last = step.state(0, 'smear', torch.zeros_like(x[:, :1])) # (B, 1, C)
         step.set_state(0, 'smear', x[:, -1:])
         before = torch.cat((last, x[:, :-1]), dim=1) # (B, T, C)
-        gate = torch.sigmoid(x[..., :len(self.smear_gate)] @ self.smear_gate) # (B, T)
+        gate = torch.sigmoid((x[..., :len(self.smear_gate)] * self.smear_gate).sum(-1)) # (B, T)
         step.stat('smear', self.smear_lambda * gate)
         return x + self.smear_lambda * gate[..., None] * before
