@@ -36,7 +36,7 @@ class GPTConfig(model.GPTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.n_embd // self.n_head % 2:
+        if self.diff_lambda != 'off' and self.n_embd // self.n_head % 2:
             raise Stop(f'n_head={self.n_head}: must divide n_embd={self.n_embd} into heads of even width')
 
 

@@ -37,16 +37,13 @@ class CausalSelfAttention(model.CausalSelfAttention):
         self.c_query = classes.Linear(config, config.n_embd, config.n_embd)
         self.lambda_proj = nn.Linear(config.n_embd, config.n_head, bias=False)
 
-    # q (B, 2 nh, T, hs): queries of all first maps, then of all second ones
-    def qkv(self, x):
-        q, k, v = super().qkv(x)
-        second = self.c_query(x).unflatten(2, (self.n_head, -1)).transpose(1, 2) # (B, nh, T, hs)
-        return torch.cat((q, second), dim=1), k, v
-
     def attend(self, q, k, v, x, pos_k, step):
+        second = self.c_query(x).unflatten(2, (self.n_head, -1)).transpose(1, 2) # (B, nh, T, hs)
+        # normed and rotated like the first, whose keys both read
+        second, _ = self.rotate_qk(*self.norm_qk(second, second), step)
         score_mod = self.score_mod(x, pos_k, step)
-        first, second = (self.compute_attention(queries, k, v, score_mod, pos_k, step)
-                         for queries in q.chunk(2, dim=1)) # (B, nh, T, hs) each
+        y_1, y_2 = (self.compute_attention(queries, k, v, score_mod, pos_k, step)
+                    for queries in (q, second)) # (B, nh, T, hs) each
         weight = self.config.lambda_max * torch.sigmoid(self.lambda_proj(x)) # (B, T, nh)
         step.stat('lambda', weight)
-        return first - weight.transpose(1, 2)[..., None] * second
+        return y_1 - weight.transpose(1, 2)[..., None] * y_2

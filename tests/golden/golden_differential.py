@@ -6,7 +6,6 @@ from golden_common import Source, attention_pass, new_step, spy
 from torch import nn
 
 from model import build
-from variants import diff_attention_v2, gqa, rope
 
 
 def first_options(config):
@@ -48,17 +47,6 @@ def first_level(golden, source):
     source.compare(golden, module, outs, x)
 
 
-# -- V2: grouped keys are another variant's, which changes the queries too; here both are combined
-
-class GPTConfig(diff_attention_v2.GPTConfig, gqa.GPTConfig, rope.GPTConfig):
-    pass
-
-
-class CausalSelfAttention(
-        diff_attention_v2.CausalSelfAttention, gqa.CausalSelfAttention, rope.CausalSelfAttention):
-    pass
-
-
 class Second(Source):
     """A source whose heads need not fill its residual stream, with the queries of both maps in one matrix."""
 
@@ -69,7 +57,7 @@ class Second(Source):
             maps = arrays.pop(f'{kind}.q_proj.weight').view(n_head, 2, hd, C)
             for i, name in enumerate(('q_proj', 'c_query')):
                 arrays[f'{kind}.{name}.weight'] = maps[:, i].reshape(-1, C)
-        model = build(classes=(GPTConfig, CausalSelfAttention), n_layer=1, n_embd=n_head * hd, n_head=n_head,
+        model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head,
                       n_kv_head=c['n_kv_head'], rope_share=float(c['rope'])).double()
         attn = model.transformer.h[0].attn
         for name, linear in list(attn.named_children()):
@@ -100,5 +88,5 @@ def second_level(golden, source):
 SOURCES = {
     'diff': Source('diff_attention+gqa+rope', first_options, last_block_first, first_name,
                    levels=dict(attn=first_level)),
-    'diff2': Second('diff_attention_v2', name=second_name, levels=dict(attn=second_level)),
+    'diff2': Second('diff_attention_v2+gqa+rope', name=second_name, levels=dict(attn=second_level)),
 }
