@@ -225,6 +225,7 @@ COMPILED = [{'stt': dict(router='topk')},
             {'forgetting': {}},
             {'hard_window': {}},
             {'strided_heads': {}},
+            {'diff_attention': {}, 'bigram': {}},
             {'surprise': {}, 'rope': {}, 'noise_embedding': {}},
             {'gqa': {}, 'dropconnect': {}, 'noise_mixup': dict(mix='batch')}]
 COMPILED_CASES = [case for parts in COMPILED for case in parts.items()]
