@@ -1,15 +1,18 @@
 """Attention over depth in place of residual sums: each sublayer reads a weighted mean of all earlier outputs.
 
-Source: Attention Residuals, Kimi team, arXiv 2603.15031; github.com/MoonshotAI/Attention-Residuals (pseudo-code).
+Source: Attention Residuals, Kimi team, arXiv 2603.15031; github.com/MoonshotAI/Attention-Residuals
+(pseudo-code).
 
     h_l = sum_i a_li v_i,   a_li = softmax over i of w_l . RMSNorm(v_i)      v_0: the embedding
     v_l = f_l(LN(h_l))                  f_l: attention or the MLP; w_l: learned, of n_embd numbers
 
-The last norm reads one more such mean. This is the full form, attnres_size=1. In the block form a source is the sum
-of so many sublayers in a row; the paper has about 8 sources whatever the depth. w starts at 0: plain means, which
-norms make equal to the residual sum; here not quite, because the means are small and norms add 1e-5.
+The last norm reads one more such mean. This is the full form, attnres_size=1. In the block form a source is
+the sum of so many sublayers in a row; the paper has about 8 sources whatever the depth. w starts at 0: plain
+means, which norms make equal to the residual sum; here not quite, because the means are small and norms add
+1e-5.
 
-Claim: the loss of 1.25 times the compute; at 194M parameters 1.931 nats becomes 1.899 (full) or 1.909 (block).
+Claim: the loss of 1.25 times the compute; at 194M parameters 1.931 nats becomes 1.899 (full) or 1.909
+(block).
 Expect: nothing certain; public ports disagree, and none does what the paper says.
 Control: the baseline; `x0`, which brings back the embedding alone; `hyper`, several streams.
 Logged: `embedding_share`, the embedding's weight in each mean after the first.

@@ -10,8 +10,8 @@ a, s and c are single numbers, g and b one per channel, b whatever bias says. a 
 papers' LLaMA of 7B has dyt_attn_alpha=0.8 and 0.2 elsewhere, and less when wider.
 
 Claim: the quality of norms; GPT-2 124M: 2.97 nats with DyT and 2.94 with Derf, where LayerNorm has 2.94.
-Expect: worse where text is plenty, better where it is repeated (arXiv 2604.23434: -27 % perplexity on 1M tokens,
-+19 % on 118M): it regularises. nanochat: negative, 10 % slower.
+Expect: worse where text is plenty, better where it is repeated (arXiv 2604.23434: -27 % perplexity on 1M
+tokens, +19 % on 118M): it regularises. nanochat: negative, 10 % slower.
 Control: the baseline, and both at another a; `scaled_embedding`, c without the rest.
 """
 from dataclasses import dataclass

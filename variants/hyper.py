@@ -6,12 +6,13 @@ github.com/lucidrains/hyper-connections.
     u = sum_s a_s0 H_s;   H_m = sum_s a_sm H_s + b_m f(LN(u))           m = 1 .. n; f: attention or the MLP
     a_s = A_s + s_a tanh(LN(H_s) W_a);   b_s = B_s + s_b tanh(LN(H_s) . w_b)        A_s, a_s: n + 1 numbers
 
-All streams start as the embedding, and their sum goes to the last norm. At first sublayer k reads stream k mod n and
-writes to all alike (A_m = e_k, A_r = 1, B = 1, W_a = w_b = 0, s = 0.01): n times the baseline, which the last norm
-undoes. The paper also divides c_proj's initial values by sqrt(n).
+All streams start as the embedding, and their sum goes to the last norm. At first sublayer k reads stream k
+mod n and writes to all alike (A_m = e_k, A_r = 1, B = 1, W_a = w_b = 0, s = 0.01): n times the baseline,
+which the last norm undoes. The paper also divides c_proj's initial values by sqrt(n).
 
 Claim: converges 1.8 times faster (a mixture of experts of 7B parameters, n = 4, 500B tokens).
-Expect: nothing certain; modded-nanogpt saw no faster convergence. n = 1 is worse than the baseline, in the paper too.
+Expect: nothing certain; modded-nanogpt saw no faster convergence. n = 1 is worse than the baseline, in the
+paper too.
 Control: hyper_dynamic=False, mixtures that do not depend on the token; `mhc`; the baseline for as long.
 """
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ CLASHES = {other: 'it expects one residual stream' for other in ('mod', 'stt', '
 class GPTConfig(model.GPTConfig):
     hyper_rate: Whole = 4               # residual streams; 0: the baseline
     hyper_dynamic: bool = True          # mixtures depend on the token
-    hyper_norm: Literal['layer', 'rms'] = 'layer' # the norm before W: without parameters, or with a learned weight
+    hyper_norm: Literal['layer', 'rms'] = 'layer' # the norm before W; rms has a learned weight
     hyper_tanh: bool = True             # bound what depends on the token
 
 
@@ -49,21 +50,21 @@ class HyperConnection(nn.Module):
         if config.hyper_dynamic:
             # three dimensions: Muon takes matrices
             self.dynamic_alpha_fn = nn.Parameter(torch.zeros(1, C, n + 1))
-            self.dynamic_alpha_scale = nn.Parameter(torch.full((1,), 0.01))
             self.dynamic_beta_fn = nn.Parameter(torch.zeros(C))
-            self.dynamic_beta_scale = nn.Parameter(torch.full((1,), 0.01))
+            self.dynamic_scale = nn.Parameter(torch.full((2,), 0.01))
             if config.hyper_norm == 'rms':
                 self.gamma = nn.Parameter(torch.zeros(C))
 
     def forward(self, h):
-        """Returns the sublayer's input (B, T, C), the mixed streams, and the weights of its output (..., n)."""
+        """Returns the sublayer's input (B, T, C), the mixed streams, and its output's weights (..., n)."""
         n = h.size(2)
         alpha, beta = self.static_alpha.view(n, n + 1), self.static_beta
         if self.config.hyper_dynamic:
             x = self.norm(h)
             bound = torch.tanh if self.config.hyper_tanh else nn.Identity()
-            alpha = alpha + self.dynamic_alpha_scale * bound(x @ self.dynamic_alpha_fn) # (B, T, n, n + 1)
-            beta = beta + self.dynamic_beta_scale * bound(x @ self.dynamic_beta_fn) # (B, T, n)
+            alpha_scale, beta_scale = self.dynamic_scale
+            alpha = alpha + alpha_scale * bound(x @ self.dynamic_alpha_fn) # (B, T, n, n + 1)
+            beta = beta + beta_scale * bound(x @ self.dynamic_beta_fn) # (B, T, n)
         # not a matrix product, which autocast would round to half precision
         mixed = (alpha[..., None] * h[..., None, :]).sum(2) # (B, T, n + 1, C)
         return mixed[:, :, 0], mixed[:, :, 1:], beta

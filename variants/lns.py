@@ -1,16 +1,16 @@
-"""What the norms of a block put out shrinks with depth, so that late blocks do not fade into the residual stream.
+"""What a block's norms put out shrinks with depth, so that late blocks keep their effect on the stream.
 
 Source: LayerNorm Scaling, Sun et al., "The Curse of Depth in Large Language Models", arXiv 2502.05795;
 github.com/lmsdss/LayerNorm-Scaling.
 
     x = x + attn(LN(x) / sqrt(l));   x = x + mlp(LN(x) / sqrt(l))      l: the block's number, from 1
 
-The last norm is not scaled. The paper leaves out GPT-2's smaller initial values of the projections that add to
-the residual stream, without which the two together lose the effect; lns_scaled_init=True keeps them.
+The last norm is not scaled. The paper leaves out GPT-2's smaller initial values of the projections that add
+to the residual stream, without which the two together lose the effect; lns_scaled_init=True keeps them.
 
 Claim: perplexity lower by 5 to 8 %, 130M to 7B parameters.
-Expect: nothing at 6 layers, where the last factor is 0.41 and every norm's weight can undo it; nanochat saw no
-gain.
+Expect: nothing at 6 layers, where the last factor is 0.41 and every norm's weight can undo it; nanochat saw
+no gain.
 Control: lns_power=0, the plain initial values alone, and lns_scaled_init=True, the scaling alone.
 """
 from dataclasses import dataclass

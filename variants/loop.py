@@ -1,18 +1,19 @@
 """The same blocks run several times over; a learned exit says how much each pass counts in the loss.
 
-Source: Ouro, Zhu et al., "Scaling Latent Reasoning via Looped Language Models", arXiv 2510.25741; passes and exits
-as in the code beside its weights, ByteDance/Ouro-1.4B, read in github.com/Eagle4398/ouro-nixpkgs.
+Source: Ouro, Zhu et al., "Scaling Latent Reasoning via Looped Language Models", arXiv 2510.25741; passes and
+exits as in the code beside its weights, ByteDance/Ouro-1.4B, read in github.com/Eagle4398/ouro-nixpkgs.
 
     x_r = LN_f(blocks(x_{r-1})),   r = 1 .. n_loop          x_0: the embedding; LN_f: the model's last norm
     p_r = s_r prod_{q<r} (1 - s_q),   s_r = sigmoid(w . x_r + b), s of the last pass is 1
     loss = mean over tokens of sum_r p_r CE_r - loop_entropy H(p)          CE_r: of the logits of x_r
 
-Logits are the last pass's. Each pass has keys and values of its own. The entropy H keeps exits open; its weight is
-the paper's, later halved. Ouro's blocks have norms on both sides, loop+post_norm, and rope+rmsnorm+glu. Plain
-loops, as in the parameter-golf records, are loop_exit=False.
+Logits are the last pass's. Each pass has keys and values of its own. The entropy H keeps exits open; its
+weight is the paper's, later halved. Ouro's blocks have norms on both sides, loop+post_norm, and
+rope+rmsnorm+glu. Plain loops, as in the parameter-golf records, are loop_exit=False.
 
 Claim: 1.4B parameters like others' 4B, 2.6B like their 8B to 12B, after 7.7T tokens.
-Expect: better than the baseline, which has a quarter of its FLOPs, and worse than n_loop times as many blocks.
+Expect: better than the baseline, which has a quarter of its FLOPs, and worse than n_loop times as many
+blocks.
 Control: both, always: the baseline at n_layer, equal parameters, and at n_loop * n_layer, equal FLOPs.
 Logged: `exit`, the mean p of each pass.
 """

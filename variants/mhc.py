@@ -1,18 +1,19 @@
 """Several residual streams that are mixed by doubly stochastic matrices, so that their mean is kept.
 
-Source: Manifold-Constrained Hyper-Connections (mHC), DeepSeek, arXiv 2512.24880; computed as in DeepSeek-V4, by
-github.com/huggingface/transformers, models/deepseek_v4.
+Source: Manifold-Constrained Hyper-Connections (mHC), DeepSeek, arXiv 2512.24880; computed as in DeepSeek-V4,
+by github.com/huggingface/transformers, models/deepseek_v4.
 
     u = sum_s pre_s H_s;   H_k = sum_j R_jk H_j + post_k f(LN(u))       f: attention or the MLP
-    pre = sigmoid(p);   post = 2 sigmoid(q);   R = Sinkhorn(r)          p, q, r = scale * (W RMSNorm(H)) + base
+    pre = sigmoid(p);   post = 2 sigmoid(q);   R = Sinkhorn(r);   p, q, r = scale * W RMSNorm(H) + base
 
-W reads all n streams of a token at once; Sinkhorn makes rows and columns sum to 1 in turn, mhc_sinkhorn times. The
-last norm reads one more sum with sigmoid weights. Initial values are those of transformers: W of 0.02, base 0,
-scale 1; the paper has a scale of 0.01 and does not say the others. So streams start as copies of the baseline's,
-and R near 1 / n, their mean.
+W reads all n streams of a token at once; Sinkhorn makes rows and columns sum to 1 in turn, mhc_sinkhorn
+times. The last norm reads one more sum with sigmoid weights. Initial values are those of transformers: W of
+0.02, base 0, scale 1; the paper has a scale of 0.01 and does not say the others. So streams start as copies
+of the baseline's, and R near 1 / n, their mean.
 
-Claim: 0.02 nats at 27B parameters, for 6.7 % of time (D: from a summary), where plain hyper-connections diverge.
-Expect: nothing certain at this size, where `hyper` does not diverge.
+Claim: 0.02 nats at 27B parameters, for 6.7 % more time.
+Expect: nothing certain; at this size `hyper` needs no rescue, and mixing to the mean starts without its
+variety.
 Control: `hyper`, and its hyper_dynamic=False; the baseline for as long.
 Logged: `stream_read`, pre; `stream_write`, post; `stream_stay`, the diagonal of R.
 """
@@ -79,7 +80,7 @@ class Connection(Coefficients):
         self.times = config.mhc_sinkhorn
 
     def forward(self, h, step):
-        """Returns the sublayer's input (B, T, C), the mixed streams, and the weights of its output (B, T, n)."""
+        """Returns the sublayer's input (B, T, C), the mixed streams, and its output's weights (B, T, n)."""
         n = h.size(2)
         pre, post, r = super().forward(h)
         pre, post = torch.sigmoid(pre) + EPS, 2 * torch.sigmoid(post)

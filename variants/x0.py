@@ -4,15 +4,15 @@ Source: github.com/karpathy/nanochat, nanochat/gpt.py; modded-nanogpt's record #
 
     x = r x + z x0      x0: what enters the first block; r and z: two learned numbers a block
 
-x0_start='decaying' is nanochat's today: r from 1.15 in the first block to 1.05 in the last, z from 0.20 to 0.05.
-'identity', 1 and 0, is the baseline at the start, and what nanochat's gains were measured with. nanochat trains z
-at 25 times its matrices' learning rate, 500 times nanoGPT's 1e-3, and r at a hundredth of z's; modded-nanogpt has
-5 times its base for both.
+x0_start='decaying' is nanochat's today: r from 1.15 in the first block to 1.05 in the last, z from 0.20 to
+0.05. 'identity', 1 and 0, is the baseline at the start, and what nanochat's gains were measured with.
+nanochat trains z at 25 times its matrices' learning rate, 500 times nanoGPT's 1e-3, and r at a hundredth of
+z's; modded-nanogpt has 5 times its base for both.
 
 Claim: validation bits per byte lower by .0103, .0077, .0057, .0039 at 8, 12, 16, 20 layers, one run each.
 Expect: a small gain, smaller with depth; the embedding is a tenth as large here as where it is normed.
-Control: x0_lr=0 with x0_start='identity', r alone; resid_lr=0, z alone. r changes the learning rate that blocks
-see: compare at each arm's best.
+Control: x0_lr=0 with x0_start='identity', r alone; resid_lr=0, z alone. r changes the learning rate that
+blocks see: compare at each arm's best.
 Logged: `x0`, z.
 """
 from dataclasses import dataclass

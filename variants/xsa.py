@@ -1,12 +1,12 @@
 """What a head returns for a token loses its component along that token's own value.
 
-Source: exclusive self attention, arXiv 2603.09078; no code of the authors. As in github.com/openai/parameter-golf
-(records of March 2026); with a gate: github.com/qlabs-eng/slowrun.
+Source: exclusive self attention, arXiv 2603.09078; no code of the authors. As in
+github.com/openai/parameter-golf (records of March 2026); with a gate: github.com/qlabs-eng/slowrun.
 
     y = y - g (y . v) v / |v|^2      v: the token's own value in this head; g: 1, or tanh(a), a number a head
 
-a starts at 0, so that xsa_form='gated' starts like the baseline. The token's own key stays in the softmax. With
-g = 1 the first token, which sees itself alone, gets no update from attention.
+a starts at 0, so that xsa_form='gated' starts like the baseline. The token's own key stays in the softmax.
+With g = 1 the first token, which sees itself alone, gets no update from attention.
 
 Claim: better at 0.7B, 1.4B and 2.7B parameters on 100B tokens, by 1.36 points in the mean of 8 tasks at 2.7B;
 more so in long contexts.
@@ -29,7 +29,7 @@ NEUTRAL = dict(xsa_form='none')
 
 @dataclass
 class GPTConfig(model.GPTConfig):
-    xsa_form: Literal['plain', 'gated', 'none'] = 'plain' # all of the component, a learned share, or the baseline
+    xsa_form: Literal['plain', 'gated', 'none'] = 'plain' # all of it, a learned share, or the baseline
 
 
 class CausalSelfAttention(model.CausalSelfAttention):

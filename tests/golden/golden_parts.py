@@ -9,7 +9,7 @@ ALPHAS = dict(attn_alpha='dyt_attn_alpha', ffn_alpha='dyt_mlp_alpha', dec_alpha=
 
 
 def dyt_options(curve):
-    return lambda config: {ALPHAS.get(name, name): value for name, value in config.items()} | dict(dyt_curve=curve)
+    return lambda config: dict({ALPHAS.get(n, n): value for n, value in config.items()}, dyt_curve=curve)
 
 
 def xsa_options(config):

@@ -67,13 +67,13 @@ def renamed(config, **names):
 
 
 def hyper_name(name, config):
-    return f'transformer.{name}', 0 if name.endswith('dynamic_alpha_fn') else ...
-
-
-def lucid_name(name, config):
-    ours, rows = hyper_name(name.replace('norm.gamma', 'gamma'), config)
-    # their scales are numbers, ours are vectors of one
-    return ours, 0 if name.endswith('scale') else rows
+    """Returns our name and rows: both scales are in one vector."""
+    ours = 'transformer.' + name.replace('norm.gamma', 'gamma')
+    ours = re.sub('dynamic_(alpha|beta)_scale', 'dynamic_scale', ours)
+    first = name.endswith(('alpha_fn', 'alpha_scale'))
+    if ours.endswith('scale'):
+        return ours, slice(0, 1) if first else slice(1, 2)
+    return ours, 0 if first else ...
 
 
 def mhc_name(name, config):
@@ -165,6 +165,9 @@ def streams_of(model):
 
 def hyper_level(golden, source):
     reshape(golden, 'static_alpha', (-1,))
+    # numbers in one source, vectors of one in the other
+    for scale in 'dynamic_alpha_scale', 'dynamic_beta_scale':
+        reshape(golden, scale, (1,))
     _, model = source.module(golden)
     compare_pass(golden, source, model, model.blocks, inputs_of(**norms_of(model)), streams_of(model))
 
@@ -175,12 +178,12 @@ def mhc_level(golden, source):
     reshape(golden, 'fn', (2 + n, n, -1))
     reshape(golden, 'hc_fn', (1, n, -1))
     _, model = source.module(golden)
-    seen, mixed = streams_of(model), []
+    seen, mixed, sinkhorn = streams_of(model), [], mhc.sinkhorn
     for i, block in enumerate(model.transformer.h):
         block.hc_attn.register_forward_hook(lambda m, args, out, i=i: seen.__setitem__(f'h{i}.post', out[-1]))
 
     def blocks(x, step):
-        with mock.patch.object(mhc, 'sinkhorn', lambda *args, f=mhc.sinkhorn: mixed.append(f(*args)) or mixed[-1]):
+        with mock.patch.object(mhc, 'sinkhorn', lambda *args: mixed.append(sinkhorn(*args)) or mixed[-1]):
             y = model.blocks(x, step)
         # attention's and the MLP's in turn
         seen.update({f'h{i}.comb': r for i, r in enumerate(mixed[::2])})
@@ -207,8 +210,9 @@ SOURCES = {
     'attnres': Source('attnres', attnres_options, name=attnres_name, not_ours=NOT_IN_STACK,
                       levels=dict(stack=attnres_level)),
     'lns': Source('lns', lns_options, last_block, levels=dict(block=lns_level)),
-    'hyper': Source('hyper', hyper_options, name=hyper_name, not_ours=NOT_IN_STACK, levels=dict(stack=hyper_level)),
-    'hyper_lucid': Source('hyper', lucid_options, name=lucid_name, not_ours=NOT_IN_STACK,
+    'hyper': Source('hyper', hyper_options, name=hyper_name, not_ours=NOT_IN_STACK,
+                    levels=dict(stack=hyper_level)),
+    'hyper_lucid': Source('hyper', lucid_options, name=hyper_name, not_ours=NOT_IN_STACK,
                           levels=dict(stack=hyper_level)),
     'loop': Source('loop+post_norm', loop_options, name=loop_name, not_ours=('wte.weight', 'wpe.weight'),
                    levels=dict(stack=loop_level)),
