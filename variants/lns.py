@@ -6,7 +6,7 @@ github.com/lmsdss/LayerNorm-Scaling.
     x = x + attn(LN(x) / sqrt(l));   x = x + mlp(LN(x) / sqrt(l))      l: the block's number, from 1
 
 The last norm is not scaled. The paper leaves out GPT-2's smaller initial values of the projections that add
-to the residual stream, without which the two together lose the effect; lns_scaled_init=True keeps them.
+to the residual stream, because the two together lose the effect; lns_scaled_init=True keeps them.
 
 Claim: perplexity lower by 5 to 8 %, 130M to 7B parameters.
 Expect: nothing at 6 layers, where the last factor is 0.41 and every norm's weight can undo it; nanochat saw
