@@ -28,6 +28,8 @@ from configurator import Count, NonNegative
 from core.nn.numerics import wide
 
 NEUTRAL = dict(n_loop=1, loop_exit=False)
+CLASHES = {other: 'a pass whose tokens all skip a layer would leave its past there to the next one'
+           for other in ('mod', 'stt', 'sdt')}
 
 
 @dataclass
