@@ -28,7 +28,7 @@ from core.nn.numerics import wide
 
 NEUTRAL = dict(attnres_size=0)
 CLASHES = {other: 'it expects one residual stream where this has a list of sources'
-           for other in ('mod', 'stt', 'sdt', 'surprise', 'x0')}
+           for other in ('mod', 'stt', 'sdt', 'surprise', 'noise_residual', 'x0')}
 
 
 @dataclass

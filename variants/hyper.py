@@ -90,14 +90,14 @@ class Block(model.Block):
             return super().attn_residual(x, step)
         u, x, beta = self.hc_attn(x)
         y = self.attn_out(self.attn(self.ln_1(u), step), step)
-        return x + beta[..., None] * y[:, :, None]
+        return self.add(x, beta[..., None] * y[:, :, None])
 
     def mlp_residual(self, x, step):
         if not self.config.hyper_rate:
             return super().mlp_residual(x, step)
         u, x, beta = self.hc_mlp(x)
         y = self.mlp_out(self.mlp(self.ln_2(u), step), step)
-        return x + beta[..., None] * y[:, :, None]
+        return self.add(x, beta[..., None] * y[:, :, None])
 
 
 class GPT(model.GPT):

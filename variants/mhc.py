@@ -105,14 +105,14 @@ class Block(model.Block):
             return super().attn_residual(x, step)
         u, x, post = self.hc_attn(x, step)
         y = self.attn_out(self.attn(self.ln_1(u), step), step)
-        return x + post[..., None] * y[:, :, None]
+        return self.add(x, post[..., None] * y[:, :, None])
 
     def mlp_residual(self, x, step):
         if not self.config.mhc_rate:
             return super().mlp_residual(x, step)
         u, x, post = self.hc_mlp(x, step)
         y = self.mlp_out(self.mlp(self.ln_2(u), step), step)
-        return x + post[..., None] * y[:, :, None]
+        return self.add(x, post[..., None] * y[:, :, None])
 
 
 class GPT(model.GPT):
