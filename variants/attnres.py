@@ -6,10 +6,10 @@ Source: Attention Residuals, Kimi team, arXiv 2603.15031; github.com/MoonshotAI/
     h_l = sum_i a_li v_i,   a_li = softmax over i of w_l . RMSNorm(v_i)      v_0: the embedding
     v_l = f_l(LN(h_l))                  f_l: attention or the MLP; w_l: learned, of n_embd numbers
 
-The last norm reads one more such mean. That is the full form, attnres_size=1. In the block form each source is
-the sum of so many sublayers in a row; the paper has about 8 sources, which at 6 layers is the default of 2.
-w starts at 0: plain means, which norms make equal to the residual sum; here not quite, because the means are
-small and norms add 1e-5.
+The last norm reads one more such mean. That is the full form, attnres_size=1; in the block form each source
+is the sum of so many sublayers in a row; the paper has about 8 sources, which at 6 layers is the default of
+2. w starts at 0: plain means, which norms make equal to the residual sum; here not quite, because the means
+are small and norms add 1e-5.
 
 Claim: the loss of 1.25 times the compute; at 194M parameters 1.931 nats becomes 1.899 (full) or 1.909
 (block).
