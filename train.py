@@ -34,7 +34,7 @@ from configurator import (
     construct_checked,
     options_of,
 )
-from core.assemble import short_name
+from core.assemble import is_path, short_name
 from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
@@ -544,7 +544,7 @@ def train_loop(s, signals):
 
         # stop on request, or at the end
         if stopping:
-            raise stopped(signals, it, run)
+            raise stopped(signals, it, o)
         if last:
             break
 
@@ -556,7 +556,7 @@ def train_loop(s, signals):
             step_log.flush()
             check_finite(s)
             save(it, None)
-            raise stopped(signals, it, run) from None
+            raise stopped(signals, it, o) from None
         step_log.flush()
         if it % o.log_interval == 0:
             step_log.add(it)
@@ -575,14 +575,20 @@ def train_loop(s, signals):
         wandb_log(None)
         progress.close()
         print0(f'best val loss {best:.4f}, {seconds:.1f} s of training and evaluation; '
-               f'python sample.py --out_dir={run.out_dir}')
+               f'python sample.py {naming(o)}')
     return val
 
 
-def stopped(signals, it, run):
+def stopped(signals, it, o):
     """Returns the Stop of a run that a signal has stopped at iteration `it`."""
-    return Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {run.out_dir}; '
-                f'go on with --init_from=resume --out_dir={run.out_dir}', 128 + signals.received)
+    return Stop(f'stopped by {signals.received.name} at iteration {it}, checkpoint in {o.out_dir}; '
+                f'go on with --init_from=resume {naming(o)}', 128 + signals.received)
+
+
+def naming(o):
+    """Returns the options that name a run, and its variant if that is a file: no record says which code to run."""
+    variant = f' --variant={o.variant}' if any(map(is_path, o.variant.split('+'))) else ''
+    return f'--out_dir={o.out_dir}{variant}'
 
 
 def losses_line(it, train_loss, val):

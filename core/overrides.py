@@ -18,12 +18,12 @@ def check_names(file, slots):
 
     slots: the baseline's classes. Methods that begin with _ are the author's own business.
     """
-    path, used = path_of(file.__name__), names_used(file)
+    path, used, used_here = path_of(file.__name__), attributes_read(file), names_read(file)
     for name, c in vars(file).items():
         slot = next((s for s in slots if inspect.isclass(c) and issubclass(c, s) and c is not s), None)
         if slot is None or by_file(file) and c.__module__ != file.__name__:
             continue
-        if name != slot.__name__ and name not in used:
+        if name != slot.__name__ and name not in used_here:
             raise Stop(f'{path}: class {name}: nothing uses this subclass of {slot.__name__}; '
                        f'did you mean {slot.__name__}?')
         for method in methods(c):
@@ -117,16 +117,24 @@ def called_beside(c):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id != 'self'}
 
 
-def names_used(file):
-    """Returns all names and attributes that a module, and the helpers from its folder, read."""
-    helpers = [m for name, m in sys.modules.items() if name.startswith('variants._')]
-    trees = [tree_of(m) for m in (file, *helpers) if by_file(m)]
-    # without a file, the source of the classes
-    if not by_file(file):
-        trees += [f for c in vars(file).values() if inspect.isclass(c) for f in methods(c).values()]
-    return {name for tree in trees for node in ast.walk(tree)
-            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
-            for name in [node.id if isinstance(node, ast.Name) else node.attr]}
+def names_read(file):
+    """Returns all names that a module reads."""
+    return {node.id for tree in trees_of(file) for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def attributes_read(file):
+    """Returns all attributes that a module, and the helpers in variants/, read."""
+    helpers = [tree_of(m) for name, m in sys.modules.items() if name.startswith('variants._') and by_file(m)]
+    return {node.attr for tree in (*trees_of(file), *helpers) for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def trees_of(file):
+    """Returns the syntax trees of a module: one, or those of its classes' methods if it has no file."""
+    if by_file(file):
+        return [tree_of(file)]
+    return [f for c in vars(file).values() if inspect.isclass(c) for f in methods(c).values()]
 
 
 @cache

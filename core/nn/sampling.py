@@ -2,6 +2,8 @@
 import torch
 import torch.nn.functional as F
 
+from core.nn.numerics import wide
+
 
 def sample_token(logits, temperature, top_k, top_p, min_p, generator):
     """Returns one token a row (B, 1) from logits (B, V).
@@ -11,7 +13,7 @@ def sample_token(logits, temperature, top_k, top_p, min_p, generator):
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     # with the largest at 0 none overflows at a low temperature, and 1e-30 is as low as any in float32
-    logits = logits.float()
+    logits = wide(logits)
     logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     # the top_k likeliest tokens, and those that tie with the last of them
     if top_k:

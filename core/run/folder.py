@@ -88,7 +88,8 @@ class RunFolder(Checkpoints):
 
     def check_ours(self):
         """Raises Stop if there is anything where a run has its files that no run wrote: a new run would move it."""
-        present = [name for name in OF_A_RUN if (self.out_dir / name).exists()]
+        # os.path's takes a name that is too long for one that is not there; lock() says what is wrong with it
+        present = [name for name in OF_A_RUN if os.path.exists(self.out_dir / name)]
         # interrupted, archive_previous() has moved the config.json
         ours = any(map(holds_run_config, (self.out_dir, self.out_dir / '.moving')))
         if present and not ours and not any(map(is_readable, self.checkpoints())):

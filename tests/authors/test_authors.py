@@ -70,7 +70,7 @@ def test_it_trains_and_resumes_to_the_bit(path, data, tmp_path):
     whole = call(train.main, out_dir=tmp_path / 'whole', **options | dict(max_iters=6))
     assert whole.code == 0, whole.err
     call(train.main, out_dir=tmp_path / 'two', **options | dict(max_iters=3))
-    again = call(train.main, out_dir=tmp_path / 'two', init_from='resume', max_iters=6)
+    again = call(train.main, out_dir=tmp_path / 'two', init_from='resume', variant=path, max_iters=6)
     assert again.code == 0, again.err
     same_run(tmp_path / 'whole', tmp_path / 'two', 6)
 
@@ -138,5 +138,6 @@ def test_a_run_goes_on_from_another_folder(data, tmp_path, monkeypatch):
     # named after the file
     run = tmp_path / 'out-mine'
     monkeypatch.chdir(ideas)
-    assert call(sample.main, out_dir=run, num_samples=1, max_new_tokens=3, device='cpu', start='a').code == 0
+    sampled = call(sample.main, out_dir=run, variant='mine.py', num_samples=1, max_new_tokens=3, device='cpu', start='a')
+    assert sampled.code == 0
     assert call(train.main, out_dir=run, init_from='resume', variant='mine.py', max_iters=3).code == 0

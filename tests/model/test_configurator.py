@@ -3,6 +3,7 @@
 Each message is compared as a whole: the one line is what the user has.
 """
 import random
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -504,8 +505,11 @@ def test_every_config_file_sets_known_options_to_allowed_values(file, monkeypatc
 
 
 def test_a_signal_while_a_config_file_runs_is_no_error_of_the_file(write):
+    # as in a process of its own
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     file = write('import signal\nsignal.raise_signal(signal.SIGTERM)')
     assert call(lambda: configure(Options, argv=[str(file)])).line(143) == 'stopped by SIGTERM'
+    signal.signal(signal.SIGTERM, before)
     assert 'SystemExit' in call(lambda: configure(Options, argv=[str(write('exit()'))])).line(BAD_INPUT)
 
 

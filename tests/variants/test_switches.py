@@ -221,7 +221,7 @@ def test_scaled_embedding_scales_tokens_alone():
     model, base = small('scaled_embedding'), small('base')
     idx = tokens(model)
     assert torch.allclose(model.tok_emb(idx), math.sqrt(24) * base.tok_emb(idx)) and torch.equal(
-        model.logits(torch.ones(1, 24).double()), base.logits(torch.ones(1, 24).double()))
+        model.logits(torch.ones(1, 24).double(), None), base.logits(torch.ones(1, 24).double(), None))
 
 
 def test_forgettings_sum_is_an_operator():
