@@ -138,6 +138,7 @@ def test_a_run_goes_on_from_another_folder(data, tmp_path, monkeypatch):
     # named after the file
     run = tmp_path / 'out-mine'
     monkeypatch.chdir(ideas)
-    sampled = call(sample.main, out_dir=run, variant='mine.py', num_samples=1, max_new_tokens=3, device='cpu', start='a')
+    short = dict(num_samples=1, max_new_tokens=3, device='cpu', start='a')
+    sampled = call(sample.main, out_dir=run, variant='mine.py', **short)
     assert sampled.code == 0
     assert call(train.main, out_dir=run, init_from='resume', variant='mine.py', max_iters=3).code == 0

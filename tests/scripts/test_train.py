@@ -1008,7 +1008,7 @@ BAD = [
     (dict(device='cuda'), 'device=cuda: not on this machine; allowed: auto, cpu'),
     (dict(device='tpu'), 'device=tpu: not on this machine; allowed: auto, cpu'),
     (dict(gradient_accumulation_steps=0), '--gradient_accumulation_steps=0: gradient_accumulation_steps takes int'),
-    (dict(n_layer=-1), '--n_layer=-1: n_layer takes int in [1, inf)'),
+    (dict(n_layer=-1), '--n_layer=-1: n_layer takes int in [1, 9999]'),
     (dict(learning_rate='nan'), '--learning_rate=nan: learning_rate takes float'),
     (dict(dropout=1.5), '--dropout=1.5: dropout takes float in [0, 1)'),
     (dict(vocab_size=20), 'vocab_size=20: '),
