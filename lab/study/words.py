@@ -73,9 +73,9 @@ def verdict_sentence(c, verdicts):
 
 
 def grounds(c, verdicts):
-    """Returns on what a verdict rests: decided at 6 runs against 41 stored; or at 5 of 5 seeds."""
+    """Returns on what a verdict rests: decided at 6 runs against 41 of the baseline; or at 5 of 5 seeds."""
     if verdicts.design == 'welch':
-        return f'decided at {c.decided_at} runs against {c.n_base} stored'
+        return f'decided at {c.decided_at} runs against {c.n_base} of the baseline'
     if verdicts.design == 'paired':
         return f'decided at {c.decided_at} pairs'
     if c.wins is None:

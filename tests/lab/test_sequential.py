@@ -127,7 +127,7 @@ def test_runs_that_diverged():
     assert {arm: c.verdict for arm, c in found.comparisons.items()} == dict(
         good='better', lost='worse', twice="can't tell")
     text = text_table(found)
-    assert 'lost: worse; decided at 4 runs against 40 stored; it diverged in 4 of 4 runs' in text
+    assert 'lost: worse; decided at 4 runs against 40 of the baseline; it diverged in 4 of 4 runs' in text
     assert 'the baseline diverged in 1 of 40 runs' in text
     assert 'it diverged in 2 of 16 runs; ' in text and 'not called better' in text
 
