@@ -305,3 +305,44 @@ def test_presets_train(preset):
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < before - 0.1
+
+
+# -- the residual stream
+
+@pytest.mark.parametrize('name, options', [
+    ('attnres', dict(attnres_size=1)), ('attnres', dict(attnres_size=3)), ('hyper', {}),
+    ('hyper', dict(hyper_rate=3)), ('x0', dict(x0_start='identity'))])
+def test_the_stream_starts_as_the_baseline(name, options):
+    logits = []
+    for model in small(), small(name, **options):
+        with torch.no_grad():
+            # large: means and sums of streams have other sizes, which norms hide but for their epsilon
+            model.transformer.wte.weight *= 1e3
+            model.transformer.wpe.weight *= 1e3
+        logits.append(logits_of(model, tokens(model)))
+    assert torch.allclose(*logits, rtol=1e-5)
+
+
+def test_loop_trains_every_pass_by_its_exit():
+    model, passes = small('loop', 0.3, n_loop=3).train(), []
+    model.lm_head.register_forward_pre_hook(lambda m, args: passes.append(args[0]))
+    idx = tokens(model)
+    targets = torch.where(tokens(model, seed=1) < 20, -1, tokens(model, seed=2))
+    _, loss = model(idx, targets)
+    last, first, second = passes
+    s1, s2 = (torch.sigmoid(model.exit_gate(x)[..., 0]) for x in (first, second))
+    exits = s1, (1 - s1) * s2, (1 - s1) * (1 - s2)
+    assert torch.allclose(sum(exits), torch.ones_like(s1))
+    want = 0.0
+    for p, x in zip(exits, (first, second, last), strict=True):
+        log_probs = F.linear(x, model.lm_head.weight).log_softmax(-1)
+        want = want + p * (0.1 * p.log() - log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0])
+    assert torch.allclose(loss, want[targets >= 0].mean())
+
+
+def test_exclusive_attention_keeps_nothing_of_the_own_value():
+    attn, x = attention('xsa'), normal(2, 7, 24)
+    step, (q, k, v) = step_at(x), attn.qkv(x)
+    y = attn.attend(q, k, v, x, step.pos, step)
+    assert (y * v).sum(-1).abs().max() < 1e-9 and y[:, :, 0].abs().max() < 1e-9
+    assert y[:, :, 1:].abs().min() > 0

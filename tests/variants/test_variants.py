@@ -116,9 +116,9 @@ def test_round_trip(name):
 
 @all_variants
 def test_shared_parameters_start_equal(name):
-    # to move them a little is all that perturb does
-    moved = name == 'perturb'
-    with pytest.raises(checks.Failed, match='wte.weight differs') if moved else contextlib.nullcontext():
+    # other initial values are the idea, or part of it: the first parameter that differs
+    moved = dict(perturb='wte.weight', lns='c_proj.weight').get(name)
+    with pytest.raises(checks.Failed, match=f'{moved} differs') if moved else contextlib.nullcontext():
         checks.shared_start(name)
 
 
@@ -225,6 +225,7 @@ COMPILED = [{'stt': dict(router='topk')},
             {'forgetting': {}},
             {'hard_window': {}},
             {'strided_heads': {}},
+            {'diff_attention': {}, 'bigram': {}},
             {'surprise': {}, 'rope': {}, 'noise_embedding': {}},
             {'gqa': {}, 'dropconnect': {}, 'noise_mixup': dict(mix='batch')}]
 COMPILED_CASES = [case for parts in COMPILED for case in parts.items()]
