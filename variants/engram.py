@@ -96,7 +96,7 @@ def ngram_rows(text, factors, sizes):
 # the model
 
 class Engram(nn.Module):
-    """What n-grams add to the stream x (B, T, C), from the rows e (B, T, tables * width) of their tables."""
+    """An addition of n-grams to the stream x (B, T, C), from rows e (B, T, tables * width) of their tables."""
 
     def __init__(self, config, layer):
         super().__init__()

@@ -3,13 +3,12 @@
 A set with ids of another tokenizer has {"vocab_size": N}; its text is the numbers.
 """
 import codecs
-import json
 import pickle
 import re
 
 from core.data import short_path
 from core.errors import Stop
-from core.run.files import BrokenSeal, is_sealed, unseal
+from core.run.files import BrokenSeal, unseal
 
 META_LIMIT = 1 << 20            # bytes: more than 65,536 escaped characters take
 MOST_IDS = 1 << 20              # of a set with a tokenizer of its own
@@ -116,9 +115,8 @@ def read_meta(folder):
 
 def read_sealed(raw):
     """Returns meta from the bytes of meta.json; Stop if they are not as they were sealed. Older ones have no seal."""
-    meta = json.loads(raw)
     try:
-        return unseal(raw) if isinstance(meta, dict) and is_sealed(meta) else meta
+        return unseal(raw, required=False)
     except BrokenSeal:
         raise Stop('it does not match its SHA-256; prepare the set again') from None
 

@@ -113,30 +113,33 @@ class BrokenSeal(ValueError):
     """A record whose bytes are not those that seal() made."""
 
 
-def seal(record):
+def seal(record, indent=1):
     """Returns a record as JSON bytes, whose last field is the SHA-256 of the JSON without it.
 
-    ValueError if the record has a field of that name, sha256, which is not an earlier seal: it would be lost.
+    indent: None for a record on one line. ValueError if the record has a field of that name, sha256, which is
+    not an earlier seal: it would be lost.
     """
     if not isinstance(record.get('sha256', ''), str):
         raise ValueError('sha256 is the name of the seal')
     record = to_json({name: value for name, value in record.items() if name != 'sha256'})
-    digest = hashlib.sha256(json.dumps(record, indent=1).encode()).hexdigest()
-    return json.dumps(record | {'sha256': digest}, indent=1).encode() + b'\n'
+    digest = hashlib.sha256(json.dumps(record, indent=indent).encode()).hexdigest()
+    return json.dumps(record | {'sha256': digest}, indent=indent).encode() + b'\n'
 
 
-def unseal(raw):
+def unseal(raw, indent=1, required=True):
     """Returns the record in bytes made by seal(), its words for NaN and infinity as they are in JSON.
 
-    BrokenSeal unless every byte is as it was; ValueError or RecursionError if that is not JSON.
+    BrokenSeal unless every byte is as it was; ValueError or RecursionError if that is not JSON. required:
+    False also returns whatever has no seal, as records of earlier versions and those that people write.
     """
     record = json.loads(raw)
-    if not isinstance(record, dict) or not is_sealed(record):
+    if isinstance(record, dict) and is_sealed(record):
+        # written again without its checksum, an intact one gives the same bytes
+        record.popitem()
+        if seal(record, indent) != raw:
+            raise BrokenSeal('does not match its SHA-256')
+    elif required:
         raise BrokenSeal('no seal')
-    # written again without its checksum, an intact one gives the same bytes
-    record.popitem()
-    if seal(record) != raw:
-        raise BrokenSeal('does not match its SHA-256')
     return record
 
 
@@ -161,9 +164,7 @@ def read_json(path):
     versions and those that people write have no seal.
     """
     try:
-        raw = Path(path).read_bytes()
-        record = json.loads(raw)
-        return from_json(unseal(raw) if is_sealed(record) else record)
+        return from_json(unseal(Path(path).read_bytes(), required=False))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except BrokenSeal:

@@ -1,16 +1,7 @@
 """Files of JSON lines, each with a seal: the ledger and the gate's stream, which processes append to."""
-import hashlib
-import json
 import os
 
-from core.run.files import is_sealed, to_json, warn
-
-
-def seal_line(record):
-    """Returns a record as a line of JSON, whose last field is the SHA-256 of the JSON without it."""
-    record = to_json(record)
-    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
-    return json.dumps(record | {'sha256': digest}).encode() + b'\n'
+from core.run.files import seal, unseal, warn
 
 
 def unseal_line(line):
@@ -19,13 +10,11 @@ def unseal_line(line):
     Older lines have no seal.
     """
     try:
-        record = json.loads(line)
+        record = unseal(line + b'\n', indent=None, required=False)
+    # a broken seal is a ValueError, too
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not is_sealed(record):
-        return record if isinstance(record, dict) else None
-    record.popitem()
-    return record if seal_line(record) == line + b'\n' else None
+    return record if isinstance(record, dict) else None
 
 
 def read_lines(path):
@@ -58,6 +47,6 @@ def append_line(path, record):
         tail = data[data.rfind(b'\n') + 1:]
         if is_cut(tail):
             f.truncate(len(data) - len(tail))
-        f.write((b'\n' if tail and not is_cut(tail) else b'') + seal_line(record))
+        f.write((b'\n' if tail and not is_cut(tail) else b'') + seal(record, indent=None))
         f.flush()
         os.fsync(f.fileno())

@@ -28,7 +28,7 @@ class Plan:
 
 @dataclass
 class Checks:
-    """What the checks before training found in an arm."""
+    """Findings of the checks before training, of one arm."""
     status: str                 # ok, declared leak, or skipped
     lines: list[str]            # 'check: what it found'
     why: str | None             # the variant's declared reason why it leaks in training

@@ -99,31 +99,8 @@ def python(code):
 SLEEP = 'print("ready", flush=True); time.sleep(60)'
 
 
-@posix
-def test_control_c_during_the_imports_and_after_them():
-    imports = f'import time; from core.errors import exit_on_interrupt; exit_on_interrupt(); {SLEEP}'
-    main = f'''
-import time
-from core.errors import exit_on_interrupt, run_main
-exit_on_interrupt()
-def main():
-    try:
-        {SLEEP}
-    finally:
-        print('cleaned up', flush=True)
-run_main(main)
-'''
-    for code, out in (imports, ''), (main, 'cleaned up\n'):
-        process = python(code)
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == (out, 'interrupted\n')
-        assert process.returncode == 130
-
-
-@posix
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_nobody_catches_cleans_up(number):
-    process = python(f'''
+# a script that says when it has cleaned up behind itself
+CLEANS_UP = f'''
 import time
 from core.errors import run_main
 def main():
@@ -132,7 +109,23 @@ def main():
     finally:
         print('cleaned up', flush=True)
 run_main(main)
-''')
+'''
+
+
+@posix
+def test_control_c_during_the_imports_and_after_them():
+    before = 'import time; from core.errors import exit_on_interrupt; exit_on_interrupt(); '
+    for code, out in (SLEEP, ''), (CLEANS_UP, 'cleaned up\n'):
+        process = python(before + code)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == (out, 'interrupted\n')
+        assert process.returncode == 130
+
+
+@posix
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_nobody_catches_cleans_up(number):
+    process = python(CLEANS_UP)
     process.send_signal(number)
     assert process.communicate(timeout=20) == ('cleaned up\n', f'stopped by {number.name}\n')
     assert process.returncode == 128 + number

@@ -45,7 +45,7 @@ WORDS = ['', ' ', 'True', 'False', 'true', 'None', 'none', 'auto', 'all', 'a=b',
 
 @dataclass
 class Ground:
-    """What the option sets find on the disk; all paths are absolute."""
+    """Gives the files that option sets name; all paths are absolute."""
     folder: Path
     data: Path
     run: Path

@@ -54,6 +54,20 @@ class Golden:
         return {name.removeprefix(prefix + '.'): a for name, a in self.arrays.items() if name.startswith(prefix + '.')}
 
 
+def fill(module, values, name_of, config):
+    """Copies a source's parameters into a module of ours, which must then be full.
+
+    name_of: as Source.name.
+    """
+    missing = {name: p.numel() for name, p in module.named_parameters()}
+    with torch.no_grad():
+        for name, value in values.items():
+            ours, rows = name_of(name, config)
+            module.get_parameter(ours)[rows].copy_(value)
+            missing[ours] -= value.numel()
+    assert not any(missing.values()), missing
+
+
 def close(name, got, want):
     got, want = torch.as_tensor(got).detach().double(), want.double()
     assert got.shape == want.shape, f'{name}: {tuple(got.shape)}, not {tuple(want.shape)}'

@@ -1,8 +1,7 @@
 """Differential attention, V1 and V2, with the source's grouped keys and rotary positions."""
 import re
 
-import torch
-from golden_common import Source, attention_pass, new_step, spy
+from golden_common import Source, attention_pass, fill, new_step, spy
 from torch import nn
 
 from model import build
@@ -64,13 +63,7 @@ class Second(Source):
             if name in ('c_attn', 'c_query', 'lambda_proj'):
                 setattr(attn, name, nn.Linear(C, linear.out_features, bias=False).double())
         attn.c_proj = nn.Linear(n_head * hd, C, bias=False).double()
-        missing = {name: p.numel() for name, p in attn.named_parameters()}
-        with torch.no_grad():
-            for name, value in golden('param').items():
-                ours, rows = self.name(name, c)
-                attn.get_parameter(ours)[rows].copy_(value)
-                missing[ours] -= value.numel()
-        assert not any(missing.values()), missing
+        fill(attn, golden('param'), self.name, c)
         return attn, model
 
 

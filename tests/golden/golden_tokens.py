@@ -3,7 +3,7 @@ import re
 
 import torch
 import torch.nn.functional as F
-from golden_common import Source, new_step, spy
+from golden_common import Source, fill, new_step, spy
 from torch import nn
 
 from configurator import construct_checked
@@ -149,13 +149,7 @@ class Streams(Source):
             streams=nn.ModuleList(Engram(config, c['layer_id']) for _ in range(c['hc_mult'])))).double()
         for stream in module['streams']:
             stream.value_proj = module['streams'][0].value_proj
-        missing = {name: p.numel() for name, p in module.named_parameters()}
-        with torch.no_grad():
-            for name, value in params.items():
-                ours, rows = self.name(name, c)
-                module.get_parameter(ours)[rows].copy_(value)
-                missing[ours] -= value.numel()
-        assert not any(missing.values()), missing
+        fill(module, params, self.name, c)
         return module, None
 
 

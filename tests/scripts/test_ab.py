@@ -2,19 +2,19 @@
 import json
 import os
 import signal
-import sys
 import time
-from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import TINY, call, flags, forks, log, wait_for
 from scipy.stats import ttest_rel
+from studies import descendants, running, start_study, without_times
 
 import ab
 import train
-from core.errors import BAD_INPUT, DIVERGED, run_main
+from core.errors import BAD_INPUT, DIVERGED
+from core.run.files import read_json
 from core.run.folder import last_iteration
 from lab.study import pool
 from lab.study.store import code_hash, write_identity
@@ -46,7 +46,7 @@ def ran(data, *args, **options):
 
 
 def report_of(name):
-    return json.loads(Path(f'out-ab/{name}/report.json').read_text())
+    return read_json(f'out-ab/{name}/report.json')
 
 
 def run_folder(name, arm, seed):
@@ -285,71 +285,10 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
 # -----------------------------------------------------------------------------
 # kills: of a study in a process that was forked from one with torch imported, and forks its workers
 
-class CleanFork(ForkProcess):
-    """A forked process that keeps only the files it is given, as a spawned one does."""
-
-    def run(self):
-        kept = {0, 1, 2, *(arg.fileno() for arg in self._args if hasattr(arg, 'fileno'))}
-        for fd in map(int, os.listdir('/proc/self/fd')):
-            if fd not in kept:
-                try:
-                    os.close(fd)
-                except OSError:
-                    pass # the one that listed them
-        super().run()
-
-
-class CleanForks(ForkContext):
-    Process = CleanFork
-
-
-def play(folder, args):
-    os.chdir(folder)
-    os.dup2(os.open('said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-    os.dup2(1, 2)
-    pool.SPAWN, ab.write_page = CleanForks(), lambda report, folder: None
-    sys.argv = ['ab.py', *args]
-    run_main(ab.main)
-
-
 def started(data, name, **more):
     options = SMALL | QUICK | dict(dataset=data, variants='alibi', seeds=2, name=name, jobs=2, max_iters=300,
                                    lr_decay_iters=300, eval_interval=100, checkpoint_minutes=0.005) | more
-    study = forks().Process(target=play, args=(os.getcwd(), flags(**options)))
-    study.start()
-    return study
-
-
-def descendants(pid):
-    found, parents = [], {}
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            fields = stat.read_text().rsplit(')', 1)[1].split()
-            parents[int(stat.parent.name)] = int(fields[1])
-        except OSError:
-            pass
-    todo = [pid]
-    while todo:
-        one = todo.pop()
-        children = [child for child, parent in parents.items() if parent == one]
-        found, todo = found + children, todo + children
-    return found
-
-
-def running(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
-    except OSError:
-        return False
-
-
-TIMES = 'seconds', 'created', 'command', 'environment', 'tables', 'sha256'
-
-
-def without_times(x):
-    if isinstance(x, dict):
-        return {name: without_times(value) for name, value in x.items() if name not in TIMES and name != 'name'}
-    return [without_times(value) for value in x] if isinstance(x, list) else x
+    return start_study(int, flags(**options))
 
 
 def ended(study):

@@ -401,7 +401,7 @@ def test_resumed_at_every_iteration(go, resume, tmp_path, whole, k):
 
 
 def test_no_more_than_checkpoint_minutes_are_lost(go, tmp_path, monkeypatch):
-    """Of a run that evaluates only at its ends, whose iterations take ten seconds each."""
+    """A run that evaluates only at its ends, and whose iterations take ten seconds each."""
     clock, saved, real_call, real_save = [0.0], [], TrainStep.__call__, RunFolder.save_behind
 
     def call_(self, *args):
