@@ -70,27 +70,33 @@ def run_main(main):
 
 
 @contextmanager
+def signals_handled(numbers, handler):
+    """A context in which signals have this handler; then each has the one from before it.
+
+    Only a main thread may handle signals, so elsewhere they are left as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def signals_that_exit():
-    """A context in which SIGTERM and SIGHUP end the script as Ctrl-C does, so that it cleans up behind itself.
+    """Returns a context in which SIGTERM and SIGHUP end the script as Ctrl-C does, so that it cleans up behind itself.
 
     A signal that somebody handles or ignores already stays as it is; nohup ignores SIGHUP.
     """
-    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-    # only a main thread may handle signals
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-
     def handle(number, frame):
         leave_lost_terminal()
         raise Signalled(signal.Signals(number))
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    return signals_handled([number for number in numbers if signal.getsignal(number) is signal.SIG_DFL], handle)
 
 
 @contextmanager

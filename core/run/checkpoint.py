@@ -210,12 +210,17 @@ def load_model_tensors(model, tensors):
 
 def check_tensors(present, tensors):
     """Raises Stop unless a checkpoint's tensors have the names, shapes and dtypes of those that are present."""
-    misfits = sorted(set(present) ^ set(tensors))
-    misfits = misfits or [name for name, t in present.items()
-                          if (t.shape, t.dtype) != (tensors[name].shape, tensors[name].dtype)]
-    if misfits:
+    if name := first_misfit(present, tensors):
         raise Stop('the checkpoint does not fit the model, whose code or options have changed: '
-                   f'{ascii(misfits[0])[1:-1]}', NO_CHECKPOINT)
+                   f'{ascii(name)[1:-1]}', NO_CHECKPOINT)
+
+
+def first_misfit(present, tensors):
+    """Returns the first name that only one of two dicts of tensors has, or with another shape or dtype; else None."""
+    names = sorted(present.keys() ^ tensors.keys())
+    names = names or [name for name, t in present.items()
+                      if (t.shape, t.dtype) != (tensors[name].shape, tensors[name].dtype)]
+    return names[0] if names else None
 
 
 # -----------------------------------------------------------------------------

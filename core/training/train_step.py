@@ -9,6 +9,7 @@ import torch.distributed as dist
 from core.device.cuda_graph import GraphPool
 from core.errors import NO_CHECKPOINT, Stop
 from core.rng import key, seed_cpu
+from core.run.checkpoint import first_misfit
 
 # a GradScaler starts at 2 ** 16 and halves at each overflow: thirty of them mean that no scale will do
 SMALLEST_SCALE = 2 ** -14
@@ -289,11 +290,9 @@ class TrainStep:
         saved = rest.get('optimizer', dict(tensors=len(tensors), numbers={}, groups=[]))
         self.make_state(tensors.keys() | saved['numbers'].keys())
         present, count = self.optimizer_tensors(), saved['tensors']
-        misfits = sorted(present.keys() ^ tensors.keys())
-        misfits = misfits or [name for name, t in present.items()
-                              if (t.shape, t.dtype) != (tensors[name].shape, tensors[name].dtype)]
-        if misfits or count != len(tensors):
-            what = misfits[0] if misfits else f'{len(tensors)} tensors, not {count}'
+        misfit = first_misfit(present, tensors)
+        if misfit or count != len(tensors):
+            what = misfit or f'{len(tensors)} tensors, not {count}'
             raise Stop(f'the checkpoint does not fit the optimizer, {type(self.optimizer).__name__}: {what}',
                        NO_CHECKPOINT)
         # into existing tensors, because a captured graph has their addresses

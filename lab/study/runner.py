@@ -4,15 +4,15 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections import Counter
 
 import torch
 from tqdm import tqdm
 
 from core.device.flops import flops_per_token
-from core.errors import Stop, leave_lost_terminal, printable
+from core.errors import Signalled, Stop, leave_lost_terminal, printable, signals_handled
 from core.run.folder import last_iteration
+from core.training.signals import CAUGHT
 from lab.study.pool import Pool, Slot, WorkerDied
 from lab.study.worker import TaskGroup, TaskResult, TrainTask, record_failure, run_task
 from model import load_classes
@@ -21,17 +21,9 @@ from model import load_classes
 SMALL, LARGE = 1e11, 2e12
 
 
-class Interrupt(KeyboardInterrupt):
-    """A signal that ends a study; as a KeyboardInterrupt, nothing that handles errors catches it."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.number = number
-
-
 @contextlib.contextmanager
 def stopped_by_signals():
-    """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise Interrupt, which leaves it as a Stop.
+    """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise Signalled, which leaves it as a Stop.
 
     The exit code of that is 128 + signal. In other threads than the main one signals are left as they are.
     """
@@ -39,30 +31,21 @@ def stopped_by_signals():
         # a second signal often follows, one to the process and one to its group; Ctrl-C may be pressed twice
         if number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)
-        raise Interrupt(number)
+        raise Signalled(signal.Signals(number))
 
-    names = 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'
-    # Windows lacks two of them; nohup ignores SIGHUP, and so does a study that it starts
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {number: signal.getsignal(number) for number in numbers}
-    if before.get(getattr(signal, 'SIGHUP', None)) == signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)
+    # nohup ignores SIGHUP, and so does a study that it starts
+    numbers = [number for number in CAUGHT
+               if number.name != 'SIGHUP' or signal.getsignal(number) != signal.SIG_IGN]
     try:
-        for number in numbers:
-            signal.signal(number, interrupt)
-        yield
-    except Interrupt as stop:
+        with signals_handled(numbers, interrupt):
+            yield
+    except Signalled as stop:
         raise stopped(stop, 'the same command goes on') from None
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 def stopped(interrupt, advice):
-    """Returns the Stop for an Interrupt, or for a plain KeyboardInterrupt."""
-    number = signal.Signals(getattr(interrupt, 'number', signal.SIGINT))
+    """Returns the Stop for a Signalled, or for a plain KeyboardInterrupt."""
+    number, = interrupt.args or (signal.SIGINT,)
     return Stop(f'stopped by {number.name}; {advice}', 128 + number)
 
 
@@ -73,7 +56,7 @@ class Runner:
         self.study, self.slots, self.pool = study, slots, Pool(run_task, slots)
 
     def run(self, tasks, tick=lambda running: None):
-        """Yields (task, result) as Pool.run() does. At an Interrupt the workers save, and Stop is raised."""
+        """Yields (task, result) as Pool.run() does. At a Signalled the workers save, and Stop is raised."""
         try:
             yield from self.pool.run(tasks, tick)
         except KeyboardInterrupt as interrupt:
