@@ -111,7 +111,7 @@ def main():
     # all samples, the first only if it is not on the screen yet
     rows = torch.cat(new, dim=1).tolist() # num_samples lists of max_new_tokens ids
     for n, row in enumerate(rows):
-        text = decode([], final=True) if live and n == 0 else tokenizer.decode(prompt + row)
+        text = '' if live and n == 0 else tokenizer.decode(prompt + row)
         print(shown(text), end='\n---------------\n')
 
 

@@ -89,6 +89,8 @@ class Dataset:
     @cached_property
     def bytes_per_token(self):
         """The mean length of the validation split's tokens, in bytes of UTF-8; None if meta.json does not say it."""
+        if self.tokenizer.kind == 'bytes':
+            return 1.0
         ids = self._open('val')
         if self.tokenizer.kind == 'char':
             lengths = [len(c.encode(errors='surrogatepass')) for c in self.tokenizer.chars]

@@ -38,9 +38,22 @@ def prepare_chars(text, folder):
 
 def prepare_files(paths, folder):
     """Writes the set of prepare_chars() for the text of files, one after the other, in little memory."""
+    prepare_pieces(pieces_of(paths, read_pieces), folder)
+
+
+def prepare_bytes(paths, folder):
+    """Writes a set with one token per byte of files, whatever they hold; 90 % of the bytes are train."""
+    pieces = pieces_of(paths, read_raw)
+    length = sum(map(len, pieces()))
+    ids = lambda: (np.frombuffer(piece, np.uint8) for piece in pieces())
+    write_split(folder, ids, length, dict(kind='bytes', vocab_size=256))
+
+
+def pieces_of(paths, read):
+    """Returns a function that yields the pieces of read(path) of one file after the other, each time it is called."""
     # a pipe can be read once only
-    sources = [partial(read_pieces, path) if path.is_file() else [read_text(path)].copy for path in paths]
-    prepare_pieces(lambda: (piece for source in sources for piece in source()), folder)
+    sources = [partial(read, path) if path.is_file() else list(read(path)).copy for path in paths]
+    return lambda: (piece for source in sources for piece in source())
 
 
 def prepare_pieces(pieces, folder):
@@ -50,22 +63,28 @@ def prepare_pieces(pieces, folder):
     for codes in map(code_points, pieces()):
         seen[codes] = True
         length += len(codes)
-    if length < 2:
-        raise Stop(f'{length} characters of text: too few for {short_path(folder)}, both splits need one')
     if seen.sum() > 1 << 16:
         raise Stop(f'{seen.sum():,} different characters: uint16 tokens can tell 65,536 apart')
     table = (seen.cumsum() - 1).astype('<u2')
     chars = ''.join(map(chr, np.flatnonzero(seen)))
+    ids = lambda: (table[code_points(piece)] for piece in pieces())
+    write_split(folder, ids, length, dict(kind='char', vocab_size=len(chars), chars=chars))
+
+
+def write_split(folder, ids, length, meta):
+    """Writes a set of `length` tokens, which each call of ids() yields as arrays; the first 90 % are train."""
+    if length < 2:
+        unit = 'bytes' if meta['kind'] == 'bytes' else 'characters'
+        raise Stop(f'{length} {unit} of text: too few for {short_path(folder)}, both splits need one')
     cut = int(length * 0.9)
 
-    def ids(start, stop):
-        """Yields the ids of the characters from start to stop, a piece at a time."""
+    def part(start, stop):
+        """Yields the ids from start to stop, an array at a time."""
         at = 0
-        for codes in map(code_points, pieces()):
-            yield table[codes[max(start - at, 0):max(stop - at, 0)]]
-            at += len(codes)
-    meta = dict(kind='char', vocab_size=len(chars), chars=chars)
-    write_set(folder, {'train': ids(0, cut), 'val': ids(cut, length)}, meta)
+        for piece in ids():
+            yield piece[max(start - at, 0):max(stop - at, 0)]
+            at += len(piece)
+    write_set(folder, {'train': part(0, cut), 'val': part(cut, length)}, meta)
 
 
 def code_points(text):
@@ -80,19 +99,26 @@ def read_text(path):
 
 def read_pieces(path):
     """Yields the text of read_text() in pieces."""
-    utf8 = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder('utf-8-sig')(), translate=True)
+    utf8, end = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder('utf-8-sig')(), translate=True), 0
     try:
-        with open(path, 'rb') as f:
-            raw, end = None, 0
-            while raw != b'':
-                raw = f.read(PIECE)
-                end += len(raw)
-                yield utf8.decode(raw, final=not raw)
+        for raw in read_raw(path):
+            end += len(raw)
+            yield utf8.decode(raw, final=not raw)
     except UnicodeDecodeError as error:
         # the error's bytes end where those read so far end
         at = end - len(error.object) + error.start
         raise Stop(f'{short_path(path)} is not UTF-8 text: '
                    f'byte {at:,} is {error.object[error.start]:#x}') from None
+
+
+def read_raw(path):
+    """Yields the bytes of a file in pieces, of which only the last is empty; Stop if it cannot be read."""
+    try:
+        with open(path, 'rb') as f:
+            raw = None
+            while raw != b'':
+                raw = f.read(PIECE)
+                yield raw
     except OSError as error:
         raise Stop(f'{short_path(path)}: {error.strerror}') from None
 
@@ -128,7 +154,7 @@ def write_set(folder, splits, meta):
             meta_json.unlink()
         for name in names:
             os.replace(folder / f'{name}.tmp', folder / name)
-    kind = f'{meta["vocab_size"]:,} characters' if meta['kind'] == 'char' else 'GPT-2 BPE'
+    kind = dict(char=f'{meta["vocab_size"]:,} characters', bytes='bytes', gpt2='GPT-2 BPE')[meta['kind']]
     sizes = f'{tokens["train"]:,} + {tokens["val"]:,} tokens'
     print(f'prepared {short_path(folder)}: {sizes}, {kind}', flush=True)
 

@@ -1,4 +1,4 @@
-"""Converts text to token ids and back, by characters or GPT-2's BPE; meta.json says which a set has.
+"""Converts text to token ids and back, by characters, bytes or GPT-2's BPE; meta.json says which a set has.
 
 A set with ids of another tokenizer has {"vocab_size": N}; its text is the numbers.
 """
@@ -28,15 +28,17 @@ class Tokenizer:
     def from_meta(cls, meta):
         """Returns the tokenizer that meta describes; Stop unless every field is sound."""
         # the file may come from anywhere
-        kinds = 'char', 'gpt2', 'ids'
+        kinds = 'char', 'bytes', 'gpt2', 'ids'
         # without characters, the ids are the user's own
         default = 'ids' if isinstance(meta, dict) and 'chars' not in meta else None
         if not isinstance(meta, dict) or meta.get('kind', default) not in kinds:
-            raise Stop('the tokenizer\'s kind must be "char", "gpt2" or "ids"')
+            raise Stop('the tokenizer\'s kind must be "char", "bytes", "gpt2" or "ids"')
         kind, size, chars = meta.get('kind', default), meta.get('vocab_size'), meta.get('chars', '')
         largest = MOST_IDS if kind == 'ids' else 1 << 16
         if type(size) is not int or not 1 <= size <= largest:
             raise Stop(f'the tokenizer\'s vocab_size must be a whole number from 1 to {largest:,}')
+        if kind == 'bytes' and size != 256:
+            raise Stop(f'the tokenizer\'s vocab_size is {size:,}; of bytes it must be 256')
         if kind == 'char' and not (isinstance(chars, str) and len(chars) == len(set(chars)) == size):
             raise Stop(f'the tokenizer\'s chars must be {size:,} different characters, '
                        'as its vocab_size says')
@@ -44,6 +46,9 @@ class Tokenizer:
 
     def encode(self, text):
         """Returns the list of token ids; Stop if the set lacks a character."""
+        # bytes of a command line that are not UTF-8 come as surrogates, and become what they were
+        if self.kind == 'bytes':
+            return list(text.encode(errors='surrogateescape'))
         if self.kind == 'gpt2':
             return gpt2_bpe().encode(text, allowed_special={'<|endoftext|>'})
         if self.kind == 'ids':
@@ -61,23 +66,28 @@ class Tokenizer:
 
     def start(self):
         """Returns the ids of a line break, to begin a text with; [0] in a set that has none."""
-        return self.encode('\n') if self.kind == 'gpt2' or '\n' in self.chars else [0]
+        return self.encode('\n') if self.kind in ('bytes', 'gpt2') or '\n' in self.chars else [0]
 
     def decode(self, ids):
         """Returns the text of a list of token ids."""
-        return self.decoder()(ids, final=True)
+        return self.decoder()(ids)
 
     def decoder(self):
-        """Returns a function like decode() for a text that comes in pieces, of which `final` marks the last.
+        """Returns a function like decode() for a text that comes in pieces.
 
-        GPT-2's tokens may end within a character, which then comes whole with the next piece.
+        Bytes and GPT-2's tokens may end within a character, which then comes whole with the next piece, or never
+        if it is the last: nobody knows what it would have been. Bytes that are not UTF-8 are U+FFFD.
         """
         if self.kind == 'char':
-            return lambda ids, final=False: ''.join(self.chars[i] for i in ids)
+            return lambda ids: ''.join(self.chars[i] for i in ids)
         if self.kind == 'ids':
-            return lambda ids, final=False: ''.join(f'{i} ' for i in ids)
-        bpe, utf8 = gpt2_bpe(), codecs.getincrementaldecoder('utf-8')('replace')
-        return lambda ids, final=False: utf8.decode(bpe.decode_bytes([i for i in ids if i < GPT2_TOKENS]), final)
+            return lambda ids: ''.join(f'{i} ' for i in ids)
+        utf8 = codecs.getincrementaldecoder('utf-8')('replace')
+        # further ids of a padded vocabulary have no text
+        if self.kind == 'bytes':
+            return lambda ids: utf8.decode(bytes(i for i in ids if i < 256))
+        bpe = gpt2_bpe()
+        return lambda ids: utf8.decode(bpe.decode_bytes([i for i in ids if i < GPT2_TOKENS]))
 
 
 def gpt2_bpe():

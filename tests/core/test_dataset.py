@@ -18,11 +18,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 import core.data
 from core.data import dataset, identity, prepare
 from core.data.dataset import Dataset, find_set
-from core.data.prepare import prepare_chars, prepare_files, write_set
+from core.data.prepare import prepare_bytes, prepare_chars, prepare_files, write_set
 from core.data.tokenizer import Tokenizer, gpt2_bpe, read_meta
 from core.errors import Stop
 
@@ -304,6 +305,33 @@ def test_pieces_of_a_file_are_the_whole(tmp_path, monkeypatch):
         two.write_bytes(text.encode())
 
 
+def test_bytes_of_any_file(repo, tmp_path):
+    """Latin-1, a NUL, CR LF: the bytes as they are, 90 % of them to train on, one byte a token."""
+    one, two, out = tmp_path / 'one.txt', tmp_path / 'two.bin', tmp_path / 'set'
+    one.write_bytes(b'caf\xe9\r\n')
+    two.write_bytes(bytes(range(256)))
+    run = script(repo / 'data/text/prepare.py', one, two, '--tokenizer=bytes', f'--out={out}')
+    assert (run.returncode, run.stderr) == (0, '')
+    assert run.stdout == f'prepared {out}: 235 + 27 tokens, bytes\n'
+    assert read_meta(out).items() >= dict(kind='bytes', vocab_size=256).items()
+    mine, whole = Dataset(str(out), 2), one.read_bytes() + two.read_bytes()
+    assert bytes(mine.tokens['train'].tolist()) == whole[:235] and bytes(mine.tokens['val'].tolist()) == whole[235:]
+    assert mine.bytes_per_token == 1.0 and mine.vocab_size == 256
+
+
+@settings(deadline=None, max_examples=50)
+@given(pieces=st.lists(st.binary(max_size=9), min_size=1, max_size=4), size=st.integers(1, 5))
+def test_bytes_in_pieces_are_the_whole(tmp_path_factory, pieces, size):
+    folder, whole = tmp_path_factory.mktemp('bytes'), b''.join(pieces) + b'..'
+    for n, piece in enumerate([*pieces, b'..']):
+        (folder / str(n)).write_bytes(piece)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, 'PIECE', size)
+        prepare_bytes([folder / str(n) for n in range(len(pieces) + 1)], folder / 'set')
+    train, val = (np.fromfile(folder / f'set/{split}.bin', '<u2').tolist() for split in ('train', 'val'))
+    assert bytes(train + val) == whole and len(train) == int(0.9 * len(whole))
+
+
 def test_a_large_text_is_prepared_in_little_memory(tmp_path):
     """18 million characters, some of which Python keeps in four bytes each: 75 MB in one piece, of which 4 are used."""
     (tmp_path / 'input.txt').write_text('abc def 😀\n' * 1_800_000, encoding='utf-8')
@@ -322,7 +350,9 @@ def test_text_stops_with_one_line(repo, tmp_path, monkeypatch, capsys):
     latin.write_bytes(b'abc\xe9')
     for args, words in (((), 'which text?'), ((empty,), '0 characters'), ((latin,), 'byte 3 is 0xe9'),
                         ((tmp_path / 'nope.txt',), 'No such file'), ((tmp_path,), 'Is a directory'),
-                        ((INPUT, '--outt=x'), '--outt=x is no option'), ((INPUT, f'--out={latin}'), 'is not a folder')):
+                        ((INPUT, '--outt=x'), '--outt=x is no option'),
+                        ((empty, '--tokenizer=bytes'), '0 bytes of text'), ((INPUT, '--tokenizer=bpe'), 'char, bytes'),
+                        ((INPUT, f'--out={latin}'), 'is not a folder')):
         monkeypatch.setattr(sys, 'argv', ['prepare.py', *map(str, args)])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(repo / 'data/text/prepare.py'), run_name='__main__')
@@ -420,6 +450,37 @@ def test_characters_round_trip_and_unknown_ones_are_named():
     line = refused(letters.encode, 'aé\tb😀')
     assert "'\\t', 'é', '😀'" in line and "'abc'" in line
     assert len(refused(letters.encode, ''.join(map(chr, range(1000, 9000))))) < 300
+
+
+BYTES = Tokenizer.from_meta(dict(kind='bytes', vocab_size=256))
+
+
+@settings(deadline=None)
+@given(text=st.text(), cuts=st.lists(st.integers(0, 40)))
+def test_text_is_the_same_again_from_bytes_however_they_are_cut(text, cuts):
+    ids = BYTES.encode(text)
+    assert ids == list(text.encode()) and BYTES.decode(ids) == text
+    decode, edges = BYTES.decoder(), [0, *sorted(cuts), len(ids)]
+    assert ''.join(decode(ids[a:b]) for a, b in zip(edges, edges[1:])) == text
+
+
+@settings(deadline=None)
+@given(raw=st.binary(max_size=12))
+def test_any_bytes_have_a_text(raw):
+    """Bytes that are not UTF-8 are U+FFFD; of a character cut short at the end nothing is shown."""
+    shown, decode = BYTES.decode(list(raw)), BYTES.decoder()
+    whole = raw.decode(errors='replace')
+    assert shown == whole or shown + '\ufffd' == whole
+    assert ''.join(decode([byte]) for byte in raw) == shown
+    # a line break ends whatever was begun
+    assert BYTES.decode([*raw, 10]) == (raw + b'\n').decode(errors='replace')
+
+
+def test_bytes_of_a_command_line_and_beyond_the_256():
+    assert BYTES.encode(os.fsdecode(b'caf\xe9')) == list(b'caf\xe9') and BYTES.start() == [10]
+    assert BYTES.decode([*b'caf\xc3\xa9', 300]) == 'café' and BYTES.known == 256
+    assert BYTES.decode(list('é…😀'.encode())[:-1]) == 'é…' and BYTES.decode(list(b'caf\xe9!')) == 'caf\ufffd!'
+    assert 'of bytes it must be 256' in refused(Tokenizer.from_meta, dict(kind='bytes', vocab_size=300))
 
 
 @pytest.mark.parametrize('text', [

@@ -11,7 +11,7 @@ from helpers import ROOT, TINY, call, shakespeare, shell
 
 import sample
 import train
-from core.data.prepare import prepare_chars
+from core.data.prepare import prepare_bytes, prepare_chars
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.errors import BAD_INPUT, NO_CHECKPOINT
@@ -164,6 +164,20 @@ def test_a_text_without_line_breaks_in_a_padded_vocabulary(tmp_path):
     assert r"'\n'" in refuse(BAD_INPUT, out_dir=tmp_path / 'run', start='\n')
 
 
+def test_a_model_of_bytes(tmp_path):
+    """It trains, goes on where it was stopped, says bits per byte, and any start is a start."""
+    (tmp_path / 'latin').write_bytes('naïve café\n'.encode('latin-1') * 200)
+    prepare_bytes([tmp_path / 'latin'], tmp_path / 'data')
+    options = TINY | dict(dataset=tmp_path / 'data', out_dir=tmp_path / 'run', max_iters=4, eval_interval=2)
+    assert call(train.main, **options).code == 0
+    assert call(train.main, **options | dict(init_from='resume', max_iters=8)).code == 0
+    result = json.loads((tmp_path / 'run/result.json').read_text())
+    assert result['bits_per_byte'] == pytest.approx(result['val_loss'] / math.log(2))
+    done = call(sample.main, out_dir=tmp_path / 'run', device='cpu', num_samples=2, max_new_tokens=30, start='漢é')
+    texts = done.out.split(RULE)[:-1]
+    assert done.code == 0 and len(texts) == 2 and all(text.startswith('漢é') for text in texts)
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -193,6 +207,19 @@ def test_on_a_terminal_characters_come_whole_and_control_characters_visibly(monk
     monkeypatch.setattr(sys, 'stdout', pipe := io.StringIO())
     sample.main()
     assert pipe.getvalue() == ('ü' + text + RULE) * 2
+
+
+def test_a_character_cut_short_at_the_end_is_not_shown(monkeypatch):
+    """Of bytes, on a terminal and elsewhere: the model writes é and half of an arrow."""
+    monkeypatch.setattr(sample, 'open_run', lambda *args: opened)
+    monkeypatch.setattr(sys, 'argv', ['sample.py', '--num_samples=2', '--start=ü'])
+    model = build('base', n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=256)
+    monkeypatch.setattr(model, 'stream', lambda idx, n, *args: (torch.tensor([[b], [b]]) for b in b'\xc3\xa9\xe2\x86'))
+    opened = model, Tokenizer('bytes', 256), machine('cpu'), dict(step=0)
+    for stdout in Terminal(), io.StringIO():
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        sample.main()
+        assert stdout.getvalue() == ('üé' + RULE) * 2
 
 
 # -- the checkpoint
