@@ -1,6 +1,6 @@
-"""For comparisons on a text that is read once: Python, or with --dataset=NAME prose, smiles or poems, all in bytes.
-A million characters, seen many times, reward whatever regularises (arXiv 2604.23434). 10.72M parameters; 2,000
-iterations read 33 million bytes, 0.74 of code's. Run data/code/prepare.py first."""
+"""For comparisons on a text that is read once, in bytes: Python, or with --dataset=NAME prose, smiles or poems.
+A million characters, seen many times, reward whatever regularises (arXiv 2604.23434). 10.72M parameters;
+2,000 iterations read 33 million bytes, 0.74 of code's. Run data/code/prepare.py first."""
 
 dataset = 'code'
 

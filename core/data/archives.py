@@ -14,27 +14,28 @@ from core.data import short_path
 from core.errors import Stop
 from core.run.files import fsync, sha256
 
-PIP = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--progress-bar=off',
-       # archives/ keeps what was downloaded; a second copy would take its space again
-       '--no-cache-dir', '--no-deps', '--only-binary=:all:']
-
 
 class Client(NamedTuple):
-    """A program that downloads from a registry into the folder it is started in."""
+    """A registry's program, which downloads a package into the folder that it is started in."""
     command: list
     joint: str          # between a package and its version
-    suffix: str         # of the files that it downloads
-    needs: str          # what to install for it
+    suffix: str         # of a package's file
+    comes_with: str
 
 
-CLIENTS = dict(pip=Client(PIP, '==', '.whl', 'pip: run python -m ensurepip'),
-               npm=Client(['npm', 'pack', '--loglevel=error'], '@', '.tgz', 'npm: install Node.js'),
-               apt=Client(['apt-get', 'download'], '=', '.deb', 'apt-get and dpkg-deb, which Debian has'))
+CLIENTS = {
+    # a copy in pip's cache would take the space of a file twice
+    'pip': Client([sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
+                   '--progress-bar=off', '--no-cache-dir', '--no-deps', '--only-binary=:all:'],
+                  '==', '.whl', 'python -m ensurepip'),
+    # npm waits 10 s before it tries again; pip tries five times within 15 s
+    'npm': Client(['npm', 'pack', '--loglevel=error', '--fetch-retries=1'], '@', '.tgz', 'Node.js'),
+    'apt-get': Client(['apt-get', 'download'], '=', '.deb', 'Debian')}
 
 
 class Archive(NamedTuple):
-    """A file in a registry."""
-    client: str         # pip, npm or apt
+    """A package's file in a registry."""
+    client: str         # a key of CLIENTS
     package: str
     version: str
     bytes: int
@@ -69,21 +70,22 @@ def fetch(archive, folder):
 
 
 def download(archive, folder):
-    """Returns the path of what the archive's client has downloaded into an empty folder; Stop if it has failed."""
+    """Returns the path of what an archive's client has downloaded into an empty folder; Stop if it cannot."""
     client, otherwise = CLIENTS[archive.client], archive.otherwise and f'; {archive.otherwise}'
-    is_there = find_spec('pip') if archive.client == 'pip' else shutil.which(client.command[0])
-    if not is_there:
-        raise Stop(f'{archive.file} is fetched by {client.needs}, or put it into {short_path(folder.parent)} '
-                   f'yourself{otherwise}')
+    program = shutil.which(client.command[0])
+    if not program or archive.client == 'pip' and not find_spec('pip'):
+        raise Stop(f'{archive.file} is fetched by {archive.client}, which is missing ({client.comes_with} brings it); '
+                   f'or put the file into {short_path(folder.parent)} yourself{otherwise}')
     print(f'fetching {archive.file}, {archive.bytes:,} bytes', flush=True)
+    # here the files of pip and npm grow, and whatever they leave goes with the folder
     scratch = folder / 'scratch'
     scratch.mkdir()
-    # here the files of pip and npm grow, and whatever they leave is removed with the folder
     environment = os.environ | dict(TMPDIR=str(scratch), npm_config_cache=str(scratch), LC_ALL='C.UTF-8')
+    command = [program, *client.command[1:], f'{archive.package}{client.joint}{archive.version}']
     bar = tqdm(total=archive.bytes, desc=archive.file, unit='B', unit_scale=True, leave=False, disable=None)
     with bar, open(scratch / 'log', 'w+', encoding='utf-8', errors='replace') as log:
-        process = subprocess.Popen([*client.command, f'{archive.package}{client.joint}{archive.version}'], # noqa: S603
-                                   cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, # noqa: S603
+                                   stdout=log, stderr=log)
         try:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -100,7 +102,8 @@ def download(archive, folder):
         # the first line that says what is wrong: 'npm error ...', 'E: ...', '... NewConnectionError ...'
         errors = [line for line in lines if re.search('error|^E:', line, re.IGNORECASE)]
         reason = (errors or lines[-1:] or [f'exit code {process.returncode}'])[0][:300]
-        raise Stop(f'{archive.file} could not be fetched: {reason}; the same command goes on from here{otherwise}')
+        raise Stop(f'{archive.file} could not be fetched: {reason}; '
+                   f'the same command goes on from here{otherwise}')
     return files[0]
 
 

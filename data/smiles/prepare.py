@@ -1,6 +1,7 @@
-"""Molecules, 1,936,962 of them in SMILES notation, one a line, 71 MB, one token per byte. readme.md says whose.
+"""Molecules, 1,936,962 of them in SMILES notation, one a line, 71 MB, one token per byte.
 
-Fetches them with pip, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and meta.json.
+Fetches them with pip, checks the package by its SHA-256, and writes input.txt, train.bin, val.bin and
+meta.json. readme.md says whose they are.
 """
 import gzip
 import sys
@@ -17,7 +18,8 @@ from core.errors import run_main
 HERE = Path(__file__).absolute().parent
 SHA256 = '4180ef251a00a41c2bd071ea75767e4f8a36a56db20483cd284cc6ec8841a298'
 ARCHIVES = [
-    Archive('pip', 'molsets', '0.3.1', 51_584_291, '7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34')]
+    Archive('pip', 'molsets', '0.3.1', 51_584_291,
+            '7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34')]
 
 
 def documents(wheel):

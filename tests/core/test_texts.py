@@ -1,4 +1,4 @@
-"""core/data/archives.py, documents.py and the data/*/prepare.py that use them, on archives of a few hundred bytes.
+"""core/data/archives.py, documents.py and the data/*/prepare.py that use them, on archives of some hundred bytes.
 
 pip finds wheels in a folder of the test; npm, apt-get and dpkg-deb are scripts of the test.
 """
@@ -194,9 +194,9 @@ def test_a_missing_program_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     prose, poems, nothing = module('prose'), module('poems'), lambda *paths: []
     line = refused(tmp_path / 'a', poems.ARCHIVES, nothing, '')
-    assert line.startswith('chinese-poetry-2.0.1.tgz is fetched by npm: install Node.js, or put it into ')
+    assert line.startswith('chinese-poetry-2.0.1.tgz is fetched by npm, which is missing (Node.js brings it); or put ')
     line = refused(tmp_path / 'b', prose.COMMENTARIES, nothing, '')
-    assert 'apt-get and dpkg-deb' in line and line.endswith('prepare.py --small does without it')
+    assert 'by apt-get, which' in line and line.endswith('prepare.py --small does without it')
     (tmp_path / 'x.deb').touch()
     with pytest.raises(Stop, match=r'x\.deb is unpacked by dpkg-deb.*--small'):
         list(prose.commentary(tmp_path / 'x.deb'))
