@@ -140,6 +140,8 @@ def option_set(script, n, ground, scratch):
             words.append(dice.choice(forms).replace('{}', str(out)))
         else:
             words.append(f'--out={ground.folder / "text.txt"}')
+        if dice.random() < 0.5:
+            words.append(f"--tokenizer={dice.choice(['bytes', 'bytes', 'char', '', 'bpe'])}")
         return ['prepare.py', *words]
     known, args = known_options(script), dict(START[script](ground))
     if script == 'train':
