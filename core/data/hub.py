@@ -114,7 +114,7 @@ def one_line_errors(name):
         raise
     # of the network, of file formats, of half a dozen libraries: they have no class in common
     except Exception as error:
-        reason = (str(error).splitlines() or [''])[0][:200] or type(error).__name__
+        reason = ': '.join([type(error).__name__, *str(error).splitlines()[:1]])[:300]
         raise Stop(f'{name} could not be read: {reason}') from None
 
 

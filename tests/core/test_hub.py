@@ -20,7 +20,7 @@ from helpers import ROOT, call
 import core.data
 from core.data.dataset import Dataset
 from core.data.hub import END, PART, TOKENS
-from core.data.tokenizer import read_meta
+from core.data.tokenizer import gpt2_bpe, read_meta
 
 SETS = 'tinystories', 'fineweb_edu'
 COMMIT = '[0-9a-f]{40}'
@@ -80,7 +80,7 @@ class Letters:
 @pytest.fixture
 def prepare(tmp_path, monkeypatch):
     """Returns a function that runs data/NAME/prepare.py in a repository of the test's own."""
-    monkeypatch.setitem(sys.modules, 'tiktoken', SimpleNamespace(get_encoding=lambda name: Letters()))
+    monkeypatch.setattr('core.data.hub.gpt2_bpe', Letters)
     root = tmp_path / 'repo'
     monkeypatch.setattr(core.data, 'ROOT', root)
 
@@ -248,16 +248,19 @@ def test_a_network_that_fails_is_one_line(prepare, hub):
     folder = prepare.root / 'data/fineweb_edu'
     assert prepare('fineweb_edu', tokens=100).code == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for hub.splits, reason in ((ConnectionError("Couldn't reach it\nat all"), "Couldn't reach it"),
-                               (KeyError(), 'KeyError'), (dict(train=Broken()), 'Server Disconnected')):
+    for hub.splits, reason in ((ConnectionError("Couldn't reach it\nat all"), "ConnectionError: Couldn't reach it"),
+                               (dict(train=Broken()), 'ConnectionError: Server Disconnected'),
+                               (KeyError(), 'KeyError')):
         assert prepare('fineweb_edu').line(2) == f'FineWeb-Edu could not be read: {reason}'
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize('name', [*SETS, 'openwebtext'])
 def test_missing_libraries_are_one_line(prepare, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, 'tiktoken', SimpleNamespace(get_encoding=lambda name: Letters()))
     monkeypatch.setitem(sys.modules, 'datasets', None)
     assert prepare(name).line(2).endswith(' needs datasets: pip install datasets')
+    monkeypatch.setattr('core.data.hub.gpt2_bpe', gpt2_bpe)
     monkeypatch.setitem(sys.modules, 'tiktoken', None)
     args = [] if name == 'openwebtext' else ['--tokenizer=gpt2']
     assert prepare(name, *args).line(2) == 'GPT-2 tokens need tiktoken: pip install tiktoken'
@@ -301,7 +304,7 @@ def test_a_copy_of_the_folder_prepares_no_other_text(prepare, hub):
 # ---- what only the library itself can show
 
 @needs_datasets
-def test_parquet_as_the_hub_has_it(self, prepare, tmp_path):
+def test_parquet_as_the_hub_has_it(prepare, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
     (tmp_path / 'data').mkdir()
@@ -317,7 +320,7 @@ def test_parquet_as_the_hub_has_it(self, prepare, tmp_path):
 
 
 @needs_datasets
-def test_damage_is_one_line(self, prepare, tmp_path):
+def test_damage_is_one_line(prepare, tmp_path):
     (tmp_path / 'x.parquet').write_bytes(b'PAR1 and nothing else')
     (tmp_path / 'x.jsonl').write_text('{"text": "a"}\n{nonsense\n')
     (tmp_path / 'surrogate.jsonl').write_text(json.dumps(dict(text='\ud800')))
