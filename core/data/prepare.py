@@ -50,7 +50,7 @@ def prepare_bytes(paths, folder):
 
 
 def pieces_of(paths, read):
-    """Returns a function that yields the pieces of read(path) of one file after the other, each time it is called."""
+    """Returns a function that yields read(path) of one file after the other, each time that it is called."""
     # a pipe can be read once only
     sources = [partial(read, path) if path.is_file() else list(read(path)).copy for path in paths]
     return lambda: (piece for source in sources for piece in source())

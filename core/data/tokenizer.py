@@ -75,8 +75,8 @@ class Tokenizer:
     def decoder(self):
         """Returns a function like decode() for a text that comes in pieces.
 
-        Bytes and GPT-2's tokens may end within a character, which then comes whole with the next piece, or never
-        if it is the last: nobody knows what it would have been. Bytes that are not UTF-8 are U+FFFD.
+        Bytes and GPT-2's tokens may end within a character, which then comes whole with the next piece, or not
+        at all after the last: nobody knows what it would have been. Bytes that are not UTF-8 are U+FFFD.
         """
         if self.kind == 'char':
             return lambda ids: ''.join(self.chars[i] for i in ids)

@@ -2,8 +2,8 @@
 
     python data/text/prepare.py FILE... [--tokenizer=bytes] [--out=data/NAME]
 
-Characters come from UTF-8 files; bytes from any file, whatever it holds, and are always the same 256 ids. The files
-are joined in the order given; without one it is the input.txt beside this file.
+Characters come from UTF-8 files; bytes from any file, and are 256 ids whatever it holds. The files are joined in
+the order given; without one it is the input.txt beside this file.
 Train with --dataset=text, or --dataset=NAME.
 """
 import os
@@ -27,7 +27,7 @@ def main():
         elif argument.startswith('--tokenizer='):
             tokenizer = argument.removeprefix('--tokenizer=')
         elif argument.startswith('-'):
-            raise Stop(f'{argument} is no option of this script; it has --out=FOLDER and --tokenizer=char or bytes')
+            raise Stop(f'{argument} is no option of this script, which has --out=FOLDER and --tokenizer=char or bytes')
         else:
             files.append(Path(argument))
     if tokenizer not in TOKENIZERS:

@@ -65,7 +65,11 @@ def repo(tmp_path, monkeypatch):
     root = tmp_path / 'repo'
     root.mkdir()
     (root / 'core').symlink_to(REPO / 'core')
-    shutil.copytree(REPO / 'data', root / 'data', ignore=shutil.ignore_patterns('*.bin', 'meta.*', '*.tmp'))
+    # what the repository holds, not the gigabytes that may have been prepared in it
+    for prepare_py in (REPO / 'data').glob('*/prepare.py'):
+        (root / 'data' / prepare_py.parent.name).mkdir(parents=True)
+        shutil.copy(prepare_py, root / 'data' / prepare_py.parent.name)
+    shutil.copy(INPUT, root / 'data/shakespeare_char')
     monkeypatch.setattr(core.data, 'ROOT', root)
     monkeypatch.setattr(dataset, 'DATA', root / 'data')
     # a prepare.py that runs in this process has no arguments
@@ -104,21 +108,21 @@ def test_shipped_text_is_prepared_on_first_use(repo, capsys):
     assert find_set('shakespeare_char') == folder and capsys.readouterr().out == ''
 
 
-@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext'])
+@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext', 'code'])
 def test_a_copy_of_a_folder_prepares_its_own_text(repo, monkeypatch, capsys, name):
     """cp -r data/shakespeare data/mine, then a text of one's own: never the other text, whoever runs the script."""
     fake_tiktoken(monkeypatch, lambda name: Letters())
     mine = repo / 'data/mine'
     shutil.copytree(repo / 'data' / name, mine)
     prepare = lambda: runpy.run_path(str(mine / 'prepare.py'), run_name='__main__')
-    # shakespeare_char brings a text along, the others have none, and OpenWebText is never one's own
+    # shakespeare_char brings a text along, the others have none, and what is downloaded is never one's own
     (mine / 'input.txt').unlink(missing_ok=True)
-    if name != 'openwebtext':
+    if name not in ('openwebtext', 'code'):
         with pytest.raises(SystemExit) as end:
             prepare()
         assert end.value.code == 2 and not (mine / 'train.bin').exists()
     (mine / 'input.txt').write_text('my own text ' * 20)
-    if name == 'openwebtext':
+    if name in ('openwebtext', 'code'):
         with pytest.raises(SystemExit) as end:
             prepare()
         assert end.value.code == 2 and 'python data/text/prepare.py data/mine/input.txt' in capsys.readouterr().err
@@ -129,7 +133,7 @@ def test_a_copy_of_a_folder_prepares_its_own_text(repo, monkeypatch, capsys, nam
     assert sys.argv == ['train.py', '--dataset=mine']
 
 
-@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext'])
+@pytest.mark.parametrize('name', ['shakespeare', 'shakespeare_char', 'text', 'openwebtext', 'code', 'prose'])
 def test_a_prepare_script_explains_itself_and_takes_no_other_option(repo, monkeypatch, capsys, name):
     for argument, code in ('--help', 0), ('-h', 0), ('--hlep', 2):
         monkeypatch.setattr(sys, 'argv', ['prepare.py', argument])
@@ -429,11 +433,12 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
 
 def test_unknown_sets_are_named(repo):
     line = refused(find_set, 'nope')
-    assert line == ('--dataset=nope: neither a set in data (fineweb_edu, openwebtext, shakespeare, '
-                    'shakespeare_char, text, tinystories) nor a folder')
+    assert line == ('--dataset=nope: neither a set in data (abc, code, fineweb_edu, openwebtext, poems, prose, '
+                    'shakespeare, shakespeare_char, smiles, text, tinystories) nor a folder')
     assert refused(find_set, 'shakespear_char').endswith('did you mean shakespeare_char?')
     assert refused(find_set, 'openwebtext') == ('data/openwebtext is not prepared: run python '
                                                 'data/openwebtext/prepare.py')
+    assert refused(find_set, 'code') == 'data/code is not prepared: run python data/code/prepare.py'
     assert refused(find_set, 'text').endswith('run python data/text/prepare.py FILE... --out=data/text')
     (repo / 'data/mine').mkdir()
     assert refused(find_set, 'mine').endswith('run python data/text/prepare.py FILE... --out=data/mine')
