@@ -19,7 +19,7 @@ from core.run.files import warn
 END = 50256             # <|endoftext|>, after every document of GPT-2's tokens
 SEPARATOR = '\n\n'      # after every document of bytes
 TOKENS = 33_000_000     # of train, unless --tokens says otherwise
-PART = 20               # val has a PART-th as many tokens, and without a validation split a PART-th of the documents
+PART = 20               # val has 1/PART as many tokens, and without a validation split 1/PART of the documents
 BATCH = 256             # documents that are read at a time
 
 
@@ -38,19 +38,21 @@ def prepare_source(folder, doc, source):
     doc: the script's docstring, for --help. Stop unless both splits get the two tokens that a set needs.
     """
     given = options(doc, tokens=str(TOKENS), tokenizer='bytes', source='')
-    tokens, kind, copy = whole_number('tokens', given['tokens'], 2 * PART), given['tokenizer'], given['source']
+    tokens, kind = whole_number('tokens', given['tokens'], least=2 * PART), given['tokenizer']
     if kind not in ('bytes', 'gpt2'):
         raise Stop(f'--tokenizer={kind}: allowed: bytes, gpt2')
     refuse_own_text(folder, source.title)
     bpe = gpt2_bpe() if kind == 'gpt2' else None
-    if copy:
+    if copy := given['source']:
         name, origin = f'--source={copy}', dict(source=copy)
         splits = open_copy(name, copy)
     else:
         name = source.title
-        origin = dict(source=source.path, config=source.config, revision=source.revision, licence=source.licence)
+        origin = dict(source=source.path, config=source.config, revision=source.revision,
+                      licence=source.licence)
         splits = load(name, source.path, source.config, revision=source.revision, streaming=True)
-    meta = dict(kind=kind, vocab_size=bpe.n_vocab if bpe else 256, **origin, documents=dict.fromkeys(SPLITS, 0))
+    meta = dict(kind=kind, vocab_size=bpe.n_vocab if bpe else 256, **origin,
+                documents=dict.fromkeys(SPLITS, 0))
     if bpe:
         # the text's length, for bits per byte
         meta['bytes'] = dict(val=0)
@@ -58,7 +60,7 @@ def prepare_source(folder, doc, source):
 
 
 def pieces(name, splits, asked, bpe, meta):
-    """Yields pairs of a split and a document's ids: as many tokens of each split as are asked for, if there are.
+    """Yields pairs of a split and a document's ids, until each split has as many as asked for or none are left.
 
     The end of a document that is longer than what is left goes nowhere. Counts the documents, and of GPT-2's
     tokens the bytes of val, in meta.
@@ -90,7 +92,7 @@ def pieces(name, splits, asked, bpe, meta):
 # documents
 
 def load(name, *args, **kwargs):
-    """Returns what load_dataset(*args, **kwargs) does; Stop if `datasets` is missing, or cannot have the data.
+    """Returns load_dataset(*args, **kwargs); Stop if `datasets` is missing, or cannot have the data.
 
     name: of the data, for messages.
     """
@@ -132,10 +134,10 @@ def open_copy(name, source):
 
 
 def documents(name, splits, left):
-    """Yields pairs of a split and a text while left, {split: the tokens that it still takes}, leaves room for one.
+    """Yields pairs of a split and a text while there is room in left, {split: tokens that it still takes}.
 
-    Without a validation split the text's SHA-256 decides, so that equal texts go together, and none goes from one
-    side to the other when a longer set is made.
+    Without a validation split the text's SHA-256 decides, so that equal texts go together, and none changes
+    sides when a longer set is made.
     """
     if 'train' not in splits:
         raise Stop(f'{name} has no split train, only {", ".join(splits)}')
@@ -166,7 +168,7 @@ def texts(name, stream):
 # options
 
 def options(doc, **defaults):
-    """Returns {name: text} of a prepare.py's options, which all have the form --name=value; Stop at anything else."""
+    """Returns {name: text} of a prepare.py's options, --name=value all of them; Stop at anything else."""
     given = dict(defaults)
     for argument in arguments(doc):
         name, _, value = argument.removeprefix('--').partition('=')
@@ -178,7 +180,7 @@ def options(doc, **defaults):
 
 
 def whole_number(name, text, least):
-    """Returns the whole number of an option, which may be written 1e9; Stop if it is none, or below the least."""
+    """Returns an option's whole number, which may be written 1e9; Stop if it is none, or below the least."""
     with suppress(ValueError):
         number = float(text)
         if number.is_integer() and number >= least:

@@ -289,6 +289,8 @@ def test_copies_that_cannot_be_used(library, prepare, tmp_path):
         (tmp_path / f'{name}.jsonl').write_text(json.dumps(content) + '\n')
         source = tmp_path / f'{name}.jsonl'
         assert prepare('fineweb_edu', source=source).line(2) == f'--source={source}{words}'
+    source = write(tmp_path / 'half/validation.jsonl', VAL).parent
+    assert prepare('tinystories', source=source).line(2) == f'--source={source} has no split train, only validation'
     assert not list((prepare.root / 'data/fineweb_edu').glob('*.bin*'))
 
 
