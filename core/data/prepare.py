@@ -3,7 +3,7 @@ import codecs
 import io
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -125,6 +125,11 @@ def read_raw(path):
 
 def write_set(folder, splits, meta):
     """Writes {split: arrays of token ids} and meta. A kill leaves the old set, the new one, or none."""
+    write_pieces(folder, ((split, ids) for split in SPLITS for ids in splits[split]), meta)
+
+
+def write_pieces(folder, pieces, meta):
+    """Writes the set of write_set() from pairs of a split and an array; reads meta after the last of them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -132,16 +137,18 @@ def write_set(folder, splits, meta):
     names = [*(f'{split}.bin' for split in SPLITS), 'meta.json']
     with folder_lock(folder):
         try:
-            tokens, files = {}, {}
-            for split in SPLITS:
-                arrays = (np.asarray(ids, '<u2') for ids in splits[split])
-                tokens[split] = write_file(folder / f'{split}.bin.tmp', arrays) // 2
-                files[f'{split}.bin'] = identity(folder / f'{split}.bin.tmp')
+            with ExitStack() as stack:
+                bins = {split: stack.enter_context(new_file(folder / f'{split}.bin.tmp')) for split in SPLITS}
+                for split, ids in pieces:
+                    bins[split].write(np.asarray(ids, '<u2'))
+                tokens = {split: file.tell() // 2 for split, file in bins.items()}
+            files = {f'{split}.bin': identity(folder / f'{split}.bin.tmp') for split in SPLITS}
             # the text that lies beside the set, so that a change of it is noticed
             source = folder / 'input.txt'
             files |= {'input.txt': identity(source)} if source.is_file() else {}
             text = seal({**meta, 'dtype': 'uint16', 'tokens': tokens, 'files': files})
-            write_file(folder / 'meta.json.tmp', [text])
+            with new_file(folder / 'meta.json.tmp') as file:
+                file.write(text)
         except BaseException:
             # half a set must not fill a disk
             for name in names:
@@ -159,15 +166,15 @@ def write_set(folder, splits, meta):
     print(f'prepared {short_path(folder)}: {sizes}, {kind}', flush=True)
 
 
-def write_file(path, chunks):
-    """Writes an iterable of arrays or bytes; returns the number of bytes once they are on the disk itself."""
+@contextmanager
+def new_file(path):
+    """A context with a new file for bytes, which are on the disk itself at its end."""
     path.unlink(missing_ok=True)
     # mode x does not follow a link that somebody has put there
-    with open(path, 'xb') as f:
-        f.writelines(chunks)
-        f.flush()
-        os.fsync(f.fileno())
-        return f.tell()
+    with open(path, 'xb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

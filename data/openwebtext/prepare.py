@@ -11,32 +11,17 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
 import numpy as np
 
-from core.data import short_path
+from core.data.hub import END, load, refuse_own_text
 from core.data.prepare import no_arguments, write_set
 from core.data.tokenizer import gpt2_bpe
-from core.errors import Stop, run_main
+from core.errors import run_main
 
 HERE = Path(__file__).absolute().parent
 
 # The commit that holds all 8,013,769 documents as parquet. Earlier ones need a dataset script, which
 # `datasets` no longer runs, and their automatic refs/convert/parquet stops at the first 5 GB.
 REVISION = '79d93d786212f7344586290adb811d4ae6a1762c'
-END = 50256 # <|endoftext|>, after every document
 PROCESSES = max(1, (os.cpu_count() or 1) // 2)
-
-
-def load():
-    """Returns all documents as a table of `datasets`, which keeps a copy; Stop if it cannot be downloaded."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise Stop('OpenWebText needs datasets and tiktoken: pip install datasets tiktoken') from None
-    try:
-        return load_dataset('Skylion007/openwebtext', revision=REVISION, split='train', num_proc=PROCESSES)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Stop(f'OpenWebText could not be downloaded: {reason} '
-                   '(it needs a network and pip install -U datasets)') from None
 
 
 def shards(documents, size=10_000):
@@ -47,10 +32,7 @@ def shards(documents, size=10_000):
 
 def main():
     no_arguments(__doc__)
-    # a copy of this folder, with another text
-    if (HERE / 'input.txt').exists():
-        raise Stop(f'{short_path(HERE)} has an input.txt, but this script prepares OpenWebText; for a text of your own '
-                   f'run python data/text/prepare.py {short_path(HERE)}/input.txt --out={short_path(HERE)}')
+    refuse_own_text(HERE, 'OpenWebText')
     bpe = gpt2_bpe()
 
     def tokenize(row):
@@ -58,7 +40,8 @@ def main():
         ids = np.array([*bpe.encode_ordinary(row['text']), END], np.uint16)
         return {'ids': ids, 'bytes': len(row['text'].encode())}
 
-    splits = load().train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    documents = load('OpenWebText', 'Skylion007/openwebtext', revision=REVISION, split='train', num_proc=PROCESSES)
+    splits = documents.train_test_split(test_size=0.0005, seed=2357, shuffle=True)
     splits = splits.map(tokenize, remove_columns=['text'], num_proc=PROCESSES, desc='tokenizing')
     splits = splits.with_format('numpy')
     # the text's length, for bits per byte

@@ -428,16 +428,13 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
                   dict(kind='gpt2', vocab_size=50257))
         assert np.fromfile(repo / 'data/openwebtext/train.bin', '<u2').tolist() == sum(list.__iter__(documents), [])
 
-    monkeypatch.setitem(sys.modules, 'datasets', None)
-    assert 'pip install datasets tiktoken' in refused(owt.load)
-
 
 # ---- finding, and what the ids mean
 
 def test_unknown_sets_are_named(repo):
     line = refused(find_set, 'nope')
-    assert line == ('--dataset=nope: neither a set in data (abc, code, openwebtext, poems, prose, shakespeare, '
-                    'shakespeare_char, smiles, text) nor a folder')
+    assert line == ('--dataset=nope: neither a set in data (abc, code, fineweb_edu, openwebtext, poems, prose, '
+                    'shakespeare, shakespeare_char, smiles, text, tinystories) nor a folder')
     assert refused(find_set, 'shakespear_char').endswith('did you mean shakespeare_char?')
     assert refused(find_set, 'openwebtext') == ('data/openwebtext is not prepared: run python '
                                                 'data/openwebtext/prepare.py')
