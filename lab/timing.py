@@ -41,7 +41,6 @@ class TimedModel:
         self.config = self.model.config
         self.forward_flops, self.train_flops = flops_per_token(load_classes(variant), self.config)
 
-        # peak memory of the first step, compilation included, in bytes beside the weights
         cuda = machine.type == 'cuda'
         allocate_workspaces(machine, pool)
         before = torch.cuda.memory_allocated() if cuda else 0
@@ -49,10 +48,13 @@ class TimedModel:
         shape = 2, batch_size, self.config.block_size
         self.x, self.y = torch.randint(self.config.vocab_size, shape,
                                        generator=generator(seed, 'bench')).to(machine.device) # (B, T) each
+        self.first_step_seconds = milliseconds(self.step, 1, machine) / 1000
+        # peak memory of a step, in bytes beside the weights; not of the first, in which new kernels are timed
+        self.peak_bytes = None
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        self.first_step_seconds = milliseconds(self.step, 1, machine) / 1000
-        self.peak_bytes = torch.cuda.max_memory_allocated() - before if cuda else None
+            milliseconds(self.step, 1, machine)
+            self.peak_bytes = torch.cuda.max_memory_allocated() - before
 
         # each further seed has its own model and stream, as in ab.py
         more = [build_from_known(variant, seed, machine, model_args) for _ in range(seeds - 1)]
