@@ -74,9 +74,9 @@ def is_baseline(variant, baseline, model_args, base_args, max_iters, optimizer='
     """Returns True if a variant's model computes and learns what the baseline's does.
 
     model_args, base_args: fields of their GPTConfigs. Compared are initial values, the optimizer, and with
-    moved weights the logits, the loss in training, with its noise, and its gradients, in the middle of training,
-    at its start and its end, for one row, on the CPU in float64. Parameters of the variant's own count only if
-    they change one of these.
+    moved weights the logits, for one row, and the loss in training, with its noise, and its gradients, for two
+    rows, in the middle of training, at its start and its end, on the CPU in float64. Parameters of the variant's
+    own count only if they change one of these.
     """
     # whatever computes attention, the definition is the same
     args = (variant, model_args | dict(attn='auto')), (baseline, base_args | dict(attn='auto'))
@@ -133,7 +133,8 @@ def same_training(model, base, it):
 
 def training_pass(model, it, seed=0, backward=True):
     """Returns the objective, {parameter: gradient}, and the state of the generator after a pass in training."""
-    idx = tokens(model, 1, seed=seed)
+    # two rows, which may mix
+    idx = tokens(model, 2, seed=seed)
     with torch.set_grad_enabled(backward), same_circumstances(model, seed):
         loss, _ = model.train().objective(idx, idx.roll(-1, 1), iteration(it))
         drawn = torch.get_rng_state()

@@ -44,3 +44,8 @@ def test_the_default_does_something(path, name):
         # the two do not go together, and say so
         return
     assert why_idle(variant, baseline, c, c, max_iters=1000) is None
+
+
+def test_what_acts_between_rows_does_something():
+    _, c = recipe(ROOT / 'config/ab_shakespeare_cpu.py')
+    assert why_idle('noise_mixup', 'base', c | dict(mix='batch'), c, max_iters=1000) is None
