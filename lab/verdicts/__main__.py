@@ -40,7 +40,7 @@ def claims_text(records):
                 doc, claim = parse_docstring(variant), records.claims.get(variant)
                 result = outcome(claim, row) if claim else 'none of the loss'
                 lines = [f'{variant}, {title(recipe)}: {row.word}, {row.difference:+.4f}; its claim: {result}',
-                         *(f'    {label}: {doc[label]}' for label in ('Claim', 'Expect') if label in doc)]
+                         *(f'    {label}: {doc[label]}' for label in ('Claim', 'Expect', 'Measured') if label in doc)]
                 found.append((result != 'does not', variant, '\n'.join(lines)))
     return '\n'.join(text for *_, text in sorted(found))
 

@@ -4,14 +4,13 @@ import statistics
 import textwrap
 from collections import Counter
 
-from core.assemble import variant_names
 from lab.report.labels import count
 from lab.study.words import format_chance, format_interval, short_number
 from lab.timing import ratio_text
 from lab.verdicts.collect import todays_options
 from lab.verdicts.records import DIVERGED, FAILED
 from lab.verdicts.rows import ALPHA, DELTA, SHAKESPEARE, SINGLE_EPOCH, is_stale, judge_all, losses_of
-from lab.verdicts.sentences import CLAIMS, agreement, headline, outcome, title, verb
+from lab.verdicts.sentences import agreement, headline, outcome, title, verb
 from variants.__main__ import markdown_table, parse_docstring
 
 INTRO = """
@@ -19,13 +18,14 @@ What each file of [variants/](../variants/README.md) did to the loss, nulls and 
 [verdicts.json](verdicts.json). `python -m lab.verdicts` makes this page."""
 
 LEGEND = f"""
-**difference**: the variant's loss less the baseline's, in nats per token, on the validation split after the last
-iteration, with a 95 % interval over seeds, corrected for stopping early; below zero is better. **P(better)**: the
-chance that it is below zero, if most ideas do little. **runs**: those that have a loss or diverged, with a letter for
-[what trained them](#what-was-trained). **verdict**: of each row alone, as `python ab.py` judges a single idea:
-*better* or *worse* at a level of {100 * ALPHA:g} % over all looks; *equivalent*: shown to be within ±{DELTA:g}; *can't
-tell*: neither. **Bold**: it also stands by Holm's correction among all rows of the recipe. **time** and **memory**: of
-a training step, over the baseline's. **claimed**: by its [source](#claims), of the loss at equal steps. †: the file
+First **the difference**: the variant's loss less the baseline's, in nats per token, on the validation split after the
+last iteration, with a 95 % interval over seeds, corrected for stopping early; below zero is better. **verdict**: of
+each row alone, as `python ab.py` judges a single idea: *better* or *worse* at a level of {100 * ALPHA:g} % over all
+looks; *equivalent*: shown to be within ±{DELTA:g}; *can't tell*: neither. **Bold**: it also stands by Holm's correction
+among all rows of the recipe. **P**: the chance that the variant is better, if most ideas do little. **runs**: those
+that have a loss or diverged; a letter says [what trained them](#what-was-trained). **time** and **memory**: of a
+training step, over the baseline's. **claimed**: a loss that is lower,
+equal or higher at equal steps, by its [source](#claims). †: the file
 computes something else by now."""
 
 RULES = """
@@ -68,9 +68,9 @@ def main_table(r):
     """Returns the table of all variants, by their difference in the first recipe in which they have one."""
     head = ['variant']
     for recipe in r.main:
-        head += [title(recipe), 'P(better)', 'runs', 'verdict']
-    head += ['time', 'memory', 'claimed']
-    names = sorted(variant_names(), key=lambda variant: order([r.row(recipe, variant) for recipe in r.main]))
+        head += [title(recipe), 'verdict']
+    head += ['time, memory', 'claimed']
+    names = sorted(r.variants, key=lambda variant: order([r.row(recipe, variant) for recipe in r.main]))
     return markdown_table(head, [main_row(r, variant) for variant in names])
 
 
@@ -86,42 +86,51 @@ def main_row(r, variant):
     stale = ' †' if any(row and is_stale(row.arm) for row in rows) else ''
     price = next((row.arm.price for row in rows if row and row.arm.price), {})
     return [f'<a id="{variant}"></a>[`{variant}`](../variants/{variant}.py){stale}',
-            *(cell for row in rows for cell in row_cells(r, row)), *price_cells(price),
-            CLAIMS.get(r.records.claims.get(variant), '')]
+            *(cell for row in rows for cell in row_cells(r, row)), price_cell(price),
+            r.records.claims.get(variant, '')]
 
 
 def row_cells(r, row):
-    """Returns a Row's difference, P(better), runs and verdict; row: None for a variant that is not measured."""
+    """Returns a Row's two cells: difference, and verdict with P(better) and runs; None: not measured."""
     if row is None:
-        return ['', '', '', 'not measured']
-    c, lost = row.comparison, [('diverged', row.lost(DIVERGED)), ('failed', row.lost(FAILED))]
-    runs = f'{row.ended}<sup>{letters(r.records)[row.arm.version]}</sup>'
-    runs = ', '.join([runs, *(f'{n} {how}' for how, n in lost if n)])
-    chance = format_chance(c.p_better) if c and c.interval else ''
-    return [difference_cell(row), chance, runs, f'**{row.word}**' if row.stands else row.word]
+        return ['', 'not measured']
+    c, lost = row.comparison, dict(diverged=row.lost(DIVERGED), failed=row.lost(FAILED))
+    runs = [f'P {format_chance(c.p_better)}'] if c and c.interval else []
+    runs.append(count(row.ended, 'run') + version_mark(r.records, row.arm))
+    lines = [row_word(row), ', '.join(runs), *(f'{n} {how}' for how, n in lost.items() if n)]
+    return [difference_cell(row), '<br>'.join(map(unbroken, lines))]
+
+
+def row_word(row):
+    return f'**{row.word}**' if row.stands else row.word
 
 
 def difference_cell(row):
-    """Returns a difference with its interval, which is not broken over lines."""
+    """Returns a difference, and its interval on a line of its own."""
     if row.difference in (None, math.inf):
         return ''
     interval = row.comparison.interval
-    return short_number(row.difference, sign='+') + (f' [{unbroken(format_interval(interval))}]' if interval else '')
+    return short_number(row.difference, sign='+') + (f'<br>[{unbroken(format_interval(interval))}]' if interval else '')
 
 
-def price_cells(price):
-    """Returns time and memory over the baseline's; {}: not measured."""
+def price_cell(price):
+    """Returns time and memory over the baseline's; price: {} if they were not measured."""
     if not price:
-        return ['', '']
-    known = price['peak_bytes'] and price['base_peak_bytes']
-    # between x and the interval a line may break
-    time, *interval = ratio_text(price['ratio'], price['interval']).split(' ', 1)
-    return [' '.join([time, *map(unbroken, interval)]),
-            ratio_text(price['peak_bytes'] / price['base_peak_bytes'], None) if known else '']
+        return ''
+    ratios = [price['ratio']]
+    if price['peak_bytes'] and price['base_peak_bytes']:
+        ratios.append(price['peak_bytes'] / price['base_peak_bytes'])
+    return '<br>'.join(ratio_text(ratio, None) for ratio in ratios)
 
 
 def unbroken(text):
     return text.replace(' ', '\xa0')
+
+
+def version_mark(records, arm):
+    """Returns the letter of an arm's version, '' if there is only one."""
+    known = letters(records)
+    return f'<sup>{known[arm.version]}</sup>' if len(known) > 1 else ''
 
 
 def letters(records):
@@ -155,7 +164,7 @@ def other_options(r):
         return
     yield '## Other options'
     rows = sorted(r.others, key=lambda pair: (title(pair[0]), order([pair[1]])))
-    yield markdown_table(['variant', 'text', 'difference', 'P(better)', 'runs', 'verdict'],
+    yield markdown_table(['variant', 'text', 'difference', 'verdict'],
                          [[arm_label(row.arm, recipe), title(recipe), *row_cells(r, row)] for recipe, row in rows])
 
 
@@ -167,31 +176,34 @@ def arm_label(arm, recipe):
 
 
 def texts(r):
-    """Yields the table of variants over texts."""
-    if not (over := r.over_texts()):
+    """Yields the table of variants over texts, without those of which the large table shows it all."""
+    large = [recipe.id for recipe in r.main]
+    over = {variant: rows for variant, rows in r.over_texts().items()
+            if agreement(rows) != 'agree' or any(row.arm.recipe not in large for row in rows)}
+    if not over:
         return
     yield '## Over texts'
-    yield prose('Differences and verdicts, bold as above. *flips*: better on one text and worse on another; *signs '
-                'differ*: the estimates do, the verdicts do not contradict each other.')
+    yield prose('Differences and verdicts, bold as above, of variants that were measured on more texts than two, or '
+                'whose estimates differ in sign. *flips*: better on one text and worse on another.')
     body = []
     for variant, rows in sorted(over.items(), key=lambda item: statistics.fmean(row.difference for row in item[1])):
         word = agreement(rows)
         body.append([f'`{variant}`', *(text_cell(r.row(recipe, variant)) for recipe in r.recipes),
                      f'**{word}**' if word == 'flips' else word])
-    yield markdown_table(['variant', *map(title, r.recipes), 'together'], body)
+    yield markdown_table(['variant', *map(title, r.recipes), ''], body)
 
 
 def text_cell(row):
     """Returns a Row's difference and verdict in one cell."""
     if row is None:
         return ''
-    difference = '' if row.difference in (None, math.inf) else short_number(row.difference, sign='+') + ' '
-    return difference + unbroken(f'**{row.word}**' if row.stands else row.word)
+    difference = [] if row.difference in (None, math.inf) else [short_number(row.difference, sign='+')]
+    return '<br>'.join([*difference, row_word(row)])
 
 
 def claims(r):
     """Yields the table of what sources claim, and whether it holds."""
-    known = {variant: claim for variant, claim in sorted(r.records.claims.items()) if variant in variant_names()}
+    known = {variant: claim for variant, claim in sorted(r.records.claims.items()) if variant in r.variants}
     if not known:
         return
     yield '## Claims'
@@ -200,7 +212,7 @@ def claims(r):
     body = []
     for variant, claim in known.items():
         rows = [r.row(recipe, variant) for recipe in r.main]
-        body.append([f'`{variant}`', parse_docstring(variant)['Claim'], CLAIMS[claim],
+        body.append([f'`{variant}`', parse_docstring(variant)['Claim'], claim,
                      *(outcome(claim, row) if row else '' for row in rows)])
     yield markdown_table(['variant', 'its source', 'meaning', *map(title, r.main)], body)
 

@@ -55,6 +55,7 @@ class Row:
 class Results:
     """Verdicts on the variants that are here."""
     records: Records
+    variants: list      # all that are here
     recipes: list       # Shakespeare's first, then by the number of variants trained on them
     rows: dict          # {recipe's id: {variant: Row}}, of variants with their default options
     others: list        # (recipe, Row), of variants with other options
@@ -76,7 +77,7 @@ class Results:
     def over_texts(self):
         """Returns {variant: Rows with a difference} of those that have several."""
         found = {}
-        for variant in variant_names():
+        for variant in self.variants:
             rows = [row for recipe in self.recipes if (row := self.row(recipe, variant))]
             found[variant] = [row for row in rows if row.difference is not None]
         return {variant: rows for variant, rows in found.items() if len(rows) > 1}
@@ -84,11 +85,11 @@ class Results:
 
 def judge_all(records):
     """Returns the Results of Records."""
-    recipes, rows, others, used, present = shown_recipes(records), {}, [], 0, variant_names()
+    variants, recipes, rows, others, used = variant_names(), shown_recipes(records), {}, [], 0
     for recipe in recipes:
         versions = {}
         for row in judge_recipe(records, recipe.id):
-            if row.arm.variant in present:
+            if row.arm.variant in variants:
                 versions.setdefault((row.arm.variant, *sorted(row.arm.options.items())), []).append(row)
         found = [newest(same) for same in versions.values()]
         default = [row.arm.options == todays_options(row.arm.variant, recipe) for row in found]
@@ -97,7 +98,7 @@ def judge_all(records):
         used += len(found)
     recipes.sort(key=lambda recipe: (recipe.config != SHAKESPEARE, -len(rows[recipe.id]), recipe.text))
     arms = sum(not records.is_baseline(arm) for arm in records.arms.values())
-    return Results(records, recipes, rows, others, arms - used)
+    return Results(records, variants, recipes, rows, others, arms - used)
 
 
 def shown_recipes(records):

@@ -1,13 +1,10 @@
 """The sentences on top of docs/verdicts.md, computed from Results."""
 from collections import Counter
 
-from core.assemble import variant_names
 from lab.report.labels import count
 from lab.study.words import short_number
 from lab.verdicts.rows import ALPHA, SHAKESPEARE
 
-# of the loss at equal steps
-CLAIMS = dict(lower='lower loss', equal='as good', higher='higher loss')
 # what verdicts say of a claim; all others leave it open
 OUTCOMES = dict(lower=dict(better='holds', equivalent='does not', worse='does not', diverged='does not'),
                 equal=dict(better='holds', equivalent='holds', worse='does not', diverged='does not'),
@@ -35,7 +32,7 @@ def agreement(rows):
 def headline(r):
     """Yields the paragraphs that say what came out."""
     if not r.recipes:
-        yield f'**{count(len(variant_names()), "variant")}, none of them measured yet.**'
+        yield f'**{count(len(r.variants), "variant")}, none of them measured yet.**'
     for recipe in r.main:
         yield of_recipe(r, recipe)
     yield from of_claims(r)
@@ -52,7 +49,7 @@ def of_recipe(r, recipe):
     named = ', '.join(f'`{row.arm.variant}` ({short_number(row.difference, sign="+")})' for row in best)
     judged = sum(row.comparison is not None for row in rows)
     decided = [row for row in rows if row.word in ('better', 'worse', 'diverged')]
-    return (f'**{title(recipe)}: {len(rows)} of {len(variant_names())} variants are measured: {found}.** '
+    return (f'**{title(recipe)}: {len(rows)} of {len(r.variants)} variants are measured: {found}.** '
             + f'The best: {named}. ' * bool(best) +
             f'If none of the {judged} that were judged did anything, luck would call up to {ALPHA * judged:.1f} of '
             f'them better or worse; {len(decided)} {verb(decided)}, and {sum(row.stands for row in decided)} of these '
@@ -80,14 +77,19 @@ def of_texts(r):
     if over:
         yield (f'Of {count(len(over), "variant")} measured on more than one text, {len(flips)} {verb(flips)} better on '
                f'one and worse on another{": " * bool(flips)}{", ".join(flips)}.')
+    if kept := list(of_signs(r)):
+        yield f'Of the variants that Shakespeare calls better or worse, these keep their sign: {", ".join(kept)}.'
+
+
+def of_signs(r):
+    """Yields for each text how many of Shakespeare's verdicts keep their sign there: '3 of 4 on python'."""
     first = [recipe for recipe in r.recipes if recipe.config == SHAKESPEARE]
     for recipe in r.texts if first else []:
         pairs = [(row, other) for variant, row in r.rows[first[0].id].items() if row.word in ('better', 'worse')
                  and (other := r.row(recipe, variant)) and other.difference is not None]
         if pairs:
-            kept = [row for row, other in pairs if (row.difference < 0) == (other.difference < 0)]
-            yield (f'Of {count(len(pairs), "variant")} that Shakespeare calls better or worse, {len(kept)} '
-                   f'{"keeps its" if len(kept) == 1 else "keep their"} sign on {title(recipe)}.')
+            kept = sum((row.difference < 0) == (other.difference < 0) for row, other in pairs)
+            yield f'{kept} of {len(pairs)} on {title(recipe)}'
 
 
 def verb(things):
