@@ -149,7 +149,9 @@ class StoredArm:
         If the files have changed since it was trained, that is another hash than theirs.
         """
         own = {name: code for name, code in self.identity['code'].items() if name not in baseline.identity['code']}
-        trained = self.run_config().get('sha256', {})
+        config = self.run_config()
+        # older versions call it sha256
+        trained = config.get('code') or config.get('sha256', {})
         same = all((ROOT / name).exists() and sha256(ROOT / name) == trained.get(name) for name in own)
         if not own:
             return ''

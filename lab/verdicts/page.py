@@ -7,10 +7,11 @@ from collections import Counter
 from lab.report.labels import count
 from lab.study.words import format_chance, format_interval, short_number
 from lab.timing import ratio_text
-from lab.verdicts.collect import todays_options
+from lab.verdicts.collect import file_hash, todays_options
 from lab.verdicts.records import DIVERGED, FAILED
-from lab.verdicts.rows import ALPHA, DELTA, SHAKESPEARE, SINGLE_EPOCH, is_stale, judge_all, losses_of
+from lab.verdicts.rows import ALPHA, DELTA, SHAKESPEARE, SINGLE_EPOCH, judge_all, losses_of
 from lab.verdicts.sentences import agreement, headline, outcome, title, verb
+from model import load_classes
 from variants.__main__ import markdown_table, parse_docstring
 
 INTRO = """
@@ -83,7 +84,8 @@ def order(rows):
 def main_row(r, variant):
     """Returns a variant's cells."""
     rows = [r.row(recipe, variant) for recipe in r.main]
-    stale = ' †' if any(row and is_stale(row.arm) for row in rows) else ''
+    now = file_hash([file.__file__ for file in load_classes(variant).files])
+    stale = ' †' if any(row and row.arm.file != now for row in rows) else ''
     price = next((row.arm.price for row in rows if row and row.arm.price), {})
     return [f'<a id="{variant}"></a>[`{variant}`](../variants/{variant}.py){stale}',
             *(cell for row in rows for cell in row_cells(r, row)), price_cell(price),

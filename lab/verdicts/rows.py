@@ -12,9 +12,8 @@ import numpy as np
 from core.assemble import variant_names
 from lab import stats
 from lab.sequential import LOOKS, Design, follow, judge
-from lab.verdicts.collect import file_hash, todays_options
+from lab.verdicts.collect import todays_options
 from lab.verdicts.records import DIVERGED, FAILED, Arm, Records
-from model import load_classes
 
 # ab.py's defaults
 DELTA, ALPHA = 0.005, 0.05
@@ -153,8 +152,3 @@ def losses_of(arm):
 def newest(rows):
     """Returns the Row that counts, of Rows of one arm in several versions."""
     return max(rows, key=lambda row: (row.ended >= LOOKS[0], row.arm.created, row.arm.version))
-
-
-def is_stale(arm):
-    """Returns True if the variant's files compute something else than they did when the arm was trained."""
-    return arm.file != file_hash([file.__file__ for file in load_classes(arm.variant).files])
