@@ -36,28 +36,38 @@ def add_study(records, folder):
     if study is None:
         raise Stop(f'{folder}: holds no study: there is no study.json')
     try:
-        arms, created, git = study['arms'], study['extra']['created'], study['extra']['environment']['git']
+        created, git = study['extra']['created'], study['extra']['environment']['git']
+        keys = {arm['name']: arm['key'] for arm in study['arms']}
         # baselines made for one arm, and the noise floor, whose seeds are the baseline's
         left_out = {'null', *(match['name'] for match in study['pairs'].values())}
-        keys = [arm['key'] for arm in arms if arm['name'] not in left_out]
-        names = [arm['name'] for arm in arms if arm['name'] not in left_out]
+        # of a study over texts and options, each cell has a baseline: (names of arms, its first, {option: level})
+        groups = [(list(cell['arms'].values()), cell['levels']) for cell in study.get('cells', [])]
+        groups = groups or [([name for name in keys if name not in left_out], {})]
+        if not all(keys[name] for names, _ in groups for name in names):
+            raise Stop(f'{folder}: is a study from before the store, whose runs do not say what code they are of')
     except (KeyError, TypeError, AttributeError):
         raise Stop(f'{folder}/study.json: is not what this ab.py writes') from None
-    if not all(keys):
-        raise Stop(f'{folder}: is a study from before the store, whose runs do not say what code they are of')
 
-    stored = [StoredArm(folder.absolute().parent / 'runs' / key) for key in keys]
-    baseline, added = stored[0], Added()
-    recipe, version = recipe_of(baseline), version_of(baseline, git)
-    # these may be known by now from other config files, or by another commit
-    records.recipes.setdefault(recipe.id, recipe)
-    records.versions.setdefault(version.id, version)
-    prices = read_json(folder / 'price.json') or {}
-    for name, arm in zip(names, stored):
-        merge(records, added, Arm(
-            recipe.id, version.id, arm.variant, arm.options_beside(baseline), arm.file_beside(baseline), created,
-            arm.runs(), price_of(name, names[0], arm, prices)))
+    prices, doubts, added = read_json(folder / 'price.json') or {}, suspicions_in(folder), Added()
+    for names, levels in groups:
+        stored = [StoredArm(folder.absolute().parent / 'runs' / keys[name]) for name in names]
+        baseline = stored[0]
+        recipe, version = recipe_of(baseline, levels), version_of(baseline, git)
+        # one recipe may be called by several names, of which the plainest stays
+        known = records.recipes.get(recipe.id, recipe)
+        records.recipes[recipe.id] = min(known, recipe, key=lambda same: len(same.given))
+        records.versions.setdefault(version.id, version)
+        for name, arm in zip(names, stored):
+            merge(records, added, Arm(
+                recipe.id, version.id, arm.variant, arm.options_beside(baseline), arm.file_beside(baseline), created,
+                arm.runs(), price_of(name, names[0], arm, prices), doubts.get(name, [])))
     return added
+
+
+def suspicions_in(folder):
+    """Returns {arm: sentences} of a study's report, {} if it has none yet."""
+    report = read_json(folder / 'report.json') or {}
+    return {c['arm']: c.get('suspicions', []) for c in report.get('comparisons', [])}
 
 
 def merge(records, added, entry):
@@ -70,7 +80,7 @@ def merge(records, added, entry):
     if there is entry:
         added.new += len(entry.runs)
         return
-    there.price = there.price or entry.price
+    there.price, there.suspicions = there.price or entry.price, there.suspicions or entry.suspicions
     for seed, loss in entry.runs.items():
         before = there.runs.get(seed, FAILED)
         if loss == before:
@@ -158,13 +168,14 @@ class StoredArm:
         return file_hash([ROOT / name for name in own]) if same else digest(own)
 
 
-def recipe_of(baseline):
-    """Returns the Recipe of a StoredArm."""
+def recipe_of(baseline, levels):
+    """Returns the Recipe of a StoredArm; levels: {option: level} of a cell, as --over has them."""
     identity, origin = baseline.identity, baseline.run_config().get('origin', {})
     data, options, model_args = identity['data'], identity['options'], identity['model_args']
     # 'config/x.py:12' of each option that a file sets
     files = [place.rpartition(':')[0] for place in origin.values() if ':' in place]
     given = {name: value for name, value in baseline.settings.items() if origin.get(name) == 'command line'}
+    given |= {name: baseline.settings[name] for name, level in levels.items() if level != 'x1'}
     if options['variant'] == 'base':
         given.pop('variant', None)
     return Recipe(recipe_id(data, options, model_args), ', '.join(dict.fromkeys(files)), given, data, options,

@@ -25,9 +25,8 @@ each row alone, as `python ab.py` judges a single idea: *better* or *worse* at a
 looks; *equivalent*: shown to be within ±{DELTA:g}; *can't tell*: neither. **Bold**: it also stands by Holm's correction
 among all rows of the recipe. **P**: the chance that the variant is better, if most ideas do little. **runs**: those
 that have a loss or diverged; a letter says [what trained them](#what-was-trained). **time** and **memory**: of a
-training step, over the baseline's. **claimed**: a loss that is lower,
-equal or higher at equal steps, by its [source](#claims). †: the file
-computes something else by now."""
+training step, over the baseline's. **claimed**: a loss that is lower, equal or higher at equal steps, by its
+[source](#claims). †: the file computes something else by now. ‡: not to be believed without a look, see below."""
 
 RULES = """
 - Every row is judged as a study of its own by [lab/sequential.py](../lab/sequential.py): a variant's runs in the order
@@ -52,7 +51,7 @@ def page(records):
     """Returns the whole text of docs/verdicts.md."""
     r = judge_all(records)
     parts = ['# Verdicts', prose(INTRO), *map(prose, headline(r)), '## All variants', main_table(r), prose(LEGEND),
-             *failures(r), *other_options(r), *texts(r), *claims(r), '## How it was judged', RULES.strip(),
+             *remarks(r), *other_options(r), *texts(r), *claims(r), '## How it was judged', RULES.strip(),
              AGAIN.strip(), *trained(r)]
     return '\n\n'.join(parts) + '\n'
 
@@ -104,7 +103,8 @@ def row_cells(r, row):
 
 
 def row_word(row):
-    return f'**{row.word}**' if row.stands else row.word
+    """Returns a Row's verdict, bold if it stands among all rows, with a mark if it is suspicious."""
+    return (f'**{row.word}**' if row.stands else row.word) + ' ‡' * bool(row.arm.suspicions)
 
 
 def difference_cell(row):
@@ -144,17 +144,18 @@ def letters(records):
     return {version: chr(ord('a') + i % 26) * (1 + i // 26) for i, version in enumerate(ordered)}
 
 
-def failures(r):
-    """Yields a list of why runs failed and variants were refused."""
+def remarks(r):
+    """Yields a list of why runs failed, variants were refused, and effects are suspicious."""
     lines = []
     for recipe in r.recipes:
         for variant, row in sorted(r.rows[recipe.id].items()):
-            where = f'- `{variant}`, {title(recipe)}'
-            lines += [f'{where}: refused: {row.arm.refused}'] if row.arm.refused else []
             why = Counter(loss.removeprefix(FAILED) for loss in row.arm.runs.values() if str(loss).startswith(FAILED))
-            lines += [f'{where}: {count(n, "run")} failed: {reason}' for reason, n in why.items()]
+            found = [f'refused: {row.arm.refused}'] if row.arm.refused else []
+            found += [f'{count(n, "run")} failed: {reason}' for reason, n in why.items()]
+            found += [f'‡ {doubt}' for doubt in row.arm.suspicions]
+            lines += [f'- `{variant}`, {title(recipe)}: {line}' for line in found]
     if lines:
-        yield 'Failed or refused:\n\n' + '\n'.join(lines)
+        yield '\n'.join(lines)
 
 
 # -----------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from core.run.files import write_atomic
 FILE = ROOT / 'docs/verdicts.json'
 # of a loss at equal steps, beside the baseline's; equal: as good
 CLAIMS = 'lower', 'equal', 'higher'
+# fields of an Arm
+OPTIONAL = 'price', 'suspicions', 'refused'
 # enough that two losses with the same digits are, with near certainty, equal to the bit
 DIGITS = 10
 # without a loss
@@ -63,6 +65,7 @@ class Arm:
     created: str        # UTC, of the study that it came with: 2026-01-31T12:00:00Z
     runs: dict          # {seed: loss in nats, 'diverged' or 'failed: WHY'}
     price: dict = field(default_factory=dict) # {}, or the fields of PRICE
+    suspicions: list = field(default_factory=list) # sentences of a report: why its effect should not be believed
     refused: str = ''   # why ab.py's checks refused it; then it has no runs
 
     @property
@@ -131,9 +134,8 @@ def write_records(records, path=FILE):
 
 
 def line_of(entry):
-    """Returns an entry as JSON on one line, without an arm's price and refusal where there are none."""
-    optional = 'price', 'refused'
-    d = {name: value for name, value in asdict(entry).items() if value or name not in optional}
+    """Returns an entry as JSON on one line, without the optional fields of an arm that are empty."""
+    d = {name: value for name, value in asdict(entry).items() if value or name not in OPTIONAL}
     if 'runs' in d:
         d['runs'] = dict(sorted(d['runs'].items(), key=lambda run: int(run[0])))
     return json.dumps(d)
@@ -199,7 +201,7 @@ def checked(cls, entry, where):
     """Returns an entry of the file, a dict, as an object of its class, which says what fields there must be."""
     check_value(where, entry, dict)
     known = {f.name: f.type for f in fields(cls)}
-    needed = [f.name for f in fields(cls) if f.name not in ('price', 'refused')]
+    needed = [f.name for f in fields(cls) if f.name not in OPTIONAL]
     if wrong := next((name for name in entry if name not in known), None):
         raise Stop(f'{where}: {wrong}: no such field; there are {", ".join(known)}')
     if missing := next((name for name in needed if name not in entry), None):
@@ -234,6 +236,8 @@ def check_arm(records, arm, where):
             raise Stop(f'{where}: runs: {seed}: takes seeds')
         if not (is_finite(loss) or loss == DIVERGED or isinstance(loss, str) and loss.startswith(FAILED)):
             raise Stop(f'{where}: seed {seed}: {json.dumps(loss)}: takes a finite loss, "{DIVERGED}" or "{FAILED}WHY"')
+    for sentence in arm.suspicions:
+        check_value(f'{where}: suspicions', sentence, str)
     if arm.refused and arm.runs:
         raise Stop(f'{where}: refused={arm.refused}: but it has runs')
     if arm.price and arm.price.keys() != PRICE.keys():

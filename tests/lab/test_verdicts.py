@@ -193,17 +193,18 @@ def test_failures_are_shown(table, shakespeare):
     table.arm('alibi', *shakespeare, 0, runs={str(101337 + i): 'diverged' for i in range(5)})
     table.arm('relu2', *shakespeare, 0, runs={'101337': memory, '101338': memory})
     table.arm('rmsnorm', *shakespeare, 0, runs={}, refused='leak: suffix swap')
-    some = table.arm('rope', *shakespeare, 1.42)
+    some = table.arm('rope', *shakespeare, 1.42, suspicions=['all of it is at one position'])
     some.runs |= {'101337': 'diverged', '101338': memory}
     text = page(table.records)
     assert line_of(text, 'alibi')[1:3] == ['', '**diverged**<br>5 runs<br>5 diverged']
     assert line_of(text, 'relu2')[2] == 'failed<br>0 runs<br>2 failed'
     assert line_of(text, 'rmsnorm')[2].startswith('refused')
     # with more bad runs than the baseline it is never better
-    assert line_of(text, 'rope')[2].startswith("can't tell<br>P >.99, 7 runs<br>1 diverged<br>1 failed")
+    assert line_of(text, 'rope')[2].startswith("can't tell ‡<br>P >.99, 7 runs<br>1 diverged<br>1 failed")
     assert '- `relu2`, Shakespeare: 2 runs failed: out of memory: 2.00 GiB' in text
     assert '- `rmsnorm`, Shakespeare: refused: leak: suffix swap' in text
-    assert '1 diverged, 1 failed, 1 refused.**' in text
+    assert '- `rope`, Shakespeare: ‡ all of it is at one position' in text
+    assert "1 can't tell, 1 diverged, 1 failed, 1 refused.**" in text
     # those that have a difference come first
     assert re.findall(r'<a id="(\w+)">', text) == ['rope', 'alibi', 'relu2', 'rmsnorm']
 
@@ -414,13 +415,16 @@ def test_failed_and_diverged_runs_and_a_price_are_taken(study):
     price = dict(step_ms=2.0, step_ratio=1.000004, step_ratio_interval=[0.9, 1.1], peak_bytes=None, params=7)
     identity = {name: read_json(stored('out-ab/one', name) / 'identity.json') for name in ('base', 'rope')}
     write_json('out-ab/one/price.json', dict(identity=identity, results=dict(base=price, rope=price)))
+    report = read_json('out-ab/one/report.json')
+    report['comparisons'] = [dict(arm='rope', suspicions=['too good'])]
+    write_json('out-ab/one/report.json', report)
     records = Records()
     add_study(records, 'out-ab/one')
     base, rope = sorted(records.arms.values(), key=lambda arm: arm.variant)
     assert rope.runs == {'1337': 'diverged', '1338': 'failed: out of memory'}
     assert rope.price == dict(step_ms=2.0, base_step_ms=2.0, ratio=1.0, interval=[0.9, 1.1], peak_bytes=None,
                               base_peak_bytes=None, params=7, base_params=7)
-    assert base.price == {}
+    assert base.price == {} and rope.suspicions == ['too good']
     # of another arm of the same name
     identity['rope']['torch'] = '1.0'
     write_json('out-ab/one/price.json', dict(identity=identity, results=dict(base=price, rope=price)))
@@ -434,6 +438,23 @@ def test_the_noise_floor_and_matched_baselines_are_no_arms(study):
     saved['arms'] += [rope | dict(name='null'), rope | dict(name='base (time of rope)')]
     write_json('out-ab/one/study.json', saved | dict(pairs=dict(rope=saved['arms'][-1])))
     assert add_study(Records(), 'out-ab/one').arms == 2
+
+
+def test_each_cell_of_a_study_over_options_is_a_recipe(study):
+    """Whichever is added first, a cell at the plain recipe is the plain recipe."""
+    saved = read_json('out-ab/one/study.json')
+    arms = dict(base='base', rope='rope')
+    cell = dict(name='tiny, lr x2', text='tiny', levels=dict(learning_rate='x2'), arms=arms)
+    for levels, given in (dict(learning_rate='x1'), {}), (dict(learning_rate='x2'), dict(learning_rate=0.01)):
+        write_json('out-ab/one/study.json', saved | dict(cells=[cell | dict(levels=levels)]))
+        records = Records()
+        assert add_study(records, 'out-ab/one').new == 4
+        recipe, = records.recipes.values()
+        assert recipe.given == dict(dropout=0.1) | given
+    write_json('out-ab/one/study.json', saved)
+    add_study(records, 'out-ab/one')
+    recipe, = records.recipes.values()
+    assert recipe.given == dict(dropout=0.1)
 
 
 def test_the_command_writes_both_files(study, monkeypatch):
