@@ -13,7 +13,7 @@ from pathlib import Path
 from configurator import construct
 from core import ROOT
 from core.errors import Stop
-from core.run.files import read_json, sha256
+from core.run.files import read_json, sha256, to_json
 from lab.study.results import time_ratio_of
 from lab.study.store import DONE, FAILED as FAILURE, read_run, run_state
 from lab.verdicts.records import DIVERGED, FAILED, Arm, Recipe, Records, Version, digest, recipe_id, rounded
@@ -40,7 +40,7 @@ def add_study(records, folder):
         keys = {arm['name']: arm['key'] for arm in study['arms']}
         # baselines made for one arm, and the noise floor, whose seeds are the baseline's
         left_out = {'null', *(match['name'] for match in study['pairs'].values())}
-        # of a study over texts and options, each cell has a baseline: (names of arms, its first, {option: level})
+        # each cell of a study over texts and options has a baseline; (names of arms, {option: level})
         groups = [(list(cell['arms'].values()), cell['levels']) for cell in study.get('cells', [])]
         groups = groups or [([name for name in keys if name not in left_out], {})]
         if not all(keys[name] for names, _ in groups for name in names):
@@ -71,9 +71,9 @@ def suspicions_in(folder):
 
 
 def merge(records, added, entry):
-    """Takes an arm's runs into the entry that Records have of it, and counts them. What is there stays.
+    """Takes an arm's runs into the entry that Records have of it, and counts them.
 
-    A run that failed gives way to one that did not.
+    What is there stays, so that no choice depends on a loss; a run that failed gives way to one that did not.
     """
     there = records.arms.setdefault(entry.key, entry)
     added.arms += 1
@@ -95,7 +95,7 @@ def merge(records, added, entry):
 
 
 def add_refusal(records, folder, variant, why):
-    """Records that a variant was refused in the recipe of a study, which has to be there already."""
+    """Records why ab.py refused a variant; folder: a study of the same recipe by the same code, added before."""
     study = Records()
     add_study(study, folder)
     (recipe,), (version,) = study.recipes.values(), study.versions.values()
@@ -113,8 +113,8 @@ def add_refusal(records, folder, variant, why):
 def todays_options(variant, recipe):
     """Returns what Arm.options are of a variant with its defaults, on a Recipe."""
     today = asdict(construct(load_classes(variant).GPTConfig, recipe.model_args))
-    return {name: value for name, value in today.items()
-            if name not in recipe.model_args or value != recipe.model_args[name]}
+    return to_json({name: value for name, value in today.items()
+                    if name not in recipe.model_args or value != recipe.model_args[name]})
 
 
 class StoredArm:

@@ -5,6 +5,8 @@ import textwrap
 from collections import Counter
 
 from lab.report.labels import count
+from lab.sequential import LOOKS
+from lab.study.waves import MIN_BASELINE
 from lab.study.words import format_chance, format_interval, short_number
 from lab.timing import ratio_text
 from lab.verdicts.collect import file_hash, todays_options
@@ -28,13 +30,14 @@ that have a loss or diverged; a letter says [what trained them](#what-was-traine
 training step, over the baseline's. **claimed**: a loss that is lower, equal or higher at equal steps, by its
 [source](#claims). †: the file computes something else by now. ‡: not to be believed without a look, see below."""
 
-RULES = """
+RULES = f"""
 - Every row is judged as a study of its own by [lab/sequential.py](../lab/sequential.py): a variant's runs in the order
-  of their seeds, at 4, 5, 6, 8, 10, 12, 14 and 16 of them, against all runs of the baseline, without equal variances.
-  A verdict once reached stays, whatever later runs say.
+  of their seeds, at {', '.join(map(str, LOOKS))} of them, against all runs of the baseline, unpaired and without equal
+  variances. A verdict once reached stays, whatever later runs say.
 - Runs of a baseline are pooled over studies within one recipe, text, version of the code, PyTorch and kind of device.
   Losses of two versions are never compared. Of a variant that several have trained, the newest with four runs counts.
-- Runs that diverged rank last. Runs that failed have no rank, and are counted.
+- Runs that diverged rank last. Runs that failed have no rank, and are counted. Against fewer than {MIN_BASELINE} runs
+  of the baseline there is no verdict: *no baseline*.
 - All of this is about one model and one schedule on these texts, at the learning rate that suits the baseline."""
 
 AGAIN = f"""

@@ -12,6 +12,7 @@ import numpy as np
 from core.assemble import variant_names
 from lab import stats
 from lab.sequential import LOOKS, Design, follow, judge
+from lab.study.waves import MIN_BASELINE
 from lab.verdicts.collect import todays_options
 from lab.verdicts.records import DIVERGED, FAILED, Arm, Records
 
@@ -25,7 +26,8 @@ SHAKESPEARE, SINGLE_EPOCH = 'config/ab_shakespeare_char.py', 'config/ab_text.py'
 class Row:
     """An arm's verdict on one recipe."""
     arm: Arm
-    word: str               # better, worse, equivalent, can't tell; diverged, failed, refused, no baseline
+    # better, worse, equivalent, can't tell; diverged, failed: all runs; refused; no baseline: too few runs of it
+    word: str
     comparison: stats.Comparison | None = None # None: there is nothing to compare
     p: float = 1.0          # of a difference: the smallest so far at all looks that the runs reach
     side: int = 0           # what p speaks for: 1 worse, -1 better
@@ -131,7 +133,7 @@ def judge_arm(arm, baseline):
     losses, base = losses_of(arm), losses_of(baseline) if baseline else {}
     if not losses:
         return Row(arm, 'refused' if arm.refused else 'failed')
-    if len(base) < 2:
+    if len(base) < MIN_BASELINE:
         return Row(arm, 'no baseline')
     design = Design('welch', LOOKS, len(base))
     c = judge({'': base, arm.variant: losses}, design, DELTA, ALPHA, plan=False).comparisons[arm.variant]

@@ -124,7 +124,9 @@ def test_another_device_torch_or_code_is_never_compared(table, shakespeare, othe
     # far from the first version's baseline, beside its own
     table.arm('rope', recipe, version, 1.6)
     assert table.row('rope').word == 'no baseline'
-    table.base(recipe, version, 1.6)
+    few = table.base(recipe, version, 1.6, n=7)
+    assert table.row('rope').word == 'no baseline'
+    few.runs = table.losses(1.6, 24, 1337)
     assert abs(table.row('rope').difference) < 2 * SD and table.row('rope').comparison.n_base == 24
     text = page(table.records)
     assert re.search('<sup>[ab]</sup>', line_of(text, 'rope')[2])
@@ -215,7 +217,7 @@ def test_other_options_and_other_recipes_are_no_row_of_the_variant(table, shakes
     swept = table.recipe(learning_rate=3e-3)
     swept.given = dict(learning_rate=3e-3)
     table.base(swept, version)
-    table.arm('alibi', swept, version, 1.42)
+    table.arm('alibi', swept, version, 1.42, created='2026-12-03T12:00:00Z')
     text = page(table.records)
     assert line_of(text, 'rope')[2] == line_of(text, 'alibi')[2] == 'not measured'
     assert '| `rope rope_base=500000.0` | Shakespeare | -.0' in text and '1 more arm in it is of other recipes' in text
