@@ -88,18 +88,26 @@ def judge_all(records):
     """Returns the Results of Records."""
     variants, recipes, rows, others, used = variant_names(), shown_recipes(records), {}, [], 0
     for recipe in recipes:
-        versions = {}
+        # Rows of one way to train, by several versions
+        default, other = {}, {}
         for row in judge_recipe(records, recipe.id):
-            if row.arm.variant in variants:
-                versions.setdefault((row.arm.variant, *sorted(row.arm.options.items())), []).append(row)
-        found = [newest(same) for same in versions.values()]
-        default = [row.arm.options == todays_options(row.arm.variant, recipe) for row in found]
-        rows[recipe.id] = {row.arm.variant: row for row, yes in zip(found, default) if yes}
-        others += [(recipe, row) for row, yes in zip(found, default) if not yes]
-        used += len(found)
+            arm = row.arm
+            if arm.variant in variants and is_default(arm, recipe):
+                default.setdefault(arm.variant, []).append(row)
+            elif arm.variant in variants:
+                other.setdefault((arm.variant, *sorted(arm.options.items())), []).append(row)
+        rows[recipe.id] = {variant: newest(same) for variant, same in default.items()}
+        others += [(recipe, newest(same)) for same in other.values()]
+        used += len(default) + len(other)
     recipes.sort(key=lambda recipe: (recipe.config != SHAKESPEARE, -len(rows[recipe.id]), recipe.text))
     arms = sum(not records.is_baseline(arm) for arm in records.arms.values())
     return Results(records, variants, recipes, rows, others, arms - used)
+
+
+def is_default(arm, recipe):
+    """Returns True if a variant has the options that it has by default today; it may have got more since then."""
+    today = todays_options(arm.variant, recipe)
+    return all(name in today and today[name] == value for name, value in arm.options.items())
 
 
 def shown_recipes(records):

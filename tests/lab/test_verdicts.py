@@ -223,6 +223,19 @@ def test_other_options_and_other_recipes_are_no_row_of_the_variant(table, shakes
     assert '| `rope rope_base=500000.0` | Shakespeare | -.0' in text and '1 more arm in it is of other recipes' in text
 
 
+def test_a_variant_that_has_got_an_option_since_then_keeps_its_row(table, shakespeare):
+    recipe, version = shakespeare
+    old = table.arm('rope', recipe, version, 1.42)
+    del table.records.arms[old.key]
+    old.options, old.file = {name: value for name, value in old.options.items() if name != 'positions'}, 'older'
+    table.put(old)
+    text = page(table.records)
+    assert line_of(text, 'rope')[2].startswith('**better**') and '†' in line_of(text, 'rope')[0]
+    assert '## Other options' not in text
+    table.arm('rope', recipe, version, 1.48, created='2026-12-03T12:00:00Z')
+    assert line_of(page(table.records), 'rope')[2].startswith('**worse**')
+
+
 def test_prices(table, shakespeare):
     price = dict(step_ms=4.6, base_step_ms=4.2, ratio=1.0957, interval=[1.09, 1.1], peak_bytes=150, base_peak_bytes=100,
                  params=1, base_params=1)
