@@ -37,7 +37,7 @@ RULES = f"""
 - Runs of a baseline are pooled over studies within one recipe, text, version of the code, PyTorch and kind of device.
   Losses of two versions are never compared. Of a variant that several have trained, the newest with four runs counts.
 - Runs that diverged rank last. Runs that failed have no rank, and are counted. Against fewer than {MIN_BASELINE} runs
-  of the baseline there is no verdict: *no baseline*.
+  of the baseline nothing is decided.
 - All of this is about one model and one schedule on these texts, at the learning rate that suits the baseline."""
 
 AGAIN = f"""

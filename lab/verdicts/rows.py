@@ -26,7 +26,7 @@ SHAKESPEARE, SINGLE_EPOCH = 'config/ab_shakespeare_char.py', 'config/ab_text.py'
 class Row:
     """An arm's verdict on one recipe."""
     arm: Arm
-    # better, worse, equivalent, can't tell; diverged, failed: all runs; refused; no baseline: too few runs of it
+    # better, worse, equivalent, can't tell; diverged, failed: all runs; refused; no baseline
     word: str
     comparison: stats.Comparison | None = None # None: there is nothing to compare
     p: float = 1.0          # of a difference: the smallest so far at all looks that the runs reach
@@ -141,10 +141,12 @@ def judge_arm(arm, baseline):
     losses, base = losses_of(arm), losses_of(baseline) if baseline else {}
     if not losses:
         return Row(arm, 'refused' if arm.refused else 'failed')
-    if len(base) < MIN_BASELINE:
+    if len(base) < 2:
         return Row(arm, 'no baseline')
     design = Design('welch', LOOKS, len(base))
     c = judge({'': base, arm.variant: losses}, design, DELTA, ALPHA, plan=False).comparisons[arm.variant]
+    if len(base) < MIN_BASELINE:
+        return Row(arm, "can't tell", c)
     row = Row(arm, 'diverged' if all(map(math.isinf, losses.values())) else c.verdict, c)
     # those after the verdict, too
     path = follow(*(np.array([list(runs.values())]) for runs in (base, losses)), design, DELTA)

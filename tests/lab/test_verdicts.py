@@ -124,9 +124,7 @@ def test_another_device_torch_or_code_is_never_compared(table, shakespeare, othe
     # far from the first version's baseline, beside its own
     table.arm('rope', recipe, version, 1.6)
     assert table.row('rope').word == 'no baseline'
-    few = table.base(recipe, version, 1.6, n=7)
-    assert table.row('rope').word == 'no baseline'
-    few.runs = table.losses(1.6, 24, 1337)
+    table.base(recipe, version, 1.6)
     assert abs(table.row('rope').difference) < 2 * SD and table.row('rope').comparison.n_base == 24
     text = page(table.records)
     assert re.search('<sup>[ab]</sup>', line_of(text, 'rope')[2])
@@ -143,6 +141,15 @@ def test_the_newest_version_with_a_verdict_in_reach_counts(table, shakespeare):
     late.runs = table.losses(1.48, 4, 101337)
     assert table.row('rope').word == 'worse'
     assert '1 more arm in it is of other recipes, older versions' in page(table.records)
+
+
+@pytest.mark.parametrize('n, word', [(1, 'no baseline'), (7, "can't tell"), (8, 'better')])
+def test_few_runs_of_the_baseline_decide_nothing(table, n, word):
+    both = table.recipe(), table.version()
+    table.base(*both, n=n)
+    table.arm('rope', *both, 1.4)
+    assert table.row('rope').word == word and table.row('rope').stands == (word == 'better')
+    assert line_of(page(table.records), 'rope')[1].startswith('-.0') == (n > 1)
 
 
 def test_what_holm_leaves_is_not_bold(table, shakespeare):
