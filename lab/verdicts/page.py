@@ -21,14 +21,14 @@ What each file of [variants/](../variants/README.md) did to the loss, nulls and 
 [verdicts.json](verdicts.json). `python -m lab.verdicts` makes this page."""
 
 LEGEND = f"""
-First **the difference**: the variant's loss less the baseline's, in nats per token, on the validation split after the
-last iteration, with a 95 % interval over seeds, corrected for stopping early; below zero is better. **verdict**: of
-each row alone, as `python ab.py` judges a single idea: *better* or *worse* at a level of {100 * ALPHA:g} % over all
-looks; *equivalent*: shown to be within ±{DELTA:g}; *can't tell*: neither. **Bold**: it also stands by Holm's correction
-among all rows of the recipe. **P**: the chance that the variant is better, if most ideas do little. **runs**: those
-that have a loss or diverged; a letter says [what trained them](#what-was-trained). **time** and **memory**: of a
-training step, over the baseline's. **claimed**: a loss that is lower, equal or higher at equal steps, by its
-[source](#claims). †: the file computes something else by now. ‡: not to be believed without a look, see below."""
+Beside a variant, what its [source](#claims) **claims** of the loss at equal steps: lower, equal or higher. Then **the
+difference**: its loss less the baseline's, in nats per token, on the validation split after the last iteration, with a
+95 % interval over seeds, corrected for stopping early; below zero is better. **verdict**: of each row alone, as
+`python ab.py` judges a single idea: *better* or *worse* at a level of {100 * ALPHA:g} % over all looks; *equivalent*:
+shown to be within ±{DELTA:g}; *can't tell*: neither. **Bold**: it also stands by Holm's correction among all rows of
+the recipe. **P**: the chance that the variant is better, if most ideas do little. **runs**: those that have a loss or
+diverged; a letter says [what trained them](#what-was-trained). **time** and **memory**: of a training step, over the
+baseline's. †: the file computes something else by now. ‡: not to be believed without a look, see below."""
 
 RULES = f"""
 - Every row is judged as a study of its own by [lab/sequential.py](../lab/sequential.py): a variant's runs in the order
@@ -72,7 +72,7 @@ def main_table(r):
     head = ['variant']
     for recipe in r.main:
         head += [title(recipe), 'verdict']
-    head += ['time, memory', 'claimed']
+    head.append('time, memory')
     names = sorted(r.variants, key=lambda variant: order([r.row(recipe, variant) for recipe in r.main]))
     return markdown_table(head, [main_row(r, variant) for variant in names])
 
@@ -89,9 +89,9 @@ def main_row(r, variant):
     now = file_hash([file.__file__ for file in load_classes(variant).files])
     stale = ' †' if any(row and row.arm.file != now for row in rows) else ''
     price = next((row.arm.price for row in rows if row and row.arm.price), {})
-    return [f'<a id="{variant}"></a>[`{variant}`](../variants/{variant}.py){stale}',
-            *(cell for row in rows for cell in row_cells(r, row)), price_cell(price),
-            r.records.claims.get(variant, '')]
+    claim = f'<br>claims {r.records.claims[variant]}' if variant in r.records.claims else ''
+    return [f'<a id="{variant}"></a>[`{variant}`](../variants/{variant}.py){stale}{claim}',
+            *(cell for row in rows for cell in row_cells(r, row)), price_cell(price)]
 
 
 def row_cells(r, row):
