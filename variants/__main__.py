@@ -17,15 +17,17 @@ from model import SLOTS, GPTConfig, load_classes
 FOLDER = Path(__file__).parent
 # the model of config/train_shakespeare_char.py
 MODEL_ARGS = dict(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
-LABELS = 'Source', 'Claim', 'Expect', 'Control' # and Logged, where there is something
+LABELS = 'Source', 'Claim', 'Expect', 'Control'
+# where there is something; what was measured may stand in place of what was expected
+OPTIONAL = 'Measured', 'Logged'
 INTRO = """# Variants
 
 Each file is one idea, or a control for one. `python -m variants` makes this page from the files, whose docstrings
 say the rest: the formula, how it differs from its source, and which option gives the source's form.
 
-**claim** is what the source says of itself. It is not a finding of this repository, and mostly not one about
-models of this size; what we expect here stands below, with the options. **control** is what to train beside it, to
-know whether a gain comes from the idea: a simpler known method, or the same mechanism without its point.
+**claim** is what the source says of itself, mostly of other models than these; **verdict** leads to what was measured
+here, and what we expected stands below, with the options. **control** is what to train beside it, to know whether a
+gain comes from the idea: a simpler known method, or the same mechanism without its point.
 **parameters** are those it adds to the model of config/train_shakespeare_char.py, which has {base:,} without
 position embeddings. **changes** are the classes of model.py that it subclasses; two variants go together
 (`--variant=a+b`) where they change different methods.
@@ -43,13 +45,13 @@ def parse_docstring(name):
         # a label's text ends at the next label or at the end of its paragraph
         label = None
         for line in paragraph.split('\n'):
-            if start := re.match(rf"({'|'.join(LABELS)}|Logged): *", line):
+            if start := re.match(rf"({'|'.join(LABELS + OPTIONAL)}): *", line):
                 label = start[1]
                 found[label] = line[start.end():]
             elif label:
                 found[label] += ' ' + line.strip()
     for label in LABELS:
-        if not found.get(label):
+        if not found.get(label) and not (label == 'Expect' and found.get('Measured')):
             raise Stop(f'variants/{name}.py: its docstring has no line that begins with "{label}: "')
     return found
 
@@ -76,16 +78,16 @@ def table_row(name, base_params):
     changes = [slot.__name__ for slot in SLOTS[1:] if slot.__name__ in vars(file)]
     lines = len((FOLDER / f'{name}.py').read_text(encoding='utf-8').splitlines())
     more = num_params(name) - base_params
-    return [f'[`{name}`]({name}.py)', doc['idea'], ', '.join(changes) or 'options only', doc['Source'],
-            doc['Claim'], doc['Control'], lines, f'{more:+,}' if more else 0]
+    return [f'[`{name}`]({name}.py) [verdict](../docs/verdicts.md#{name})', doc['idea'],
+            ', '.join(changes) or 'options only', doc['Source'], doc['Claim'], doc['Control'], lines,
+            f'{more:+,}' if more else 0]
 
 
 def section(name):
     """Returns a variant's section below the table: what to expect, what leaks, its options."""
     doc, classes = parse_docstring(name), load_classes(name)
-    paragraphs = [f'### {name}', doc['idea'], f"Expect: {doc['Expect']}"]
-    if 'Logged' in doc:
-        paragraphs.append(f"Logged: {doc['Logged']}")
+    paragraphs = [f'### {name}', doc['idea']]
+    paragraphs += [f'{label}: {doc[label]}' for label in ('Expect', *OPTIONAL) if label in doc]
     for rule, why in getattr(classes.files[0], 'LEAKS', []):
         options = ', '.join(f'`{option}={value}`' for option, value in rule.items())
         paragraphs.append(f'Declared to leak in training, {options}: {why}.')

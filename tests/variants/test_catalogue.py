@@ -78,7 +78,7 @@ def test_a_row_and_a_section_for_each(drop, monkeypatch, tmp_path):
     assert write(drop, monkeypatch, tmp_path, GOOD).code == 0
     lines = (tmp_path / 'README.md').read_text(encoding='utf-8').splitlines()
     row, = [line for line in lines if line.startswith('| [')]
-    assert row == (r'| [`mine`](mine.py) | Doubles \| what attention says. | Block '
+    assert row == (r'| [`mine`](mine.py) [verdict](../docs/verdicts.md#mine) | Doubles \| what attention says. | Block '
                    '| github.com/somebody/something, the second file. '
                    '| none, an example. | `alibi` has less of it. | 28 | +6,000 |')
     assert {'### mine', 'Expect: nothing.', 'Logged: `gate`, as it is.',
@@ -86,7 +86,14 @@ def test_a_row_and_a_section_for_each(drop, monkeypatch, tmp_path):
             r'| `twice` | 2.0 | float in (0, inf) \| None | how much, or \| none |'} <= set(lines)
 
 
+def test_what_was_measured_may_stand_in_place_of_what_was_expected(drop, monkeypatch, tmp_path):
+    assert write(drop, monkeypatch, tmp_path, GOOD.replace('Expect: nothing.', 'Measured: worse by .1.')).code == 0
+    text = (tmp_path / 'README.md').read_text(encoding='utf-8')
+    assert '\nMeasured: worse by .1.\n' in text and 'Expect' not in text
+
+
 @pytest.mark.parametrize('old, new, says', [
+    ('Expect: nothing.', '', 'its docstring has no line that begins with "Expect: "'),
     ('Claim: none, an example.', '', 'its docstring has no line that begins with "Claim: "'),
     ('Control: `alibi` has', 'Control:\n\n    alibi has', 'its docstring has no line that begins with "Control: "'),
     ('says.\n', 'says.\n    And more.\n', 'its docstring must begin with the idea, one line')])
