@@ -15,7 +15,7 @@ from lab.report.labels import COSTS, format_number, verdict_rank
 # the parts of report.json that the page uses, and the default for each missing field
 
 REPORT = dict(name='A/B report', command='', created='', config='', arms=[], comparisons=[], plan={},
-              environment={}, recipe={}, paired={}, noise_floor={})
+              environment={}, recipe={}, paired={}, noise_floor={}, over={})
 PAIRED = dict(batches_equal=True, init_equal=True, note='')
 PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
             lr_sweep={}, design='', stored={}, store='', unit='nats', higher_is_better=False)
@@ -23,7 +23,7 @@ ARM = dict(name='', variant='–', baseline=False, options={}, params=None, chec
            curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='', no_sample='')
 CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
-           train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
+           train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None, cell='')
 CURVE = dict(iters=[], val=[], train=[], seeds=[])
 COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test='paired t', n=None,
                   n_base=None, decided_at=None, wins=None, mean=None, raw_mean=None, shrunk=None, sd=None,
@@ -50,7 +50,7 @@ def read_report(report):
     """
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
-    r.noise_floor = drop_nonfinite(r.noise_floor)
+    r.noise_floor, r.over = drop_nonfinite(r.noise_floor), drop_nonfinite(r.over)
     r.comparisons = [read_comparison(c) for c in drop_nonfinite(r.comparisons)]
     r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
@@ -142,7 +142,8 @@ def read_comparison(given):
     for part, field in intervals:
         if None in (getattr(part, field) or []):
             setattr(part, field, None)
-    c.paired = c.test.startswith('paired')
+    # the runs of a cell have one seed
+    c.paired = c.test.startswith('paired') or c.test == 'blocked'
     return c
 
 
@@ -158,15 +159,17 @@ def read_arm(given):
     # the arm that --null=True adds
     arm.null = arm.name == 'null' and 'perturb' in str(arm.variant).split('+')
 
-    # {seed: final loss} of the runs that are done
-    arm.losses = {run.seed: run.val_loss for run in arm.runs
+    # {seed: final loss} of the runs that are done, with cells {(cell, seed): final loss}
+    arm.losses = {(run.cell, run.seed) if run.cell else run.seed: run.val_loss for run in arm.runs
                   if run.status == 'done' and run.val_loss is not None}
     losses = list(arm.losses.values())
-    arm.mean = float(np.mean(losses)) if losses else None
-    arm.sd_text = f'± {format_number(np.std(losses, ddof=1))}' if len(losses) > 1 else ''
+    # losses on several texts have no mean worth reading
+    in_cells = any(run.cell for run in arm.runs)
+    arm.mean = float(np.mean(losses)) if losses and not in_cells else None
+    arm.sd_text = f'± {format_number(np.std(losses, ddof=1))}' if len(losses) > 1 and not in_cells else ''
     arm.mean_text = f'{format_number(arm.mean)} {arm.sd_text}'.strip()
     arm.finished = f'{len(losses)}/{len(arm.runs)}'
-    bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None]
+    bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None and not in_cells]
     arm.bits_per_byte = float(np.mean(bits)) if bits else None
 
     # curves and diagnostics that are incomplete are left out

@@ -101,9 +101,9 @@ class Runner:
                     print_above(f'{run}: {result.status}: {result.reason}')
 
     def train_task(self, arm, seed):
-        """Returns the TrainTask of a run. The first run of each arm is looked at more closely."""
+        """Returns the TrainTask of a run. The first run of each arm, or shape of it, is looked at more closely."""
         study, o = self.study, self.study.options
-        first = seed == next(iter(study.seeds.get(arm.name, [])), None)
+        first = seed == next(iter(study.seeds.get(arm.name, [])), None) and study.is_first_of_shape(arm)
         check = first and o.check not in ('none', False)
         return TrainTask(arm, seed, str(study.run_folder(arm, seed)), first, check, o.keep_checkpoints)
 

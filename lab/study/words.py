@@ -1,5 +1,6 @@
 """Verdicts in words: the text table for a terminal, and a sentence for each comparison."""
 import re
+from math import inf
 
 from lab.stats import FLIP_FLOOR, MAX_SEEDS, MIN_SEEDS, has_more_bad
 
@@ -176,3 +177,112 @@ def format_chance(p):
     if p is None:
         return '-'
     return '<.01' if p < 0.005 else '>.99' if p > 0.995 else short_number(p, 2)
+
+
+# -----------------------------------------------------------------------------
+# studies over texts and options
+
+def over_sentence(over, arm):
+    """Returns an arm's verdict over texts on one line: what it does here, and what is to be expected elsewhere.
+
+    over: lab.blocked.Over.
+    """
+    a, parts = over.arms[arm], []
+    if a.over is None:
+        return f'{a.verdict}; no cell has runs of both'
+    mean, texts = a.over.mean, count(a.over.n_texts, 'text')
+    if a.verdict in ('better', 'worse'):
+        parts = [f'{a.verdict} here by {short_number(abs(mean))}, {format_ends(a.over.interval)}, mean of {texts}']
+    elif a.verdict == 'equivalent':
+        parts = [f'equivalent here: within ±{over.delta:g} in the mean of {texts}']
+    else:
+        parts = [f'{a.verdict}; {plausible_effects(a.over)} here, mean of {texts}']
+    if a.over.prediction:
+        parts.append(f'on another text we expect {format_ends(a.over.prediction)}')
+    if a.early:
+        parts.append(f'early: {at_lengths(a)}')
+    for key, who in ('var', 'it'), ('base', 'the baseline'):
+        if a.bad[key]:
+            parts.append(f'{who} diverged in {count(a.bad[key], "run")}')
+    return '; '.join(parts)
+
+
+def over_sentences(over, arm):
+    """Returns the sentences on what else a study over texts shows of an arm: rates, speed, what it cannot say."""
+    a, found = over.arms[arm], []
+    if a.over is None:
+        return found
+    if a.over.tau is not None:
+        better = sum(text.difference < 0 for text in a.texts)
+        interval = f' [{", ".join(map(short_number, a.over.tau_interval))}]' if a.over.tau_interval else ''
+        found.append(f'better on {better} of {count(len(a.texts), "text")}, between which it differs by '
+                     f'{short_number(a.over.tau)}{interval} (tau); P(better on another text) '
+                     f'{format_chance(a.over.p_new_better)}')
+    if a.own_best:
+        best = a.own_best
+        how = f'{best.by_parabola} by parabola, {best.by_grid} by the best of the grid'
+        found.append(f'each at its own best learning rate: {short_number(best.over.mean, sign="+")}, '
+                     f'{format_ends(best.over.interval)} ({how}); {best_rates(over, arm)}')
+    for factor, slope in a.slopes.items():
+        found.append(f'with {factor} doubled the difference changes by {short_number(slope.slope, sign="+")}, '
+                     f'{format_ends(slope.interval)}')
+    for factor, speedup in a.speedups.items():
+        found.append(f'effective speedup in {factor}: {speedup_text(speedup)}')
+    if len(a.lengths) > 1:
+        found.append(f'by length: {at_lengths(a)}')
+    return [*found, *a.refused.values()]
+
+
+def best_rates(over, arm):
+    """Returns the best learning rates of an arm and the baseline, the lowest and the highest over texts and levels."""
+    words = []
+    for name in over.baseline, arm:
+        rates = [best.rate for best in over.arms[arm].own_best.optima if best.arm == name]
+        low, high = f'{min(rates):.3g}', f'{max(rates):.3g}'
+        words.append(f'{name} at {low if low == high else f"{low} to {high}"}')
+    return ', '.join(words)
+
+
+def speedup_text(speedup):
+    """Returns 1.21x [1.10, 1.33] by power law; or what the texts that allow no estimate still say."""
+    interval = f' [{", ".join(f"{x:.2f}" for x in speedup.interval)}]' if speedup.interval else ''
+    mean = f'{speedup.mean:.2f}x{interval}' if speedup.mean is not None else 'not to be told'
+    bounds = [f'{text}: {bound} {speedup.factors[text]:.2f}x' for text, bound in speedup.bounds.items()]
+    return '; '.join([f'{mean}, by {speedup.method}', *bounds])
+
+
+def at_lengths(a):
+    """Returns the differences at each length: -.1410 at 500, +.0080 at 2000."""
+    return ', '.join(f'{short_number(at.over.mean, sign="+")} at {at.length:g}' for at in a.lengths)
+
+
+def over_table(over, arm, cells):
+    """Returns an arm's cells as text, a row for each, below them its verdict and all sentences.
+
+    cells: schema.ReportedCells, in the order of the arm's.
+    """
+    rows = [['cell', over.baseline, arm, 'difference', 'se', 'runs']]
+    for cell, found in zip(cells, over.arms[arm].cells):
+        rows.append([cell.name, *(mean_loss(cell.losses.get(name, [])) for name in (over.baseline, arm)),
+                     short_number(found.difference, sign='+'), short_number(found.se), f'{found.n}+{found.n_base}'])
+    return '\n'.join([*align(rows), '', f'{arm}: {over_sentence(over, arm)}',
+                      *(f'    {sentence}' for sentence in over_sentences(over, arm))])
+
+
+def mean_loss(losses):
+    """Returns the mean of a cell's losses, or that some diverged."""
+    if not losses:
+        return '-'
+    if lost := sum(x == inf for x in losses):
+        return f'diverged {lost}/{len(losses)}'
+    return f'{sum(losses) / len(losses):.4f}'
+
+
+def format_ends(interval):
+    """Returns both ends in words: -.0210 to +.0030."""
+    return ' to '.join(short_number(x, sign='+') for x in interval)
+
+
+def count(n, thing):
+    """Returns '1 text' or '2 texts'."""
+    return f'{n} {thing}{"s" * (n != 1)}'
