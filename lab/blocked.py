@@ -1,15 +1,35 @@
-"""Verdicts over texts, learning rates and sizes: cells are blocks, and each holds runs of the baseline and of every arm.
+"""Verdicts over texts, learning rates and sizes: cells are blocks, with runs of the baseline and of every arm in each.
 
 A cell is a text with levels of other factors. The difference of an arm in cell c is modelled as
 
     d_c = mu + sum_f slope_f (log2 level_cf - centre_f) + u_text + e_c,   u_text ~ N(0, tau^2)
 
-with texts as a sample of texts, and factors as fixed. The verdict is about mu, the mean over texts at the centre of the
-design. Differences are arm - baseline, in the losses' unit, nats per token; lower losses are better.
+with the texts as a sample of texts, and the factors as fixed. The verdict is about mu, the mean over texts at the
+centre of the design. Differences are arm - baseline, in the losses' unit, nats per token; lower losses are better.
 
-Arrays may have leading dimensions, which are studies: what is tested by simulation is what judges.
+Arrays may have leading dimensions, (...): studies, so that what is tested by simulation is what judges. C: cells,
+D: texts, n: runs in a cell, k: columns of the factors.
 """
 from dataclasses import dataclass, field
+from itertools import combinations, product
+from math import inf, lcm, log2, prod
+
+import numpy as np
+
+try:
+    # scipy imports scipy.stats at its first use
+    import scipy
+# ab.py says what to install
+except ImportError:
+    scipy = None
+
+from core.errors import Stop
+from lab.look import LOST, compare_lost
+from lab.stats import believe, has_more_bad, holm, validate_levels, word
+
+POINTS = 2000           # of a distribution of differences
+EXPONENTS = 0.02, 5.0   # of a power law of losses: scaling laws have .05 to .5
+TINY = 1e-300           # a variance that keeps matrices of zeros regular
 
 
 @dataclass
@@ -81,12 +101,11 @@ class Optimum:
 @dataclass
 class OwnBest:
     """The arm at its own best learning rate less the baseline at its own best."""
-    over: MeanOverTexts
+    over: MeanOverTexts | None      # None: one text, and one run in a cell
     texts: list[TextDifference]
     optima: list[Optimum]           # the arm's and the baseline's
     by_parabola: int                # pairs of optima that are minima of parabolas
     by_grid: int                    # pairs that are the best rates of the grid, as one of the two is at its edge
-    tuned: list                     # texts with pairs by parabola only
 
 
 @dataclass
@@ -121,6 +140,8 @@ class ArmOver:
     slopes: dict[str, Slope]        # {factor: slope}, of factors whose levels are numbers above 0
     error: str                      # what the cells' errors come from: seeds, residual, or none
     bad: dict                       # base, var: runs that diverged
+    n_base: int                     # runs of the baseline, with those that diverged
+    n: int                          # of the arm
     p: float | None = None          # of over.p and the numbers of diverged runs
     side: int = 0                   # what p speaks for: 1 worse, -1 better
     shrunk: float | None = None     # the expected mean, as most ideas do little
@@ -134,8 +155,8 @@ class ArmOver:
     own_best: OwnBest | None = None
     speedups: dict[str, Speedup] = field(default_factory=dict)  # {size or length factor: speedup}
     lengths: list[AtLength] = field(default_factory=list)       # from the shortest to the longest
-    early: str = ''                 # better or worse at a shorter length, where the longest says the opposite
-    refused: dict = field(default_factory=dict) # {own_best, speedup, ...: a sentence on why it cannot be estimated}
+    early: AtLength | None = None   # a shorter length that is better or worse, where the longest turns it round
+    refused: dict = field(default_factory=dict) # {over, own_best or a factor: why it cannot be estimated}
 
 
 @dataclass
@@ -149,6 +170,9 @@ class Over:
     arms: dict[str, ArmOver]
 
 
+# -----------------------------------------------------------------------------
+# the design
+
 def design(texts, factors, cells=None):
     """Returns the Cells of a design, without losses: in the order of texts, each with levels of all factors.
 
@@ -156,9 +180,387 @@ def design(texts, factors, cells=None):
     sees each level of each factor equally often, and pairs of levels come as evenly as they can. Possible are
     multiples of (number of texts) x (least common multiple of the factors' numbers of levels); Stop for others.
     The same arguments give the same design.
-    """
-    raise NotImplementedError
 
+    Cells fall into lines: (0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0) and so on, counted round, in each of which
+    each level is equally often. A text gets whole lines, the next one always that which keeps pairs of levels
+    even and then slopes of different factors uncorrelated.
+    """
+    counts = [len(levels) for levels in factors.values()]
+    step, most = len(texts) * lcm(*counts), len(texts) * prod(counts)
+    cells = most if cells is None else cells
+    if cells <= 0 or cells > most or cells % step:
+        allowed = ', '.join(map(str, range(step, most + 1, step)))
+        raise Stop(f'cells={cells}: {len(texts)} texts see each level of {" and ".join(factors) or "nothing"} equally '
+                   f'often with {allowed}')
+    # all directions in which lines can run; the first factor always counts up
+    directions = [(1, *signs) for signs in product((1, -1), repeat=len(counts) - 1)] if counts else [()]
+    taken, per_text = [], cells // step
+    for _ in texts:
+        options = [pick_lines(counts, direction, per_text, taken) for direction in directions]
+        taken.append(min(options, key=lambda rows: imbalance(taken + [rows], counts)))
+    return [Cell(text, {f: levels[i] for (f, levels), i in zip(factors.items(), row)})
+            for text, rows in zip(texts, taken) for row in sorted(rows)]
+
+
+def pick_lines(counts, direction, number, taken):
+    """Returns the cells, tuples of levels, of the lines in one direction that suit those taken by other texts best."""
+    lines = dict.fromkeys(tuple(sorted(tuple((a + s * i) % k for a, s, k in zip(start, direction, counts))
+                                       for i in range(lcm(*counts))))
+                          for start in product(*map(range, counts)))
+    rows = []
+    for _ in range(number):
+        best = min(lines, key=lambda line: imbalance([*taken, rows + list(line)], counts))
+        del lines[best]
+        rows += best
+    return rows
+
+
+def imbalance(taken, counts):
+    """Returns how unevenly pairs of levels occur, then how far factors' slopes go together; less is better."""
+    rows = np.array([row for rows in taken for row in rows]) # (C, factors)
+    uneven, correlated = 0, 0.0
+    for i, j in combinations(range(len(counts)), 2):
+        uneven += int((np.bincount(rows[:, i] * counts[j] + rows[:, j]) ** 2).sum())
+        x, y = rows[:, i] - (counts[i] - 1) / 2, rows[:, j] - (counts[j] - 1) / 2
+        correlated += abs(float(x @ y))
+    return uneven, correlated
+
+
+# -----------------------------------------------------------------------------
+# from losses to a difference for each text
+
+@dataclass
+class Fit:
+    """Differences of texts and slopes of factors, by least squares. D: texts, k: columns."""
+    difference: np.ndarray      # (..., C) of each cell; NaN: none
+    square: np.ndarray          # (..., C) its squared standard error
+    by_seeds: np.ndarray        # (...) whether that is from runs of one cell; else from the residual
+    df: np.ndarray              # (...) of that error; 0: nothing to estimate it from
+    sd_base: np.ndarray         # (...) of the baseline's runs
+    text: np.ndarray            # (..., D) of each text, at the centre
+    text_squares: np.ndarray    # (..., D, D) their error's covariance
+    slopes: np.ndarray          # (..., k)
+    slope_se: np.ndarray        # (..., k) from how slopes differ between texts; with one text from the errors
+
+
+def fit_cells(base, arm, text, x):
+    """Returns the Fit of losses base, arm, (..., C, n): NaN where there is no run, or one that does not count.
+
+    text: (C,) numbers of texts, from 0. x: (C, k) columns of the factors, 0 at their centre.
+    """
+    (mean_base, n_base, s2_base, df_base), (mean_arm, n_arm, s2_arm, df_arm) = map(pooled, (base, arm))
+    there = (n_base > 0) & (n_arm > 0)
+    n_base, n_arm = np.maximum(n_base, 1), np.maximum(n_arm, 1)
+    of_runs = s2_base[..., None] / n_base + s2_arm[..., None] / n_arm
+    d = np.where(there, mean_arm - mean_base, np.nan)
+    fit = fit_differences(d, 1 / n_base + 1 / n_arm, of_runs, np.minimum(df_base, df_arm), text, x)
+    fit.sd_base = np.where(df_base > 0, np.sqrt(s2_base), fit.sd_base)
+    return fit
+
+
+def fit_differences(d, per_run, of_runs, df_seeds, text, x):
+    """Returns the Fit of differences d (..., C), NaN where there is none.
+
+    per_run: (..., C) their squared standard errors, were a run's variance 1. of_runs: (..., C) those errors by the
+    variances that runs of one cell show, with df_seeds (...) degrees of freedom. They count if the residual has no
+    more; else what the residual says. text, x: see fit_cells. A text with no cell at all gets the difference 0.
+    """
+    there = np.isfinite(d)
+    weight, y = np.where(there, 1 / per_run, 0.0), np.where(there, d, 0.0)
+    D = text.max() + 1
+    # (C, D + k)
+    columns = np.concatenate((text[:, None] == np.arange(D), x), 1).astype(float)
+    weighted = np.swapaxes(columns * weight[..., None], -1, -2) # (..., D + k, C)
+    normal = weighted @ columns
+    # a slope that missing cells leave open is 0
+    solve = np.linalg.pinv(normal, hermitian=True) @ weighted # (..., D + k, C)
+    coefficients = (solve @ y[..., None])[..., 0]
+    residual = np.where(there, y - coefficients @ columns.T, 0.0)
+    df = there.sum(-1) - np.linalg.matrix_rank(normal, hermitian=True)
+    variance = np.divide((weight * residual ** 2).sum(-1), df, out=np.zeros(df.shape), where=df > 0) # of a run
+    by_seeds = (df_seeds >= df) & (df_seeds > 0)
+    square = np.where(by_seeds[..., None], of_runs, variance[..., None] * per_run)
+    covariance = (solve * square[..., None, :]) @ np.swapaxes(solve, -1, -2)
+    # (..., k, D): each text's part of a slope's error
+    parts = (solve[..., D:, :] * residual[..., None, :]) @ columns[:, :D]
+    between = D / max(D - 1, 1) * (parts ** 2).sum(-1)
+    within = np.diagonal(covariance, axis1=-2, axis2=-1)[..., D:]
+    return Fit(d, square, by_seeds, np.where(by_seeds, df_seeds, df), np.sqrt(variance), coefficients[..., :D],
+               covariance[..., :D, :D], coefficients[..., D:], np.sqrt(between if D > 1 else within))
+
+
+def pooled(losses):
+    """Returns each cell's mean and number of runs, (..., C), and the pooled variance of runs and its df, (...)."""
+    there = np.isfinite(losses)
+    n = there.sum(-1)
+    mean = np.where(there, losses, 0.0).sum(-1) / np.maximum(n, 1)
+    squares = (np.where(there, losses - mean[..., None], 0.0) ** 2).sum((-1, -2))
+    df = np.maximum(n - 1, 0).sum(-1)
+    return mean, n, np.divide(squares, df, out=np.zeros(df.shape), where=df > 0), df
+
+
+# -----------------------------------------------------------------------------
+# from texts to their mean
+
+def mean_over_texts(y, squares, delta=0.005, alpha=0.05):
+    """Returns MeanOverTexts, its fields arrays (...), of differences y (..., D), D >= 2.
+
+    squares: (..., D, D) covariance of their errors; zeros where nothing is known of them, and tau then counts the
+    runs' noise too.
+
+    tau is Paule and Mandel's: the value for which the weighted sum of squares around the mean is D - 1; its
+    interval the values for which that is no unlikely chi square (Viechtbauer 2007). The mean's standard error is
+    Hartung and Knapp's, which multiplies the usual one by that sum over D - 1 (Hartung and Knapp 2001; Sidik and
+    Jonkman 2002); where all errors are equal the interval is Student's, of the D differences. The sum is not kept
+    from falling below D - 1, as is done where errors differ much (Roever et al. 2015): in a balanced design they do
+    not. Prediction: t with D - 2 degrees of freedom, sqrt(tau^2 + se^2) (Higgins et al. 2009).
+    """
+    D = y.shape[-1]
+    q, quantile = heterogeneity(y, squares), scipy.stats.chi2.ppf
+    tau2 = q.solve(D - 1.0)
+    low, high = q.solve(quantile(1 - alpha / 2, D - 1)), q.solve(quantile(alpha / 2, D - 1))
+    weights = np.linalg.solve(squares + (tau2[..., None, None] + TINY) * np.eye(D), np.ones((D, 1)))[..., 0]
+    total = weights.sum(-1)
+    mean, se = (weights * y).sum(-1) / total, np.sqrt(q(tau2) / (D - 1) / total)
+    over = t_mean(mean, se, D - 1, delta, alpha)
+    over.n_texts = D
+    over.tau, over.tau_interval = np.sqrt(tau2), np.sqrt([low, high])
+    if D > 2:
+        spread = np.sqrt(tau2 + se ** 2)
+        half = scipy.stats.t.ppf(1 - alpha / 2, D - 2) * spread
+        over.prediction = np.stack((mean - half, mean + half))
+        over.p_new_better = t_cdf(-mean, spread, D - 2)
+        over.same_sign = np.maximum(over.p_new_better, 1 - over.p_new_better)
+    return over
+
+
+def t_mean(mean, se, df, delta, alpha):
+    """Returns MeanOverTexts of one text, with what follows from a mean, its standard error and a t, (...)."""
+    half = scipy.stats.t.ppf(1 - alpha / 2, df) * se
+    tost_p = np.maximum(t_cdf(-delta - mean, se, df), t_cdf(mean - delta, se, df))
+    return MeanOverTexts(1, mean, se, df, np.stack((mean - half, mean + half)), 2 * t_cdf(-abs(mean), se, df), tost_p)
+
+
+def t_cdf(x, scale, df):
+    """Returns P(T < x / scale); with scale 0 that is 0, 1/2 or 1."""
+    certain = np.where(x > 0, inf, np.where(x < 0, -inf, 0.0))
+    return scipy.special.stdtr(df, np.divide(x, scale, out=certain, where=scale > 0))
+
+
+@dataclass
+class Heterogeneity:
+    """The weighted sum of squares of D differences around their weighted mean, as a function of tau^2.
+
+    That is sum_i z_i^2 / (error_i + tau^2), with z the principal components of D - 1 contrasts.
+    """
+    squares: np.ndarray     # (..., D - 1) z^2
+    errors: np.ndarray      # (..., D - 1) variances of z
+
+    def __call__(self, tau2):
+        return (self.squares / (self.errors + tau2[..., None] + TINY)).sum(-1)
+
+    def solve(self, target):
+        """Returns the tau^2, (...), for which the sum is `target`; 0 where even that makes it less."""
+        low, high = np.zeros(self.squares.shape[:-1]), self.squares.sum(-1) / target
+        # each halving is a bit of the result
+        for _ in range(60):
+            middle = (low + high) / 2
+            more = self(middle) > target
+            low, high = np.where(more, middle, low), np.where(more, high, middle)
+        return np.where(self(np.zeros_like(low)) > target, high, 0.0)
+
+
+def heterogeneity(y, squares):
+    """Returns the Heterogeneity of differences y (..., D) whose errors have the covariance squares (..., D, D)."""
+    contrasts = scipy.linalg.helmert(y.shape[-1]) # (D - 1, D), orthonormal
+    errors, vectors = np.linalg.eigh(contrasts @ squares @ contrasts.T)
+    z = (np.swapaxes(vectors, -1, -2) @ (contrasts @ y[..., None]))[..., 0]
+    return Heterogeneity(z ** 2, errors.clip(min=0))
+
+
+# -----------------------------------------------------------------------------
+# each arm at its own best learning rate
+
+def own_best(cells, baseline, arm, rate, delta, alpha):
+    """Returns the OwnBest of cells that differ in the rate alone, or a sentence on why there is none.
+
+    Near its minimum the loss is a parabola in log2(rate). It is drawn through the best rate of the grid and the two
+    beside it, because far above the best rate losses rise faster than below. Where the best rate of either arm is an
+    edge of the grid, both arms get their best rate of the grid instead: nothing is extrapolated.
+    """
+    rates = levels_of(cells)[rate]
+    if len(rates) < 3:
+        return f'needs three values of {rate}; there are {len(rates)}'
+    # an arm that always diverges has no best rate
+    groups = [row for row in group_cells(cells, rate, (arm, baseline))
+              if all(min(mean_loss(cell, name) for cell in row) < inf for name in (arm, baseline))]
+    if not groups:
+        return f'needs runs of both arms at all values of {rate} with all else equal, which a Latin square has not'
+    # (groups, 2, rates): the arm, the baseline
+    losses = np.array([[[mean_loss(cell, name) for cell in row] for name in (arm, baseline)] for row in groups])
+    runs = np.array([[[len(cell.losses[name]) for cell in row] for name in (arm, baseline)] for row in groups])
+    at, weights = minima(np.log2(rates), losses)
+    values = (weights * np.where(weights == 0, 0.0, losses)).sum(-1) # (groups, 2)
+    optima = [Optimum(name, row[0].text, without(row[0].levels, rate), float(2 ** x), float(value),
+                      {0: 'lowest', len(rates) - 1: 'highest'}.get(best))
+              for i, row in enumerate(groups)
+              for name, x, value, best in zip((arm, baseline), at[i], values[i], losses[i].argmin(-1).tolist())]
+    # the slope at a minimum is 0, so where it lies adds nothing to its loss's error
+    per_run = (weights ** 2 / runs).sum(-1) # (groups, 2)
+    (*_, s2_arm, df_arm), (*_, s2_base, df_base) = (pooled(runs_of(cells, name)) for name in (arm, baseline))
+    texts, number = np.unique([row[0].text for row in groups], return_inverse=True)
+    _, x = factor_columns([Cell(row[0].text, without(row[0].levels, rate)) for row in groups])
+    fit = fit_differences(values[:, 0] - values[:, 1], per_run.sum(1), per_run @ [s2_arm, s2_base],
+                          np.minimum(df_arm, df_base), number, x)
+    by_parabola = int((np.count_nonzero(weights, axis=-1) > 1).all(1).sum())
+    return OwnBest(summarize(fit, delta, alpha), text_differences(fit, texts.tolist(), number), optima, by_parabola,
+                   len(groups) - by_parabola)
+
+
+def minima(x, losses):
+    """Returns where the losses (..., 2, R) of two arms at x (R,) are least, (..., 2), and weights (..., 2, R).
+
+    The weights' sum of losses is the least loss. It is that of a parabola through the smallest loss and its
+    neighbours where that exists for both arms; else of the smallest loss.
+    """
+    best = losses.argmin(-1)[..., None] # (..., 2, 1)
+    at = best.clip(1, len(x) - 2) + [-1, 0, 1] # (..., 2, 3)
+    y, nodes = np.take_along_axis(losses, at, -1), x[at]
+    inside = (best[..., 0] == at[..., 1]) & np.isfinite(y).all(-1)
+    (x0, x1, x2), (y0, y1, y2) = np.moveaxis(nodes, -1, 0), np.moveaxis(np.where(np.isfinite(y), y, 0.0), -1, 0)
+    # slopes of the two chords; between their middles the parabola's slope goes through 0
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    inside &= right > left
+    share = np.divide(-left, right - left, out=np.zeros_like(left), where=inside)
+    vertex = (x0 + x1) / 2 + share * (x2 - x0) / 2
+    lagrange = np.stack([(vertex - x1) * (vertex - x2) / ((x0 - x1) * (x0 - x2)),
+                         (vertex - x0) * (vertex - x2) / ((x1 - x0) * (x1 - x2)),
+                         (vertex - x0) * (vertex - x1) / ((x2 - x0) * (x2 - x1))], -1)
+    both = inside.all(-1)[..., None]
+    weights = np.zeros_like(losses)
+    np.put_along_axis(weights, at, lagrange, -1)
+    grid = (np.arange(len(x)) == best).astype(float)
+    return np.where(both, vertex, x[best[..., 0]]), np.where(both[..., None], weights, grid)
+
+
+# -----------------------------------------------------------------------------
+# what a difference is worth in size or length
+
+def speedup(cells, baseline, arm, factor, alpha):
+    """Returns the Speedup in a factor, from losses at its largest level, or a sentence on why there is none.
+
+    With four levels or more: ((L_worse - floor) / (L_better - floor))^(1 / exponent), with the floor and the exponent
+    of a power law through the baseline's losses; three levels leave nothing to tell its error. With fewer, or where
+    a text's losses show no floor: the better arm's losses, linear in log2(level) between levels, tell where it has
+    the worse one's last loss. As losses flatten, this is rather too near 1.
+    """
+    levels = levels_of(cells)[factor]
+    if len(levels) < 2:
+        return f'needs two values of {factor}; there is 1'
+    curves = {}
+    for row in group_cells(cells, factor, (baseline, arm)):
+        curves.setdefault(row[0].text, []).append([[mean_loss(cell, name) for cell in row] for name in (baseline, arm)])
+    # (2, levels) for each text: the baseline, the arm
+    curves = {text: np.mean(rows, 0) for text, rows in curves.items()}
+    curves = {text: rows for text, rows in curves.items() if np.isfinite(rows).all()}
+    if not curves:
+        return f'needs runs of both arms at all values of {factor} with all else equal, which a Latin square has not'
+    falling = {text: rows for text, rows in curves.items() if rows[0, -1] < rows[0, -2]}
+    if not falling:
+        return f"the baseline's loss does not fall from {factor}={levels[-2]:g} to {levels[-1]:g}"
+    laws = {text: fit_power_law(levels, rows[0]) for text, rows in falling.items()} if len(levels) > 3 else {}
+    if laws and all(law and law[0] < falling[text][:, -1].min() for text, law in laws.items()):
+        found = {text: (by_power_law(*rows[:, -1], *laws[text]), None) for text, rows in falling.items()}
+        floors, exponents = ({text: law[i] for text, law in laws.items()} for i in (0, 1))
+        method = 'power law'
+    else:
+        found = {text: by_interpolation(np.log2(levels), *rows) for text, rows in falling.items()}
+        method, floors, exponents = 'interpolation', None, None
+    bounds = {text: bound for text, (_, bound) in found.items() if bound}
+    mean = interval = None
+    if not bounds:
+        logs = np.array([log for log, _ in found.values()])
+        mean = float(2 ** logs.mean())
+        if len(logs) > 2:
+            over = mean_over_texts(logs, np.zeros((len(logs), len(logs))), alpha=alpha)
+            interval = (2 ** over.interval).tolist()
+    return Speedup(factor, method, {text: float(2 ** log) for text, (log, _) in found.items()}, bounds, mean, interval,
+                   floors, exponents)
+
+
+def fit_power_law(levels, losses):
+    """Returns floor and exponent of losses = floor + scale level^-exponent, (L,); None if they show no floor."""
+    x = np.log(levels) - np.log(levels).mean()
+
+    def fit(log_exponent):
+        columns = np.stack((np.ones_like(x), np.exp(-np.exp(log_exponent) * x)), 1)
+        coefficients = np.linalg.lstsq(columns, losses, rcond=None)[0]
+        return coefficients, ((losses - columns @ coefficients) ** 2).sum()
+
+    low, high = np.log(EXPONENTS)
+    best = scipy.optimize.minimize_scalar(lambda e: fit(e)[1], bounds=(low, high), method='bounded').x
+    (floor, scale), _ = fit(best)
+    # an exponent at an end of its range is a straight line, or a step
+    if scale <= 0 or not low + 0.05 < best < high - 0.05:
+        return None
+    return float(floor), float(np.exp(best))
+
+
+def by_power_law(base, arm, floor, exponent):
+    """Returns log2 of the speedup of an arm's loss over the baseline's; above 0 where the arm's is lower."""
+    return log2((base - floor) / (arm - floor)) / exponent
+
+
+def by_interpolation(x, base, arm):
+    """Returns log2 of the speedup between losses (L,) at x = log2(level).
+
+    And None; or 'at least' or 'at most' where the better arm has that loss at the lowest level already.
+    """
+    better, target = (arm, base[-1]) if arm[-1] < base[-1] else (base, arm[-1])
+    sign = 1 if arm[-1] < base[-1] else -1
+    above = np.flatnonzero(better[:-1] >= target)
+    if not len(above):
+        return sign * (x[-1] - x[0]), 'at least' if sign > 0 else 'at most'
+    i = above[-1]
+    share = (better[i] - target) / (better[i] - better[i + 1]) if better[i] > better[i + 1] else 1.0
+    return sign * (x[-1] - x[i] - share * (x[i + 1] - x[i])), None
+
+
+# -----------------------------------------------------------------------------
+# at several lengths of training
+
+def judge_lengths(cells, baseline, arm, length, delta, alpha):
+    """Returns an AtLength for each length, from the shortest, at which runs of both arms give a mean."""
+    found, differences = [], []
+    for level in levels_of(cells)[length]:
+        over, _, texts, _ = judge_cells([c for c in cells if c.levels[length] == level], baseline, arm, delta, alpha)
+        if over:
+            found.append(AtLength(level, over, 1.0))
+            differences.append({text.text: text.difference for text in texts})
+    for at, holm_p in zip(found, holm([at.over.p for at in found])):
+        at.holm_p = holm_p
+    for at, here in zip(found[:-1], differences):
+        changes = np.array([last - here[text] for text, last in differences[-1].items() if text in here])
+        if len(changes) > 1:
+            change = mean_over_texts(changes, np.zeros((len(changes), len(changes))), delta, alpha)
+            at.change, at.change_p = float(change.mean), float(change.p)
+    changed = [at for at in found if at.change_p is not None]
+    for at, p in zip(changed, holm([at.change_p for at in changed])):
+        at.change_p = p
+    return found
+
+
+def find_early(lengths, alpha):
+    """Returns the first length whose verdict turns: better or worse there, and by the longest the other way round."""
+    for at in lengths[:-1]:
+        turned = at.over.mean * lengths[-1].over.mean <= 0
+        if turned and at.holm_p < alpha and at.change_p is not None and at.change_p < alpha:
+            return at
+    return None
+
+
+# -----------------------------------------------------------------------------
+# the verdict
 
 def judge(cells, baseline, delta=0.005, alpha=0.05, rate=None, sizes=(), length=None):
     """Returns the verdicts of Cells with losses, as Over.
@@ -167,4 +569,221 @@ def judge(cells, baseline, delta=0.005, alpha=0.05, rate=None, sizes=(), length=
     length, the verdict is about the longest; shorter ones tell whether it is early. Levels may be what they are in
     an option (n_embd) or what a speedup should be in (numbers of parameters). Raises Stop where cells make no sense.
     """
-    raise NotImplementedError
+    validate_levels(delta, alpha)
+    names = validate_cells(cells, baseline, [f for f in (rate, *sizes, length) if f])
+    factors = levels_of(cells)
+    longest = cells if length is None else [c for c in cells if c.levels[length] == factors[length][-1]]
+    arms = {name: judge_arm(longest, baseline, name, delta, alpha) for name in names if name != baseline}
+    for name, a in arms.items():
+        if rate:
+            keep(a, 'own_best', own_best(longest, baseline, name, rate, delta, alpha))
+        for factor in sizes:
+            keep(a, factor, speedup(longest, baseline, name, factor, alpha))
+        if length:
+            keep(a, length, speedup(cells, baseline, name, length, alpha))
+            a.lengths = judge_lengths(cells, baseline, name, length, delta, alpha)
+            a.early = find_early(a.lengths, alpha)
+    decide(arms.values(), alpha)
+    return Over(baseline, list(dict.fromkeys(c.text for c in cells)), factors, delta, alpha, arms)
+
+
+def keep(a, what, found):
+    """Puts an OwnBest or a Speedup into an ArmOver, or the sentence on why there is none."""
+    if isinstance(found, str):
+        a.refused[what] = found
+    elif what == 'own_best':
+        a.own_best = found
+    else:
+        a.speedups[what] = found
+
+
+def judge_arm(cells, baseline, arm, delta, alpha):
+    """Returns the ArmOver of one arm, without what needs several rates, sizes or lengths, and without a verdict."""
+    over, fit, texts, names = judge_cells(cells, baseline, arm, delta, alpha)
+    base, var = runs_of(cells, baseline), runs_of(cells, arm)
+    bad = dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
+    a = ArmOver(over, cell_differences(cells, base, var, fit), texts, {}, 'none', bad,
+                int((~np.isnan(base)).sum()), int((~np.isnan(var)).sum()))
+    a.p, a.side = 1.0, 0
+    if over:
+        a.error = ('seeds' if fit.by_seeds else 'residual') if fit.df > 0 else 'none'
+        a.p, a.side = over.p, int(np.sign(over.mean))
+        a.signs = dict(better=sum(t.difference < 0 for t in texts), worse=sum(t.difference > 0 for t in texts))
+        a.slopes = slopes_of(fit, names, over.df, alpha)
+        # from the largest to the smallest
+        steps = over.mean - over.se * scipy.stats.t.ppf((np.arange(POINTS) + 0.5) / POINTS, over.df)
+        belief = believe(steps, float(fit.sd_base), delta)
+        a.shrunk, a.shrunk_interval = belief.mean, belief.interval
+        a.p_better, a.p_within = belief.p_better, belief.p_within
+    else:
+        a.refused['over'] = ('one text, and one run of each arm in a cell: nothing tells the error' if texts else
+                             'no cell has a run of both arms that ended')
+    # numbers of diverged runs have a share of the level, where there are any
+    lost_p, lost_side = compare_lost(base[~np.isnan(base)][None], var[~np.isnan(var)][None])
+    if lost_p is not None:
+        by_loss, by_number = a.p / (1 - LOST), float(lost_p[0]) / LOST
+        a.p, a.side = min(by_loss, by_number, 1.0), a.side if by_loss <= by_number else int(lost_side[0])
+    return a
+
+
+def decide(arms, alpha):
+    """Sets p values corrected for all arms, and the verdicts."""
+    arms = list(arms)
+    tost_ps = [a.over.tost_p if a.over else 1.0 for a in arms]
+    for a, holm_p, tost_holm_p in zip(arms, holm([a.p for a in arms]), holm(tost_ps)):
+        a.holm_p, a.tost_holm_p = holm_p, tost_holm_p
+        a.verdict = word(a.side, holm_p < alpha, tost_holm_p < alpha, has_more_bad(a.bad, a.n_base, a.n),
+                         any(a.bad.values()))
+
+
+def judge_cells(cells, baseline, arm, delta, alpha):
+    """Returns MeanOverTexts, Fit, TextDifferences and names of the Fit's slopes, of one arm.
+
+    None for the mean: nothing to estimate its error from; for the Fit too: no cell has runs of both.
+    """
+    base, var = (np.where(np.isinf(x), np.nan, x) for x in (runs_of(cells, baseline), runs_of(cells, arm)))
+    there = np.isfinite(base).any(1) & np.isfinite(var).any(1)
+    texts = list(dict.fromkeys(cell.text for cell, both in zip(cells, there) if both))
+    if not texts:
+        return None, None, [], []
+    names, x = factor_columns(cells)
+    rows = [i for i, cell in enumerate(cells) if cell.text in texts]
+    number = np.array([texts.index(cells[i].text) for i in rows])
+    fit = fit_cells(base[rows], var[rows], number, x[rows])
+    return summarize(fit, delta, alpha), fit, text_differences(fit, texts, number), names
+
+
+def summarize(fit, delta, alpha):
+    """Returns the MeanOverTexts of one study's Fit; None where nothing tells the error."""
+    if len(fit.text) > 1:
+        over = mean_over_texts(fit.text, fit.text_squares, delta, alpha)
+    elif fit.df > 0:
+        over = t_mean(fit.text[0], np.sqrt(fit.text_squares[0, 0]), int(fit.df), delta, alpha)
+    else:
+        return None
+    return MeanOverTexts(*(x if x is None else np.asarray(x).tolist() for x in vars(over).values()))
+
+
+def text_differences(fit, texts, number):
+    """Returns the TextDifferences of one study's Fit; number: (C,) of each cell's text."""
+    ses = np.sqrt(np.diagonal(fit.text_squares)).tolist() if fit.df > 0 else [None] * len(texts)
+    cells = np.bincount(number[np.isfinite(fit.difference)], minlength=len(texts)).tolist()
+    return [TextDifference(*row) for row in zip(texts, cells, fit.text.tolist(), ses)]
+
+
+def cell_differences(cells, base, var, fit):
+    """Returns the CellDifferences of one arm; base, var: (C, n) losses. fit: of those cells whose texts have any."""
+    known = fit is not None and fit.df > 0
+    found, i = [], 0
+    texts = {cell.text for cell, *rows in zip(cells, base, var) if all(np.isfinite(row).any() for row in rows)}
+    for cell, of_base, of_arm in zip(cells, base, var):
+        c = CellDifference(cell.text, cell.levels, int(np.isfinite(of_arm).sum()), int(np.isfinite(of_base).sum()),
+                           dict(base=int(np.isinf(of_base).sum()), var=int(np.isinf(of_arm).sum())))
+        if cell.text in texts:
+            if c.n and c.n_base:
+                c.difference = float(fit.difference[i])
+                c.se = float(np.sqrt(fit.square[i])) if known else None
+            i += 1
+        found.append(c)
+    return found
+
+
+def slopes_of(fit, names, df, alpha):
+    """Returns {factor: Slope} of one study's Fit; names: of its columns, None where levels are no numbers."""
+    found = {}
+    for name, slope, se in zip(names, fit.slopes.tolist(), fit.slope_se.tolist()):
+        if name and se > 0:
+            half = float(scipy.stats.t.ppf(1 - alpha / 2, df)) * se
+            found[name] = Slope(slope, [slope - half, slope + half], float(2 * t_cdf(-abs(slope), se, df)))
+    return found
+
+
+# -----------------------------------------------------------------------------
+# cells
+
+def levels_of(cells):
+    """Returns {factor: its levels}; numbers in their order, others as they first come."""
+    found = {}
+    for cell in cells:
+        for factor, level in cell.levels.items():
+            found.setdefault(factor, {})[level] = None
+    return {f: sorted(levels) if all(map(is_number, levels)) else list(levels) for f, levels in found.items()}
+
+
+def is_number(level):
+    return isinstance(level, int | float) and not isinstance(level, bool)
+
+
+def factor_columns(cells):
+    """Returns the columns of all factors that vary: names, and (C, k) values with mean 0 over each factor's levels.
+
+    Numbers above 0 have one column, log2. Others have one for each level but the last, named None.
+    """
+    names, columns = [], []
+    for factor, levels in levels_of(cells).items():
+        at = [levels.index(cell.levels[factor]) for cell in cells]
+        if len(levels) < 2:
+            continue
+        if all(is_number(level) and level > 0 for level in levels):
+            x = np.log2(np.array(levels, float))
+            names.append(factor)
+            columns.append((x - x.mean())[at])
+        else:
+            names += [None] * (len(levels) - 1)
+            columns += list((np.eye(len(levels)) - 1 / len(levels))[:-1, at])
+    return names, np.array(columns).reshape(len(names), len(cells)).T
+
+
+def group_cells(cells, factor, arms):
+    """Returns lists of cells that differ in one factor alone, in the order of its levels; all have runs of all arms."""
+    levels, groups = levels_of(cells)[factor], {}
+    for cell in cells:
+        if all(cell.losses.get(name) for name in arms):
+            key = cell.text, tuple(sorted(without(cell.levels, factor).items()))
+            groups.setdefault(key, {})[cell.levels[factor]] = cell
+    return [[group[level] for level in levels] for group in groups.values() if len(group) == len(levels)]
+
+
+def without(levels, factor):
+    return {f: level for f, level in levels.items() if f != factor}
+
+
+def runs_of(cells, arm):
+    """Returns an arm's losses, (C, n); NaN where a cell has fewer runs than others, inf for a run that diverged."""
+    runs = [cell.losses.get(arm, []) for cell in cells]
+    losses = np.full((len(cells), max(1, *map(len, runs))), np.nan)
+    for row, values in zip(losses, runs):
+        row[:len(values)] = values
+    return losses
+
+
+def mean_loss(cell, arm):
+    """Returns the mean loss of an arm's runs in a cell; inf if one diverged."""
+    return sum(cell.losses[arm]) / len(cell.losses[arm])
+
+
+def validate_cells(cells, baseline, roles):
+    """Returns the names of all arms; raises a Stop that names what is missing or wrong."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.losses))
+    if baseline not in names or len(names) < 2:
+        raise Stop(f'arms: {", ".join(names) or "none"}: must be the baseline, {baseline}, and others')
+    factors, seen = cells[0].levels.keys(), set()
+    for cell in cells:
+        at = f'{cell.text}, {", ".join(f"{f}={level}" for f, level in cell.levels.items())}'
+        if cell.levels.keys() != factors:
+            raise Stop(f'{at}: must have the factors {", ".join(factors)}')
+        key = cell.text, tuple(cell.levels.items())
+        if key in seen:
+            raise Stop(f'{at}: there are two such cells')
+        seen.add(key)
+        for name, runs in cell.losses.items():
+            for loss in runs:
+                if not loss > -inf: # NaN too
+                    raise Stop(f'{at}: {name}: loss={loss}: must be a number, inf for a diverged run')
+    for factor, levels in levels_of(cells).items():
+        if factor in roles and not all(is_number(level) and level > 0 for level in levels):
+            raise Stop(f'{factor}={",".join(map(str, levels))}: must be numbers above 0')
+    for factor in roles:
+        if factor not in factors:
+            raise Stop(f'{factor}: no such factor; there are {", ".join(factors) or "none"}')
+    return names
