@@ -227,12 +227,12 @@ def arm_in_cell(arm, levels, cell):
 
 
 def default_seeds(cells):
-    """Returns the seeds of a cell where the user gives none: 1 if cells are more than the design's parameters, else 2.
+    """Returns the seeds of a cell where the user gives none: 1 if cells outnumber the parameters, else 2.
 
-    Parameters are a mean for each text and one for each further level of each factor. Where none is left to tell
-    the runs' noise by, a second seed does.
+    Parameters are a mean for each text, and one for each further level of each factor. Where none is left over,
+    nothing but a second seed tells the noise of runs. The verdict rests on the cells of one length of training.
     """
+    cells = [cell for cell in cells if cell.levels.get('max_iters') == cells[0].levels.get('max_iters')]
     texts = {cell.text for cell in cells}
     levels = {(name, level) for cell in cells for name, level in cell.levels.items()}
-    parameters = len(texts) + len(levels) - len(cells[0].levels)
-    return 1 if len(cells) > parameters else 2
+    return 1 if len(cells) > len(texts) + len(levels) - len(cells[0].levels) else 2

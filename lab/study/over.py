@@ -1,5 +1,6 @@
 """The report of a study over texts and options (--over): cells are blocks, and texts a sample of texts."""
 import dataclasses
+import math
 import statistics
 
 from lab import blocked, stats
@@ -13,20 +14,21 @@ from lab.suspicion import suspicions
 def build_over_report(study, runs):
     """Returns the schema.Report of a study with cells from its RunResults."""
     findings, o, baseline = study.findings, study.options, study.baseline
-    cells = [ReportedCell(cell.name, cell.text, cell.levels, losses_in(cell, runs)) for cell in study.cells]
-    factors = factors_of(study.cells)
-    over = blocked.judge(judged_cells(study, cells), next(iter(study.cells[0].arms)), o.delta, o.alpha,
+    factors, judged = factors_of(study.cells), judged_cells(study, runs)
+    over = blocked.judge(judged, next(iter(study.cells[0].arms)), o.delta, o.alpha,
                          rate='learning_rate' if 'learning_rate' in factors else None,
                          sizes=[name for name in SIZES if name in factors],
                          length='max_iters' if 'max_iters' in factors else None)
+    cells = [ReportedCell(cell.name, cell.text, cell.levels, one.losses, differences_in(one, over))
+             for cell, one in zip(study.cells, judged)]
     return Report(
         name=study.folder.name, command=findings.command, config=findings.config, created=findings.created,
         plan=Plan(sorted({run.seed for run in runs}), o.delta, o.alpha, None, METRIC, design=findings.design),
         environment=findings.environment, recipe=dataclasses.asdict(baseline.options) | baseline.model_args,
         arms=[arm_over_cells(study, name, runs) for name in study.cells[0].arms],
-        comparisons=[comparison_over_cells(study, over, name, runs) for name in over.arms],
-        tables=[over_table(over, name, cells) for name in over.arms],
-        over=ReportedOver(factors, cells, over, {name: over_sentences(over, name) for name in over.arms}))
+        comparisons=[comparison_over_cells(study, over, name, runs, factors) for name in over.arms],
+        tables=[over_table(over, name, cells, factors) for name in over.arms],
+        over=ReportedOver(factors, cells, over, {name: over_sentences(over, name, factors) for name in over.arms}))
 
 
 def factors_of(cells):
@@ -39,28 +41,41 @@ def factors_of(cells):
     return found
 
 
-def losses_in(cell, runs):
-    """Returns {arm: [loss of each run]} in a cell, inf if it diverged."""
-    return {name: list(final_losses(runs, arm.name).values()) for name, arm in cell.arms.items()}
-
-
-def judged_cells(study, cells):
+def judged_cells(study, runs):
     """Returns the cells as lab.blocked has them: x0.5 is 0.5, and a size is the baseline's number of parameters.
 
     That is on the first text, whose vocabulary stands for all, and where one size is a factor.
     """
-    sizes = [name for name in study.cells[0].levels if name in SIZES]
-    params = {}
+    sizes, params = [name for name in study.cells[0].levels if name in SIZES], {}
     for cell in study.cells if len(sizes) == 1 else ():
-        params.setdefault(cell.levels[sizes[0]], next(iter(cell.arms.values())).meta_model().get_num_params())
-    numbers = {cell.name: {name: params[level] if name in sizes and params else number_of(level)
-                           for name, level in cell.levels.items()} for cell in cells}
-    return [blocked.Cell(cell.text, numbers[cell.name], cell.losses) for cell in cells]
+        if (level := cell.levels[sizes[0]]) not in params:
+            params[level] = next(iter(cell.arms.values())).meta_model().get_num_params()
+
+    def number(name, level):
+        if name in sizes and params:
+            return params[level]
+        return float(level.removeprefix('x')) if is_number(level) else level
+    return [blocked.Cell(cell.text, {name: number(name, level) for name, level in cell.levels.items()},
+                         {name: list(final_losses(runs, arm.name).values()) for name, arm in cell.arms.items()})
+            for cell in study.cells]
 
 
-def number_of(level):
-    """Returns a level as typed as a number, x0.5 as 0.5, or as it is if it is none."""
-    return float(level.removeprefix('x')) if is_number(level) else level
+def differences_in(cell, over):
+    """Returns {arm: its CellDifference} in one of the judged cells; the verdict leaves out shorter lengths."""
+    found = {}
+    for name, verdict in over.arms.items():
+        here = [one for one in verdict.cells if (one.text, one.levels) == (cell.text, cell.levels)]
+        found[name] = here[0] if here else plain_difference(cell, over.baseline, name)
+    return found
+
+
+def plain_difference(cell, baseline, name):
+    """Returns the CellDifference of an arm in a judged cell, without a standard error."""
+    losses = {key: cell.losses[arm] for key, arm in (('base', baseline), ('var', name))}
+    ended = {key: [x for x in runs if math.isfinite(x)] for key, runs in losses.items()}
+    difference = statistics.mean(ended['var']) - statistics.mean(ended['base']) if all(ended.values()) else None
+    bad = {key: len(losses[key]) - len(ended[key]) for key in losses}
+    return blocked.CellDifference(cell.text, cell.levels, len(ended['var']), len(ended['base']), bad, difference)
 
 
 # -----------------------------------------------------------------------------
@@ -91,21 +106,21 @@ def checks_over_cells(study, name):
     return Checks(leak['status'], lines, leak['why'])
 
 
-def comparison_over_cells(study, over, name, runs):
+def comparison_over_cells(study, over, name, runs, factors):
     """Returns the ReportedComparison of an arm with the baseline over all cells."""
     verdict = over.arms[name]
     known = [cell.difference for cell in verdict.cells if cell.difference is not None]
-    n, n_base = (sum(getattr(cell, field) for cell in verdict.cells) for field in ('n', 'n_base'))
     wins = sum(d < 0 for d in known)
     mean = {} if verdict.over is None else dict(
         mean=verdict.over.mean, interval=verdict.over.interval, tost_p=verdict.over.tost_p)
     return ReportedComparison(
-        n=n, n_base=n_base, diverged=verdict.bad | dict(both=0), bad=verdict.bad, n_good=n - verdict.bad['var'],
+        n=verdict.n, n_base=verdict.n_base, diverged=verdict.bad | dict(both=0), bad=verdict.bad,
+        n_good=verdict.n - verdict.bad['var'],
         p_improve=(wins + sum(d == 0 for d in known) / 2) / len(known) if known else 0.5,
         test='blocked', wins=wins, p=verdict.p, side=verdict.side, **mean,
         shrunk=verdict.shrunk, shrunk_interval=verdict.shrunk_interval, p_better=verdict.p_better,
         p_within=verdict.p_within, holm_p=verdict.holm_p, tost_holm_p=verdict.tost_holm_p, verdict=verdict.verdict,
-        arm=name, baseline=over.baseline, words=over_sentence(over, name), level=over.alpha,
+        arm=name, baseline=over.baseline, words=over_sentence(over, name, factors), level=over.alpha,
         suspicions=list(suspicions_in_cells(study, over.baseline, name, runs)))
 
 

@@ -6,7 +6,7 @@ it leaves out fields whose default is ABSENT.
 """
 from dataclasses import dataclass, fields, is_dataclass
 
-from lab.blocked import Over
+from lab.blocked import CellDifference, Over
 from lab.stats import ABSENT, Comparison
 
 
@@ -122,14 +122,15 @@ class ReportedCell:
     text: str                   # its data set
     levels: dict                # {factor: level as typed}, without the data set
     losses: dict                # {arm: [loss of each run]}, Infinity: diverged; failed runs are left out
+    differences: dict[str, CellDifference] # {arm: its difference here}
 
 
 @dataclass
 class ReportedOver:
     """A study over texts and options: a comparison's mean and interval are then those over texts."""
     factors: dict               # {factor: [level as typed]}
-    cells: list[ReportedCell]   # in the order of each arm's cells in verdicts
-    verdicts: Over              # lab/blocked.py
+    cells: list[ReportedCell]
+    verdicts: Over              # lab/blocked.py; a factor's x0.5 is 0.5 there, a single size is in parameters
     words: dict                 # {arm: [sentence]} on what a comparison's words leave out
 
 

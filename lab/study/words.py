@@ -182,100 +182,107 @@ def format_chance(p):
 # -----------------------------------------------------------------------------
 # studies over texts and options
 
-def over_sentence(over, arm):
-    """Returns an arm's verdict over texts on one line: what it does here, and what is to be expected elsewhere.
+def over_sentence(over, arm, factors):
+    """Returns an arm's verdict over texts on one line: what it does here, and what to expect on another text.
 
-    over: lab.blocked.Over.
+    over: lab.blocked.Over. factors: {factor: [level as typed]}.
     """
-    a, parts = over.arms[arm], []
+    a = over.arms[arm]
     if a.over is None:
-        return f'{a.verdict}; no cell has runs of both'
+        return '; '.join([a.verdict, a.refused['over'], *diverged_runs(a)])
     mean, texts = a.over.mean, count(a.over.n_texts, 'text')
-    if a.verdict in ('better', 'worse'):
+    if a.verdict in ('better', 'worse') and (mean < 0) == (a.verdict == 'better'):
         parts = [f'{a.verdict} here by {short_number(abs(mean))}, {format_ends(a.over.interval)}, mean of {texts}']
     elif a.verdict == 'equivalent':
         parts = [f'equivalent here: within ±{over.delta:g} in the mean of {texts}']
     else:
-        parts = [f'{a.verdict}; {plausible_effects(a.over)} here, mean of {texts}']
+        parts = [f'{a.verdict}: here {plausible_effects(a.over)}, mean of {texts}']
     if a.over.prediction:
         parts.append(f'on another text we expect {format_ends(a.over.prediction)}')
     if a.early:
-        parts.append(f'early: {at_lengths(a)}')
-    for key, who in ('var', 'it'), ('base', 'the baseline'):
+        parts.append(f'early: {differences_at_lengths(a, factors)}')
+    return '; '.join([*parts, *diverged_runs(a)])
+
+
+def diverged_runs(a):
+    """Yields which runs of an arm over texts, a lab.blocked.ArmOver, and of its baseline diverged."""
+    for key, who, n in ('var', 'it', a.n), ('base', 'the baseline', a.n_base):
         if a.bad[key]:
-            parts.append(f'{who} diverged in {count(a.bad[key], "run")}')
-    return '; '.join(parts)
+            yield f'{who} diverged in {a.bad[key]} of {n} runs'
 
 
-def over_sentences(over, arm):
-    """Returns the sentences on what else a study over texts shows of an arm: rates, speed, what it cannot say."""
+def over_sentences(over, arm, factors):
+    """Returns sentences on what else a study over texts shows of an arm: spread, rates, speed, and what it cannot."""
     a, found = over.arms[arm], []
-    if a.over is None:
-        return found
-    if a.over.tau is not None:
-        better = sum(text.difference < 0 for text in a.texts)
-        interval = f' [{", ".join(map(short_number, a.over.tau_interval))}]' if a.over.tau_interval else ''
-        found.append(f'better on {better} of {count(len(a.texts), "text")}, between which it differs by '
-                     f'{short_number(a.over.tau)}{interval} (tau); P(better on another text) '
-                     f'{format_chance(a.over.p_new_better)}')
-    if a.own_best:
-        best = a.own_best
-        how = f'{best.by_parabola} by parabola, {best.by_grid} by the best of the grid'
-        found.append(f'each at its own best learning rate: {short_number(best.over.mean, sign="+")}, '
-                     f'{format_ends(best.over.interval)} ({how}); {best_rates(over, arm)}')
+    if a.over is not None and a.over.tau is not None:
+        found.append(f'better on {a.signs["better"]} of {count(len(a.texts), "text")}, between which its effect has '
+                     f'the standard deviation {short_number(a.over.tau)} '
+                     f'[{", ".join(map(short_number, a.over.tau_interval))}] (tau)')
+    if a.over is not None and a.over.prediction:
+        found.append(f'on another text it is better with P {format_chance(a.over.p_new_better)}')
+    if best := a.own_best:
+        how = f'from {best.by_parabola} pairs of parabolas and {best.by_grid} of best rates of the grid'
+        ends = f'{short_number(best.over.mean, sign="+")}, {format_ends(best.over.interval)}' if best.over else '-'
+        rates = ', '.join(best_rates(best, name, factors['learning_rate']) for name in (over.baseline, arm))
+        found.append(f'each at its own best learning rate: {ends}, {how}; {rates}')
     for factor, slope in a.slopes.items():
-        found.append(f'with {factor} doubled the difference changes by {short_number(slope.slope, sign="+")}, '
+        found.append(f'each doubling of {factor} changes the difference by {short_number(slope.slope, sign="+")}, '
                      f'{format_ends(slope.interval)}')
-    for factor, speedup in a.speedups.items():
-        found.append(f'effective speedup in {factor}: {speedup_text(speedup)}')
-    if len(a.lengths) > 1:
-        found.append(f'by length: {at_lengths(a)}')
-    return [*found, *a.refused.values()]
+    found += [f'effective speedup in {factor}: {speedup_text(speedup)}' for factor, speedup in a.speedups.items()]
+    if len(a.lengths) > 1 and not a.early:
+        found.append(f'by length: {differences_at_lengths(a, factors)}')
+    names = dict(own_best='own best learning rate')
+    refused = {what: why for what, why in a.refused.items() if what != 'over'}
+    return found + [f'{names.get(what, f"speedup in {what}")}: {why}' for what, why in refused.items()]
 
 
-def best_rates(over, arm):
-    """Returns the best learning rates of an arm and the baseline, the lowest and the highest over texts and levels."""
-    words = []
-    for name in over.baseline, arm:
-        rates = [best.rate for best in over.arms[arm].own_best.optima if best.arm == name]
-        low, high = f'{min(rates):.3g}', f'{max(rates):.3g}'
-        words.append(f'{name} at {low if low == high else f"{low} to {high}"}')
-    return ', '.join(words)
+def best_rates(best, arm, levels):
+    """Returns the range of an arm's best learning rates over texts, and how many lie at an edge of the grid."""
+    optima = [optimum for optimum in best.optima if optimum.arm == arm]
+    low, high = (as_level(f(optimum.rate for optimum in optima), levels) for f in (min, max))
+    edges = sum(optimum.edge is not None for optimum in optima)
+    return f'{arm} at {low if low == high else f"{low} to {high}"}' + f', {edges} at an edge of the grid' * (edges > 0)
+
+
+def as_level(x, levels):
+    """Returns a number as the levels of its factor were typed: x1.41 or 0.00141."""
+    return f'x{x:.3g}' if levels[0].startswith('x') else f'{x:.3g}'
 
 
 def speedup_text(speedup):
-    """Returns 1.21x [1.10, 1.33] by power law; or what the texts that allow no estimate still say."""
-    interval = f' [{", ".join(f"{x:.2f}" for x in speedup.interval)}]' if speedup.interval else ''
-    mean = f'{speedup.mean:.2f}x{interval}' if speedup.mean is not None else 'not to be told'
-    bounds = [f'{text}: {bound} {speedup.factors[text]:.2f}x' for text, bound in speedup.bounds.items()]
-    return '; '.join([f'{mean}, by {speedup.method}', *bounds])
+    """Returns 1.21x [1.10, 1.33]; with texts that only bound it, those of each text."""
+    if speedup.mean is not None:
+        interval = f' [{", ".join(f"{x:.2f}" for x in speedup.interval)}]' if speedup.interval else ''
+        return f'{speedup.mean:.2f}x{interval}, by {speedup.method}'
+    factors = [f'{text} {speedup.bounds.get(text, "")} {x:.2f}x' for text, x in speedup.factors.items()]
+    return f'{", ".join(" ".join(text.split()) for text in factors)}, by {speedup.method}'
 
 
-def at_lengths(a):
-    """Returns the differences at each length: -.1410 at 500, +.0080 at 2000."""
-    return ', '.join(f'{short_number(at.over.mean, sign="+")} at {at.length:g}' for at in a.lengths)
+def differences_at_lengths(a, factors):
+    """Returns the mean differences at each length of training: -.1410 at 500, +.0080 at 2000."""
+    return ', '.join(f'{short_number(at.over.mean, sign="+")} at {as_level(at.length, factors["max_iters"])}'
+                     for at in a.lengths)
 
 
-def over_table(over, arm, cells):
-    """Returns an arm's cells as text, a row for each, below them its verdict and all sentences.
+def over_table(over, arm, cells, factors):
+    """Returns an arm's cells as text, a row for each, and below them all that is said of it.
 
-    cells: schema.ReportedCells, in the order of the arm's.
+    cells: lab.study.schema.ReportedCells.
     """
     rows = [['cell', over.baseline, arm, 'difference', 'se', 'runs']]
-    for cell, found in zip(cells, over.arms[arm].cells):
-        rows.append([cell.name, *(mean_loss(cell.losses.get(name, [])) for name in (over.baseline, arm)),
-                     short_number(found.difference, sign='+'), short_number(found.se), f'{found.n}+{found.n_base}'])
-    return '\n'.join([*align(rows), '', f'{arm}: {over_sentence(over, arm)}',
-                      *(f'    {sentence}' for sentence in over_sentences(over, arm))])
+    for cell in cells:
+        found, losses = cell.differences[arm], [cell.losses[name] for name in (over.baseline, arm)]
+        rows.append([cell.name, *map(mean_loss, losses), short_number(found.difference, sign='+'),
+                     short_number(found.se), ' and '.join(str(len(runs)) for runs in losses)])
+    return '\n'.join([*align(rows), '', f'{arm}: {over_sentence(over, arm, factors)}',
+                      *(f'  {sentence}' for sentence in over_sentences(over, arm, factors))])
 
 
 def mean_loss(losses):
-    """Returns the mean of a cell's losses, or that some diverged."""
-    if not losses:
-        return '-'
+    """Returns the mean of a cell's losses, or how many diverged."""
     if lost := sum(x == inf for x in losses):
         return f'diverged {lost}/{len(losses)}'
-    return f'{sum(losses) / len(losses):.4f}'
+    return f'{sum(losses) / len(losses):.4f}' if losses else '-'
 
 
 def format_ends(interval):
