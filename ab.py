@@ -379,10 +379,10 @@ def forget_failures(study):
 def print_arms(study):
     """Prints what the study is about, and what sets each arm apart from the recipe."""
     arms = study.cells[0].arms if study.cells else {arm.name: arm for arm in study.arms}
-    each = f'{study.baseline.options.max_iters} iterations each'
+    each = f', {study.baseline.options.max_iters} iterations each'
     if study.cells:
-        each = f'in each of {len(study.cells)} cells'
-    print(f'study {study.folder}: {len(arms)} arms, {each}')
+        each = f' in each of {len(study.cells)} cells'
+    print(f'study {study.folder}: {len(arms)} arms{each}')
     for name, arm in arms.items():
         options = ' '.join(f'{option}={value}' for option, value in arm.given.items())
         same = arm is not study.baseline and study.key(arm) == study.key(study.baseline)

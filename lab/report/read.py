@@ -31,6 +31,12 @@ COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test=
                   p_within=None, step_equivalents=None, level=None, interval=None, shrunk_interval=None,
                   text_interval=None, suspicions=[], equal_time={})
 EQUAL_TIME = dict(words='', verdict='', mean=None, interval=None)
+# of a study over texts and options (lab/blocked.py)
+OVER = dict(factors={}, cells=[], verdicts={}, words={})
+CELL = dict(name='', text='', levels={}, losses={}, differences={})
+DIFFERENCE = dict(difference=None, se=None, n=0, n_base=0)
+ARM_OVER = dict(over={}, texts=[], own_best={}, speedups={})
+MEAN_OVER = dict(n_texts=0, mean=None, interval=None, tau=None, tau_interval=None, prediction=None, p_new_better=None)
 MOST_DRAWN = 14     # arms in one chart: seven colors, solid and dashed
 
 
@@ -46,11 +52,12 @@ def read_report(report):
     """Returns report.json, a dict, as an object with REPORT's fields and these:
 
     base: the baseline, an arm or None. verdicts: sorted. drawn: the arms that charts of curves show.
-    from_file: True for losses from a file, of which there is nothing but losses.
+    from_file: True for losses from a file, of which there is nothing but losses. over.arms: {arm: ARM_OVER's
+    fields}, {} unless the study is one over texts and options.
     """
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
-    r.noise_floor, r.over = drop_nonfinite(r.noise_floor), drop_nonfinite(r.over)
+    r.noise_floor, r.over = drop_nonfinite(r.noise_floor), read_over(drop_nonfinite(r.over))
     r.comparisons = [read_comparison(c) for c in drop_nonfinite(r.comparisons)]
     r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
@@ -95,6 +102,24 @@ def drop_nonfinite(x):
     if x in ('NaN', 'Infinity', '-Infinity') or isinstance(x, float) and not isfinite(x):
         return None
     return x
+
+
+def read_over(given):
+    """Returns report['over'] with its cells, their differences, and what is known of each arm."""
+    over = with_defaults(given, OVER)
+    over.cells = [with_defaults(cell, CELL) for cell in over.cells]
+    for cell in over.cells:
+        cell.differences = {arm: with_defaults(d, DIFFERENCE) for arm, d in cell.differences.items()}
+    over.arms = {arm: read_arm_over(a) for arm, a in over.verdicts.get('arms', {}).items()}
+    return over
+
+
+def read_arm_over(given):
+    """Returns what is known of an arm over texts."""
+    a = with_defaults(given, ARM_OVER)
+    a.own_best, a.over = with_defaults(a.own_best.get('over'), MEAN_OVER), with_defaults(a.over, MEAN_OVER)
+    a.texts = {text['text']: with_defaults(text, DIFFERENCE) for text in a.texts}
+    return a
 
 
 # -----------------------------------------------------------------------------

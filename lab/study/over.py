@@ -110,33 +110,37 @@ def comparison_over_cells(study, over, name, runs, factors):
     """Returns the ReportedComparison of an arm with the baseline over all cells."""
     verdict = over.arms[name]
     known = [cell.difference for cell in verdict.cells if cell.difference is not None]
-    wins = sum(d < 0 for d in known)
     mean = {} if verdict.over is None else dict(
         mean=verdict.over.mean, interval=verdict.over.interval, tost_p=verdict.over.tost_p)
     return ReportedComparison(
         n=verdict.n, n_base=verdict.n_base, diverged=verdict.bad | dict(both=0), bad=verdict.bad,
         n_good=verdict.n - verdict.bad['var'],
-        p_improve=(wins + sum(d == 0 for d in known) / 2) / len(known) if known else 0.5,
-        test='blocked', wins=wins, p=verdict.p, side=verdict.side, **mean,
+        p_improve=(sum(d < 0 for d in known) + sum(d == 0 for d in known) / 2) / len(known) if known else 0.5,
+        test='blocked', p=verdict.p, side=verdict.side, **mean,
         shrunk=verdict.shrunk, shrunk_interval=verdict.shrunk_interval, p_better=verdict.p_better,
         p_within=verdict.p_within, holm_p=verdict.holm_p, tost_holm_p=verdict.tost_holm_p, verdict=verdict.verdict,
         arm=name, baseline=over.baseline, words=over_sentence(over, name, factors), level=over.alpha,
-        suspicions=list(suspicions_in_cells(study, over.baseline, name, runs)))
+        suspicions=suspicions_over_cells(study, over.baseline, name, runs))
 
 
-def suspicions_in_cells(study, baseline, name, runs):
-    """Yields a sentence for each oddity of an arm's effect in a cell, or of its trained model."""
-    for cell in study.cells:
-        base_runs, arm_runs = (done_runs(runs, cell.arms[one].name) for one in (baseline, name))
-        for run in arm_runs:
-            for check, _, why in run.checks or ():
-                if why:
-                    yield f'{cell.name}: its trained model: {check}: {why}'
-        if base_runs and arm_runs:
-            base_windows, arm_windows = (mean_columns([run.windows for run in both]) for both in (base_runs, arm_runs))
-            differences = [a - b for a, b in zip(arm_windows, base_windows)]
-            text = stats.text_interval(differences, alpha=study.options.alpha)
-            loss, base_loss = (statistics.mean(run.val_loss for run in both) for both in (arm_runs, base_runs))
-            positions = [mean_columns([run.positions for run in both]) for both in (base_runs, arm_runs)]
-            for doubt in suspicions(loss - base_loss, base_loss, *positions, text and [text['low'], text['high']]):
-                yield f'{cell.name}: {doubt}'
+def suspicions_over_cells(study, baseline, name, runs):
+    """Returns sentences on what is odd of an arm in the first cell where something is, and in which others."""
+    found = {cell.name: doubts for cell in study.cells if (doubts := suspicions_in(study, cell, baseline, name, runs))}
+    if not found:
+        return []
+    (first, doubts), *others = found.items()
+    names = [cell for cell, _ in others[:3]] + [f'{len(others) - 3} more'] * (len(others) > 3)
+    return [f'in {first}: {doubt}' for doubt in doubts] + [f'and likewise in {"; ".join(names)}'] * bool(others)
+
+
+def suspicions_in(study, cell, baseline, name, runs):
+    """Returns a sentence for each oddity of an arm's effect in a cell, or of its trained model."""
+    base_runs, arm_runs = (done_runs(runs, cell.arms[one].name) for one in (baseline, name))
+    doubts = [f'its trained model: {check}: {why}' for run in arm_runs for check, _, why in run.checks or () if why]
+    if not base_runs or not arm_runs:
+        return doubts
+    base_windows, arm_windows = (mean_columns([run.windows for run in both]) for both in (base_runs, arm_runs))
+    text = stats.text_interval([a - b for a, b in zip(arm_windows, base_windows)], alpha=study.options.alpha)
+    loss, base_loss = (statistics.mean(run.val_loss for run in both) for both in (arm_runs, base_runs))
+    positions = [mean_columns([run.positions for run in both]) for both in (base_runs, arm_runs)]
+    return doubts + suspicions(loss - base_loss, base_loss, *positions, text and [text['low'], text['high']])
