@@ -487,8 +487,8 @@ def cell_forest(r, v):
         if mean.mean is not None and mean.interval:
             lines.append(ForestLine(label, mean.mean, *mean.interval, 'mean'))
             known += mean.interval
-    if a.over.prediction:
-        lines.append(ForestLine('another text', None, *a.over.prediction, 'new', ' '))
+        if mean is a.over and mean.prediction:
+            lines.append(ForestLine('another text', None, *mean.prediction, 'new', ' '))
     ends = known + (a.over.prediction or [])
     # zero and delta are always there, and nothing is so far away that it flattens the rest
     reach = axis_reach(map(abs, known), 1.5 * r.plan.delta)
@@ -501,7 +501,7 @@ def cell_forest(r, v):
 
 
 def forest_line(label, d, kind, without=''):
-    """Returns the ForestLine of a difference, with a bar of two standard errors; without: its words if there is none."""
+    """Returns the ForestLine of a difference, with two standard errors; without: the words where there is none."""
     x, half = d.difference, 2 * d.se if d.se is not None else None
     ends = (None, None) if x is None or half is None else (x - half, x + half)
     return ForestLine(label, x, *ends, kind, without if x is None else '')

@@ -112,15 +112,14 @@ class Runner:
         return len(self.slots) * (group_size(arm, self.study.options.at_once) if is_small(arm) else 1)
 
     def train_tasks(self, tasks, tick):
-        """Yields (task, TaskResult). Workers get runs of one arm in groups of group_size()."""
-        arms = {task.arm.name: task.arm for task in tasks}
-        sizes = {name: group_size(arm, self.study.options.at_once) for name, arm in arms.items()}
-        # groups in the order of their first tasks: (arm, number of its group) -> tasks
+        """Yields (task, TaskResult). Workers get runs of arms with the same code in groups of group_size()."""
+        sizes = {task.arm.code_key: group_size(task.arm, self.study.options.at_once) for task in tasks}
+        # groups in the order of their first tasks: (code, number of its group) -> tasks
         groups, count = {}, Counter()
         for task in tasks:
-            name = task.arm.name
-            groups.setdefault((name, count[name] // sizes[name]), []).append(task)
-            count[name] += 1
+            key = task.arm.code_key
+            groups.setdefault((key, count[key] // sizes[key]), []).append(task)
+            count[key] += 1
         for group, results in self.run([TaskGroup(tasks) for tasks in groups.values()], tick):
             # a process that dies takes all its runs with it
             if isinstance(results, WorkerDied):

@@ -215,16 +215,17 @@ def over_sentences(over, arm, factors):
     """Returns sentences on what else a study over texts shows of an arm: spread, rates, speed, and what it cannot."""
     a, found = over.arms[arm], []
     if a.over is not None and a.over.tau is not None:
-        found.append(f'better on {a.signs["better"]} of {count(len(a.texts), "text")}, between which its effect has '
-                     f'the standard deviation {short_number(a.over.tau)} '
-                     f'[{", ".join(map(short_number, a.over.tau_interval))}] (tau)')
+        tau = f'{short_number(a.over.tau)} [{", ".join(map(short_number, a.over.tau_interval))}]'
+        found.append(f'better on {a.signs["better"]} of {count(len(a.texts), "text")}; standard deviation of its '
+                     f'effect between texts, tau, {tau}')
     if a.over is not None and a.over.prediction:
-        found.append(f'on another text it is better with P {format_chance(a.over.p_new_better)}')
+        found.append(f'P(better on another text) {format_chance(a.over.p_new_better)}')
     if best := a.own_best:
-        how = f'from {best.by_parabola} pairs of parabolas and {best.by_grid} of best rates of the grid'
+        how = f'{best.by_parabola} of {best.by_parabola + best.by_grid} pairs by parabola'
+        how += ', the others by the best of the grid' * (best.by_grid > 0)
         ends = f'{short_number(best.over.mean, sign="+")}, {format_ends(best.over.interval)}' if best.over else '-'
         rates = ', '.join(best_rates(best, name, factors['learning_rate']) for name in (over.baseline, arm))
-        found.append(f'each at its own best learning rate: {ends}, {how}; {rates}')
+        found.append(f'each at its own best learning rate: {ends}; {how}; {rates}')
     for factor, slope in a.slopes.items():
         found.append(f'each doubling of {factor} changes the difference by {short_number(slope.slope, sign="+")}, '
                      f'{format_ends(slope.interval)}')
@@ -241,7 +242,7 @@ def best_rates(best, arm, levels):
     optima = [optimum for optimum in best.optima if optimum.arm == arm]
     low, high = (as_level(f(optimum.rate for optimum in optima), levels) for f in (min, max))
     edges = sum(optimum.edge is not None for optimum in optima)
-    return f'{arm} at {low if low == high else f"{low} to {high}"}' + f', {edges} at an edge of the grid' * (edges > 0)
+    return f'{arm} at {low if low == high else f"{low} to {high}"}' + f' ({edges} at an edge)' * (edges > 0)
 
 
 def as_level(x, levels):
