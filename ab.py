@@ -54,7 +54,7 @@ from core.run.environment import git, timestamp, versions
 from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
-from lab.study.cells import default_seeds, make_cells, parse_over
+from lab.study.cells import default_seeds, first_of_each_shape, make_cells, parse_over
 from lab.study.from_table import report_losses
 from lab.study.gate import Idea, Rules, Stream, gate, print_decision
 from lab.study.ledger import add_to_ledger, ledger_text
@@ -103,7 +103,7 @@ class Options:
     name: str = '' # of the study: its folder is out-ab/NAME; '': from the config file and the arms
     baseline: str = ''              # the arm that others are compared with; '': the first
     # over texts and options
-    over: str = '' # cells, all arms in each: 'dataset=a,b,c,d,e; learning_rate=x0.5,x1,x2; n_embd=256,384'
+    over: str = '' # cells, all arms in each: 'dataset=a,b,c,d,e; learning_rate=x0.5,x1,x2; n_embd=192,384'
     cells: Whole = 0                # with over: so many of the combinations, as in a Latin square; 0: all
     # how it is judged
     delta: Positive = 0.005         # differences smaller than this, in nats, count as equivalent
@@ -173,7 +173,9 @@ def begin_study(o, given):
     """Returns the Study that the options ask for, its folder locked, and its Runner."""
     # options are checked in full before anything is written
     arms, cells = parse_cells(o, given) if o.over else (parse_arms(o, given), [])
-    slots = worker_slots(o, arms[0])
+    # what the largest arm allows, all others allow
+    sizes = [next(iter(cell.arms.values())) for cell in first_of_each_shape(cells)]
+    slots = worker_slots(o, max(sizes or arms[:1], key=lambda arm: arm.meta_model().get_num_params()))
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     folder = OUT / (o.name or default_name(config, arms, o))
     if o.null:
@@ -256,7 +258,7 @@ def fix_cells(study):
     study.findings.design = (
         f'the design, fixed beforehand: {len(cells)} cells over {texts} text{"s" * (texts != 1)}, all '
         f'{len(cells[0].arms)} arms in each with the same {o.seeds} seed{"s" * (o.seeds != 1)}, {runs} runs; judged '
-        'by the mean over texts')
+        f'by the mean over texts{", of the longest runs" * ("max_iters" in cells[0].levels)}')
     study.save()
     print(f'{sum(len(study.ended(arm)) for arm in study.arms)} of {runs} runs are stored')
 

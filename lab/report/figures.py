@@ -480,7 +480,7 @@ def cell_forest(r, v):
             lines.append(forest_line(text, of_text, 'text'))
         for cell in cells:
             name = cell.name.removeprefix(f'{text}, ') if len(cells) > 1 else text
-            diverged = any(None in losses for losses in (cell.losses.get(arm, []), cell.losses.get(r.base.name, [])))
+            diverged = any(None in cell.losses.get(one, []) for one in (arm, r.over.baseline))
             lines.append(forest_line(name, cell.differences[arm], 'cell', 'diverged' if diverged else 'no runs'))
     known = [end for line in lines for end in (line.low, line.x, line.high) if end is not None]
     for label, mean in (f'mean of {count(a.over.n_texts, "text")}', a.over), ('at own best rates', a.own_best):

@@ -53,7 +53,7 @@ def read_report(report):
 
     base: the baseline, an arm or None. verdicts: sorted. drawn: the arms that charts of curves show.
     from_file: True for losses from a file, of which there is nothing but losses. over.arms: {arm: ARM_OVER's
-    fields}, {} unless the study is one over texts and options.
+    fields}, {} unless the study is one over texts and options; over.baseline: its name.
     """
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
@@ -107,10 +107,11 @@ def drop_nonfinite(x):
 def read_over(given):
     """Returns report['over'] with its cells, their differences, and what is known of each arm."""
     over = with_defaults(given, OVER)
+    over.baseline, arms = over.verdicts.get('baseline', ''), over.verdicts.get('arms') or {}
     over.cells = [with_defaults(cell, CELL) for cell in over.cells]
     for cell in over.cells:
-        cell.differences = {arm: with_defaults(d, DIFFERENCE) for arm, d in cell.differences.items()}
-    over.arms = {arm: read_arm_over(a) for arm, a in over.verdicts.get('arms', {}).items()}
+        cell.differences = {arm: with_defaults(cell.differences.get(arm), DIFFERENCE) for arm in arms}
+    over.arms = {arm: read_arm_over(a) for arm, a in arms.items()}
     return over
 
 

@@ -171,9 +171,8 @@ def statistics_table(r):
 
 def cells_table(r):
     """Returns the table of the cells of a study over texts and options: mean losses and differences."""
-    base = r.base.name if r.base else ''
     return make_table([
-        {'cell': name_cell(cell.name), base: loss_in_cell(cell.losses.get(base, []))}
+        {'cell': name_cell(cell.name), r.over.baseline: loss_in_cell(cell.losses.get(r.over.baseline, []))}
         | {name: difference_in_cell(d, cell.losses.get(name, [])) for name, d in cell.differences.items()}
         for cell in r.over.cells], sortable=True)
 

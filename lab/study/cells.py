@@ -1,4 +1,4 @@
-"""Cells of a study over texts and options: --over='dataset=a,b,c; learning_rate=x0.5,x1,x2; n_embd=256,384'.
+"""Cells of a study over texts and options: --over='dataset=a,b,c; learning_rate=x0.5,x1,x2; n_embd=192,384'.
 
 A cell is a combination of levels, one of each factor, and trains all arms. A level is a value, which replaces that
 of the recipe in all arms, or a factor, xF, on the arm's own value. What belongs together moves together:
@@ -166,10 +166,12 @@ def check_texts(datasets):
 
 
 def check_levels(base, name, levels):
-    """Raises Stop if two levels of a factor are the same value."""
+    """Raises Stop if two levels of a factor are the same value, or one of a rate, length or size is not above 0."""
     values = {}
     for level in levels:
         value = value_of(base, name, level)
+        if name in (*FOLLOWERS, *SIZES) and not value > 0:
+            raise Stop(f'over: {name}={level}: takes values above 0, or factors such as x0.5')
         if (earlier := values.setdefault(value, level)) != level:
             raise Stop(f'over: {name}={earlier} and {name}={level}: are both {value}')
 

@@ -140,6 +140,8 @@ def test_texts_and_rates_are_one_shape(texts):
     ('learning_rat=x1,x2', {}, 'over: learning_rat=x1,x2: no such option of arm base; did you mean learning_rate?'),
     ('slope=x1,x2', {}, 'over: slope=x1,x2: no such option of arm base'),
     ('learning_rate=low,high', {}, 'over: learning_rate=low: learning_rate takes float in [0, inf)'),
+    ('learning_rate=0,0.1', {}, 'over: learning_rate=0: takes values above 0'),
+    ('max_iters=0,10', {}, 'over: max_iters=0: takes values above 0'),
     ('learning_rate=x0,x1', {}, 'over: learning_rate=x0 of 0.01 in arm base: takes a factor above 0'),
     ('n_embd=x0.3,x1', {}, 'over: n_embd=x0.3 of 16 in arm base: n_embd takes int in [1, inf)'),
     ('n_embd=15,16', {}, 'cell n_embd 15: arm base: n_head=2: must divide n_embd=15'),
@@ -161,8 +163,12 @@ def test_what_makes_no_cells_is_one_line(texts, over, options, says):
 # -----------------------------------------------------------------------------
 # what is found in losses
 
-def report_of(texts, over, effect, noise=0.002, lost=(), **options):
-    """Returns report.json of a study whose runs have these losses; effect(cell, text's number): of alibi, in nats."""
+def report_of(texts, over, effect, noise=0.002, lost=(), failed=(), **options):
+    """Returns report.json of a study with made up losses.
+
+    effect(cell, number of its text, arm): what it adds to a loss. lost, failed: (cell, arm) of runs that diverged or
+    failed.
+    """
     arms, cells, o = parsed(over, **options)
     in_cells = [arm for cell in cells for arm in cell.arms.values()]
     seeds = {arm.name: cell.seeds(o) for cell in cells for arm in cell.arms.values()}
@@ -174,9 +180,10 @@ def report_of(texts, over, effect, noise=0.002, lost=(), **options):
             for name, arm in cell.arms.items():
                 loss = 2 + names.index(cell.text) + noise * rng.standard_normal()
                 loss += effect(cell, names.index(cell.text), name)
-                status = 'diverged' if (cell.name, name) in lost else 'done'
-                runs.append(RunResult(arm.name, seed, status, 'it diverged' if status == 'diverged' else None,
-                                      val_loss=None if status == 'diverged' else loss))
+                where = cell.name, name
+                status = 'diverged' if where in lost else 'failed' if where in failed else 'done'
+                why = dict(val_loss=loss) if status == 'done' else dict(reason='it was planned')
+                runs.append(RunResult(arm.name, seed, status, **why))
     return to_json(to_dict(build_over_report(study, runs)))
 
 
@@ -234,6 +241,14 @@ def test_cells_that_diverged_are_named(texts, tmp_path):
     assert 'alibi: 5 of 15 runs did not come to their end' in page
     # in the plot and in the table
     assert page.count('>diverged</text>') == 5 and page.count('>diverged 1/1<') == 5
+
+
+def test_runs_that_failed_leave_no_verdict_and_say_so(texts, tmp_path):
+    arms = [(f'{text}, lr {rate}', 'alibi') for text in TEXTS for rate in ('x0.5', 'x1', 'x2')]
+    report = report_of(texts, f'{typed(texts)}; learning_rate=x0.5,x1,x2', lambda *cell: 0.0, failed=arms)
+    c = report['comparisons'][0]
+    assert c['words'] == "can't tell; no cell has a run of both arms that ended" and c['mean'] is None
+    assert 'alibi: 15 of 15 runs did not come to their end' in page_of(report, tmp_path)
 
 
 # -----------------------------------------------------------------------------

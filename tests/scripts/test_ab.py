@@ -348,6 +348,8 @@ def test_a_study_over_texts_goes_on_and_shares_its_runs(data, over, no_page, mon
         patch.setattr(ProgressLine, 'ended', stop_at_third)
         assert ran(data, **options).code == 130
     assert not Path('out-ab/o/report.json').exists()
+    # what there is can be looked at
+    assert call(ab.main, '--report', 'out-ab/o').code == 0 and report_of('o')['comparisons'][0]['n'] < 4
     # the others at once, although both rates of a text have one seed
     resumed = ran(data, **options, at_once=4)
     assert resumed.code == 0 and ' of 8 runs are done already' in resumed.out
