@@ -5,7 +5,7 @@
         --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
     python ab.py config/ab_shakespeare_char.py --variants=alibi --seeds=5     five seeds of both, in pairs
     python ab.py config/ab_text.py --variants=canon,rope \
-        --over='dataset=a,b,c,d,e; learning_rate=x0.5,x1,x2'                  does it hold on other texts?
+        --over='dataset=code,prose,smiles,poems,abc; learning_rate=x0.5,x1,x2'    does it hold on other texts?
     python ab.py gate config/ab_shakespeare_char.py --variant=mine --json     keep it? for loops: docs/agents.md
     python ab.py --report out-ab/NAME         the report once more, from what is there
     python ab.py --from_csv=results.csv       the statistics of anybody's losses, from any sensible table

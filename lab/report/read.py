@@ -110,6 +110,7 @@ def read_over(given):
     over.baseline, arms = over.verdicts.get('baseline', ''), over.verdicts.get('arms') or {}
     over.cells = [with_defaults(cell, CELL) for cell in over.cells]
     for cell in over.cells:
+        cell.losses = {arm: losses or [] for arm, losses in cell.losses.items()}
         cell.differences = {arm: with_defaults(cell.differences.get(arm), DIFFERENCE) for arm in arms}
     over.arms = {arm: read_arm_over(a) for arm, a in arms.items()}
     return over
@@ -119,7 +120,9 @@ def read_arm_over(given):
     """Returns what is known of an arm over texts."""
     a = with_defaults(given, ARM_OVER)
     a.own_best, a.over = with_defaults(a.own_best.get('over'), MEAN_OVER), with_defaults(a.over, MEAN_OVER)
-    a.texts = {text['text']: with_defaults(text, DIFFERENCE) for text in a.texts}
+    a.texts = {text.get('text'): with_defaults(text, DIFFERENCE) for text in a.texts}
+    for mean in a.own_best, a.over:
+        drop_open_intervals(mean, 'interval', 'prediction', 'tau_interval')
     return a
 
 
@@ -163,14 +166,18 @@ def read_comparison(given):
     """Returns one of report['comparisons']; paired: True if runs are compared seed by seed."""
     c = with_defaults(given, COMPARISON)
     c.equal_time = with_defaults(c.equal_time, EQUAL_TIME)
-    # an interval with an end that is not finite is none
-    intervals = (c, 'interval'), (c, 'text_interval'), (c, 'shrunk_interval'), (c.equal_time, 'interval')
-    for part, field in intervals:
-        if None in (getattr(part, field) or []):
-            setattr(part, field, None)
+    drop_open_intervals(c, 'interval', 'text_interval', 'shrunk_interval')
+    drop_open_intervals(c.equal_time, 'interval')
     # the runs of a cell have one seed
     c.paired = c.test.startswith('paired') or c.test == 'blocked'
     return c
+
+
+def drop_open_intervals(part, *fields):
+    """Replaces those intervals among an object's fields that have an end that is not finite by None."""
+    for field in fields:
+        if None in (getattr(part, field) or []):
+            setattr(part, field, None)
 
 
 # -----------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def answer(r, v):
     if len(r.verdicts) <= MOST_ANSWERS + 1:
         # an arm without a comparison, as the baseline, shows its loss
         if r.over.cells:
-            lines += r.over.words.get(c.arm, [])
+            lines += r.over.words.get(c.arm) or []
         else:
             lines.append(difference_sentence(r, c) if c.arm else f'{arm.mean_text}, {arm.finished} runs')
         lines.append(equal_time_sentence(r, c))

@@ -16,9 +16,11 @@ from lab.report import write_html
 from lab.report.read import read_report
 from lab.study.cells import default_seeds, first_of_each_shape, is_scale, parse_over
 from lab.study.over import build_over_report
-from lab.study.results import RunResult
+from lab.study.pool import Slot
+from lab.study.results import RunResult, load_run
 from lab.study.schema import to_dict
 from lab.study.study import Findings, Study
+from lab.study.worker import TaskGroup, TrainTask, run_task
 
 pytestmark = pytest.mark.usefixtures('somewhere_else')
 TEXTS = 'a', 'b', 'c', 'd', 'e'
@@ -160,8 +162,26 @@ def test_what_makes_no_cells_is_one_line(texts, over, options, says):
     assert says in str(stop.value) and '\n' not in str(stop.value)
 
 
+def test_runs_of_one_seed_in_two_cells_are_trained_at_once(texts):
+    """Cells of one text differ in their rates alone, so that their runs share code, and have one seed."""
+    _, cells, o = parsed('learning_rate=x0.01,x1', dataset=texts / 'a')
+    study = study_of(texts, cells, o)
+    low, high = (cell.arms['base'] for cell in cells)
+    assert low.code_key == high.code_key != cells[0].arms['alibi'].code_key
+    tasks = [TrainTask(arm, 1337, str(study.run_folder(arm, 1337))) for arm in (low, high)]
+    results = run_task(TaskGroup(tasks), Slot('', 1), {})
+    losses = [load_run(study, arm, 1337).val_loss for arm in (low, high)]
+    assert [result.value for result in results] == losses and losses[0] > losses[1]
+
+
 # -----------------------------------------------------------------------------
 # what is found in losses
+
+def study_of(texts, cells, o):
+    in_cells = [arm for cell in cells for arm in cell.arms.values()]
+    seeds = {arm.name: cell.seeds(o) for cell in cells for arm in cell.arms.values()}
+    return Study(texts / 'study', in_cells, o, seeds, Findings('python ab.py', None, '2026', {}), cells=cells)
+
 
 def report_of(texts, over, effect, noise=0.002, lost=(), failed=(), **options):
     """Returns report.json of a study with made up losses.
@@ -169,11 +189,8 @@ def report_of(texts, over, effect, noise=0.002, lost=(), failed=(), **options):
     effect(cell, number of its text, arm): what it adds to a loss. lost, failed: (cell, arm) of runs that diverged or
     failed.
     """
-    arms, cells, o = parsed(over, **options)
-    in_cells = [arm for cell in cells for arm in cell.arms.values()]
-    seeds = {arm.name: cell.seeds(o) for cell in cells for arm in cell.arms.values()}
-    study = Study(texts / 'study', in_cells, o, seeds, Findings('python ab.py', None, '2026', {}), cells=cells)
-    rng, runs = np.random.default_rng(1), []
+    _, cells, o = parsed(over, **options)
+    study, rng, runs = study_of(texts, cells, o), np.random.default_rng(1), []
     names = list(dict.fromkeys(cell.text for cell in cells))
     for cell in cells:
         for seed in cell.seeds(o):
