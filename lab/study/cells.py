@@ -115,10 +115,11 @@ def make_cells(arms, factors, count=0):
     """
     check_factors(arms, factors)
     base = arms[0]
-    datasets = factors.get('dataset', [base.options.dataset])
+    # ~ is the user's own folder
+    datasets = [value_of(base, 'dataset', name) for name in factors.get('dataset', [base.options.dataset])]
     texts = dict(zip(short_names(datasets), datasets))
     others = {name: levels for name, levels in factors.items() if name != 'dataset'}
-    check_texts(datasets)
+    vocabularies = vocabularies_of(datasets)
     for name, levels in others.items():
         check_levels(base, name, levels)
     cells = []
@@ -127,7 +128,8 @@ def make_cells(arms, factors, count=0):
         # a study of one text need not name it
         name = ', '.join([cell.text] * (len(texts) > 1) + words)
         levels = dict(dataset=texts[cell.text]) | cell.levels
-        in_cell = {arm.name: arm_in_cell(arm, levels, name) for arm in arms}
+        vocab_size = vocabularies[levels['dataset']]
+        in_cell = {arm.name: arm_in_cell(arm, levels, vocab_size, name) for arm in arms}
         for arm in in_cell.values():
             check_measured_alike(arm, in_cell[base.name])
         cells.append(StudyCell(name, cell.text, cell.levels, in_cell))
@@ -157,12 +159,16 @@ def check_factors(arms, factors):
                            'x0.5,x1, leave it that')
 
 
-def check_texts(datasets):
-    """Raises Stop if two data sets are the same text."""
-    names = {}
+def vocabularies_of(datasets):
+    """Returns {data set: size of its vocabulary}. Raises Stop if two of them are the same text."""
+    names, sizes = {}, {}
     for name in datasets:
-        if (earlier := names.setdefault(Dataset(name, 1).hash, name)) != name:
+        # a large one takes a second to open
+        text = Dataset(name, 1)
+        if (earlier := names.setdefault(text.hash, name)) != name:
             raise Stop(f'over: dataset={earlier} and dataset={name}: are the same text')
+        sizes[name] = text.vocab_size
+    return sizes
 
 
 def check_levels(base, name, levels):
@@ -200,8 +206,11 @@ def value_of(arm, name, level):
         raise Stop(f'over: {name}={level}{of}: {str(stop).rpartition(": ")[2]}') from None
 
 
-def arm_in_cell(arm, levels, cell):
-    """Returns the arm with these levels, {option: level as typed}. Raises Stop, which names the cell."""
+def arm_in_cell(arm, levels, vocab_size, cell):
+    """Returns the arm with these levels, {option: level as typed}. Raises Stop, which names the cell.
+
+    vocab_size: the text's.
+    """
     changes = {}
     for name, level in levels.items():
         value = changes[name] = value_of(arm, name, level)
@@ -213,7 +222,7 @@ def arm_in_cell(arm, levels, cell):
                 changes[follower] = round(scaled) if type(own) is int else scaled
     # a data set sets the vocabulary, unless the user does
     if arm.origin.get('vocab_size', 'default') == 'default':
-        changes.setdefault('vocab_size', Dataset(changes['dataset'], 1).vocab_size)
+        changes.setdefault('vocab_size', vocab_size)
     of_training = {name: value for name, value in changes.items() if name in options_of(train.Options)}
     options = dataclasses.replace(arm.options, **of_training)
     if options.min_lr > options.learning_rate and arm.options.min_lr <= arm.options.learning_rate:
