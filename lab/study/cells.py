@@ -218,7 +218,8 @@ def arm_in_cell(arm, levels, vocab_size, cell):
             own, led = getattr(arm.options, follower), getattr(arm.options, name)
             # a follower that is a factor itself has its own level
             if follower not in levels and led:
-                scaled = own * value / led
+                # x1 leaves it as it is, to the last digit
+                scaled = own * (float(level[1:]) if is_scale(level) else value / led)
                 changes[follower] = round(scaled) if type(own) is int else scaled
     # a data set sets the vocabulary, unless the user does
     if arm.origin.get('vocab_size', 'default') == 'default':

@@ -10,15 +10,19 @@ from lab.study.schema import ABSENT, Checks, Plan, Report, ReportedCell, Reporte
 from lab.study.words import over_sentence, over_sentences, over_table
 from lab.suspicion import suspicions
 
+# the factor that stands for a single size
+PARAMETERS = 'parameters'
+
 
 def build_over_report(study, runs):
     """Returns the schema.Report of a study with cells from its RunResults."""
     findings, o, baseline = study.findings, study.options, study.baseline
     factors, judged = factors_of(study.cells), judged_cells(study, runs)
+    present = judged[0].levels
     over = blocked.judge(judged, next(iter(study.cells[0].arms)), o.delta, o.alpha,
-                         rate='learning_rate' if 'learning_rate' in factors else None,
-                         sizes=[name for name in SIZES if name in factors],
-                         length='max_iters' if 'max_iters' in factors else None)
+                         rate='learning_rate' if 'learning_rate' in present else None,
+                         sizes=[name for name in (*SIZES, PARAMETERS) if name in present],
+                         length='max_iters' if 'max_iters' in present else None)
     cells = [ReportedCell(cell.name, cell.text, cell.levels, one.losses, differences_in(one, over))
              for cell, one in zip(study.cells, judged)]
     return Report(
@@ -42,9 +46,9 @@ def factors_of(cells):
 
 
 def judged_cells(study, runs):
-    """Returns the cells as lab.blocked has them: x0.5 is 0.5, and a size is the baseline's number of parameters.
+    """Returns the cells as lab.blocked has them: x0.5 is 0.5, and a single size is the baseline's PARAMETERS.
 
-    That is on the first text, whose vocabulary stands for all, and where one size is a factor.
+    Those are on the first text, whose vocabulary stands for all.
     """
     sizes, params = [name for name in study.cells[0].levels if name in SIZES], {}
     for cell in study.cells if len(sizes) == 1 else ():
@@ -53,9 +57,9 @@ def judged_cells(study, runs):
 
     def number(name, level):
         if name in sizes and params:
-            return params[level]
-        return float(level.removeprefix('x')) if is_number(level) else level
-    return [blocked.Cell(cell.text, {name: number(name, level) for name, level in cell.levels.items()},
+            return PARAMETERS, params[level]
+        return name, float(level.removeprefix('x')) if is_number(level) else level
+    return [blocked.Cell(cell.text, dict(number(name, level) for name, level in cell.levels.items()),
                          {name: list(final_losses(runs, arm.name).values()) for name, arm in cell.arms.items()})
             for cell in study.cells]
 

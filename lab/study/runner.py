@@ -113,7 +113,8 @@ class Runner:
 
     def train_tasks(self, tasks, tick):
         """Yields (task, TaskResult). Workers get runs of arms with the same code in groups of group_size()."""
-        sizes = {task.arm.code_key: group_size(task.arm, self.study.options.at_once) for task in tasks}
+        arms = {task.arm.code_key: task.arm for task in tasks}
+        sizes = {key: group_size(arm, self.study.options.at_once) for key, arm in arms.items()}
         # groups in the order of their first tasks: (code, number of its group) -> tasks
         groups, count = {}, Counter()
         for task in tasks:

@@ -130,7 +130,7 @@ class ReportedOver:
     """A study over texts and options: a comparison's mean and interval are then those over texts."""
     factors: dict               # {factor: [level as typed]}
     cells: list[ReportedCell]
-    verdicts: Over              # lab/blocked.py; a factor's x0.5 is 0.5 there, a single size is in parameters
+    verdicts: Over              # lab/blocked.py; there x0.5 is 0.5, and a single size is the factor parameters
     words: dict                 # {arm: [sentence]} on what a comparison's words leave out
 
 

@@ -248,6 +248,22 @@ def test_an_effect_that_length_turns_round_is_early(texts):
     assert all(cell['differences']['alibi']['difference'] is not None for cell in report['over']['cells'])
 
 
+def test_a_size_is_judged_in_parameters(texts):
+    """The arm has at every size what the baseline has at twice its parameters."""
+    sizes = {}
+
+    def power_law(cell, text, arm):
+        # on the first text, whose vocabulary stands for all
+        own = cell.arms['base'].meta_model().get_num_params()
+        params = sizes.setdefault(cell.levels['n_embd'], own)
+        return 5 * (params * (2 if arm == 'alibi' else 1)) ** -0.3
+    report = report_of(texts, f'{typed(texts, "abc")}; n_embd=8,16,32', power_law, noise=0)
+    a = report['over']['verdicts']['arms']['alibi']
+    assert report['over']['verdicts']['factors']['parameters'] == sorted(sizes.values())
+    assert a['speedups']['parameters']['mean'] == pytest.approx(2, rel=0.1)
+    assert 'effective speedup in parameters: 1.' in ' '.join(report['over']['words']['alibi'])
+
+
 def test_cells_that_diverged_are_named(texts, tmp_path):
     lost = [(f'{text}, lr x2', 'alibi') for text in TEXTS]
     report = report_of(texts, f'{typed(texts)}; learning_rate=x0.5,x1,x2', lambda *cell: 0.0, lost=lost)
