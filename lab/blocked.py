@@ -88,7 +88,6 @@ class MeanOverTexts:
     tau_interval: list | None = None
     prediction: list | None = None  # of the difference on a new text
     p_new_better: float | None = None   # chance that a new text's difference is below 0
-    same_sign: float | None = None  # chance that it has the sign of the mean
 
 
 @dataclass
@@ -315,17 +314,14 @@ def mean_over_texts(y, squares, df=inf, delta=0.005, alpha=0.05):
     The mean and tau are hartung_knapp's. tau's interval has the values for which the sum of squares there is no
     unlikely one (Viechtbauer 2007), by F rather than chi square, as errors are estimates. All values, each as likely
     as its sum says, make the distribution of a new text's difference (Nagashima et al. 2019). The usual interval,
-    mean +- t_{D - 2} sqrt(tau^2 + se^2) (Higgins et al. 2009), held 86 to 98 % of new texts in simulations, and with
-    D - 1 still fewer, as the one tau of few texts is often too near 0.
+    mean +- t_{D - 2} sqrt(tau^2 + se^2) (Higgins et al. 2009), held 86 to 98 % of new texts in simulations, and fewer
+    with D - 1: the one tau of few texts is often too near 0.
     """
     mean, se, tau2, weights, q = hartung_knapp(y, squares)
     D = y.shape[-1]
     over = t_mean(mean, se, D - 1, delta, alpha)
-    # (..., NODES): values of tau^2 that are equally likely, from the largest
-    ps = np.append((np.arange(NODES) + 0.5) / NODES, [alpha / 2, 1 - alpha / 2])
-    sums = (D - 1) * scipy.special.fdtri(D - 1, np.minimum(df, LARGE_DF)[..., None], ps)
-    tau2s = q.solve(sums)
-    tau2s, (high, low) = tau2s[..., :NODES], np.moveaxis(tau2s[..., NODES:], -1, 0)
+    tau2s = tau2_quantiles(q, df, (np.arange(NODES) + 0.5) / NODES)
+    low, high = np.moveaxis(tau2_quantiles(q, df, np.array([alpha / 2, 1 - alpha / 2])), -1, 0)
     # of a new text: the errors' part of the mean's variance, that of tau, and the text's own
     of_errors = (weights * (squares @ weights[..., None])[..., 0]).sum(-1)[..., None]
     sds = np.sqrt(of_errors + (1 + (weights ** 2).sum(-1)[..., None]) * tau2s)
@@ -333,7 +329,6 @@ def mean_over_texts(y, squares, df=inf, delta=0.005, alpha=0.05):
     over.n_texts, over.tau, over.tau_interval = D, np.sqrt(tau2), np.sqrt([low, high])
     over.prediction = np.stack((mean - half, mean + half))
     over.p_new_better = normal_cdf(-mean[..., None], sds).mean(-1)
-    over.same_sign = np.maximum(over.p_new_better, 1 - over.p_new_better)
     return over
 
 
@@ -343,8 +338,8 @@ def hartung_knapp(y, squares):
     tau is Paule and Mandel's: the value for which the weighted sum of squares around the mean is D - 1. The standard
     error is the usual one times the square root of that sum over D - 1 (Hartung and Knapp 2001; Sidik and Jonkman
     2002); if all errors are equal, it is Student's, of the D differences. Where errors differ much, that sum is not
-    let below D - 1 by some (Roever et al. 2015): here intervals hold 94.3 % or more without, and with it errors of
-    5 % would be .2 to 2 % where tau is 0.
+    let below D - 1 by some (Roever et al. 2015): here intervals hold the mean in 94.3 % or more without, and it
+    would make errors of 5 % less than 2 % where tau is 0.
     """
     D = y.shape[-1]
     q = heterogeneity(y, squares)
@@ -353,6 +348,13 @@ def hartung_knapp(y, squares):
     total = weights.sum(-1)
     weights = weights / total[..., None]
     return (weights * y).sum(-1), np.sqrt(q(tau2)[..., 0] / (D - 1) / total), tau2[..., 0], weights, q
+
+
+def tau2_quantiles(q, df, ps):
+    """Returns quantiles (..., K) of the confidence distribution of tau^2, at ps (K,); df (...): of the errors."""
+    D = q.squares.shape[-1] + 1
+    # a large tau^2 makes the sum small
+    return q.solve((D - 1) * scipy.special.fdtri(D - 1, np.minimum(df, LARGE_DF)[..., None], 1 - ps))
 
 
 def half_width(sds, alpha):
