@@ -1,14 +1,15 @@
-"""Verdicts over texts, learning rates and sizes: cells are blocks, with runs of the baseline and of every arm in each.
+"""Verdicts over texts, learning rates and sizes: cells are blocks, with runs of all arms in each.
 
 A cell is a text with levels of other factors. The difference of an arm in cell c is modelled as
 
     d_c = mu + sum_f slope_f (log2 level_cf - centre_f) + u_text + e_c,   u_text ~ N(0, tau^2)
 
-with the texts as a sample of texts, and the factors as fixed. The verdict is about mu, the mean over texts at the
-centre of the design. Differences are arm - baseline, in the losses' unit, nats per token; lower losses are better.
+with the texts as a sample of texts, and the factors as fixed. The verdict is about mu, the mean over texts at
+the centre of the design. Differences are arm - baseline, in the losses' unit, nats per token; lower losses
+are better.
 
-Arrays may have leading dimensions, (...): studies, so that what is tested by simulation is what judges. C: cells,
-D: texts, n: runs in a cell, k: columns of the factors.
+Arrays may have leading dimensions, (...): studies, so that what is tested by simulation is what judges. C:
+cells, D: texts, n: runs in a cell, k: columns of the factors.
 """
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -34,6 +35,7 @@ NEWTON = 12             # steps: errors that differ 1000 times need 8
 HALVINGS = 30           # of a bisection: 9 digits
 LARGE_DF = 1e9          # for inf, which scipy's F does not take
 TINY = 1e-100           # a variance that keeps matrices of zeros regular
+NO_GROUPS = 'needs runs of both arms at all values of {} with all else equal, which a Latin square has not'
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Cell:
     """One block of the design; before it is trained, losses are empty."""
     text: str
     levels: dict = field(default_factory=dict)  # {factor: level}: {'learning_rate': 0.5, 'n_embd': 256}
-    losses: dict = field(default_factory=dict)  # {arm: [loss of each run]}, inf: diverged; a failed run is left out
+    # {arm: [loss of each run]}, inf: diverged; a run that failed is left out
+    losses: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -88,7 +91,6 @@ class MeanOverTexts:
     tau_interval: list | None = None
     prediction: list | None = None  # of the difference on a new text
     p_new_better: float | None = None   # chance that a new text's difference is below 0
-    same_sign: float | None = None  # chance that it has the sign of the mean
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Optimum:
     levels: dict                    # without the learning rate
     rate: float                     # 2^x at the minimum of the parabola, or the best rate of the grid
     loss: float                     # there
-    edge: str | None = None         # lowest, highest: the best rate of the grid is its edge; the optimum may lie beyond
+    edge: str | None = None         # lowest, highest: the best rate is the grid's edge, a better one may be beyond
 
 
 @dataclass
@@ -109,7 +111,7 @@ class OwnBest:
     texts: list[TextDifference]
     optima: list[Optimum]           # the arm's and the baseline's
     by_parabola: int                # pairs of optima that are minima of parabolas
-    by_grid: int                    # pairs that are the best rates of the grid, as one of the two is at its edge
+    by_grid: int                    # pairs that are best rates of the grid, as one of the two is at its edge
 
 
 @dataclass
@@ -159,7 +161,7 @@ class ArmOver:
     own_best: OwnBest | None = None
     speedups: dict[str, Speedup] = field(default_factory=dict)  # {size or length factor: speedup}
     lengths: list[AtLength] = field(default_factory=list)       # from the shortest to the longest
-    early: AtLength | None = None   # a shorter length that is better or worse, where the longest turns it round
+    early: AtLength | None = None   # a shorter length that is better or worse, which the longest turns round
     refused: dict = field(default_factory=dict) # {over, own_best or a factor: why it cannot be estimated}
 
 
@@ -180,22 +182,23 @@ class Over:
 def design(texts, factors, cells=None):
     """Returns the Cells of a design, without losses: in the order of texts, each with levels of all factors.
 
-    factors: {factor: levels}. cells: by default all combinations; fewer form a Latin square or its like: each text
-    sees each level of each factor equally often, and pairs of levels come as evenly as they can. Possible are
-    multiples of (number of texts) x (least common multiple of the factors' numbers of levels); Stop for others.
-    The same arguments give the same design.
+    factors: {factor: levels}. cells: by default all combinations; fewer form a Latin square or its like: each
+    text sees each level of each factor equally often, and pairs of levels come as evenly as they can.
+    Possible are multiples of (number of texts) x (least common multiple of the factors' numbers of levels);
+    Stop for others. The same arguments give the same design.
 
-    Cells fall into lines: (0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0) and so on, counted round, in each of which
-    each level is equally often. A text gets whole lines, the next one always that which keeps pairs of levels
-    even and then slopes of different factors uncorrelated.
+    Cells fall into lines: (0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0) and so on, counted round, in each of
+    which each level is equally often. A text gets whole lines, the next one always that which keeps pairs of
+    levels even and then slopes of different factors uncorrelated.
     """
     counts = [len(levels) for levels in factors.values()]
     step, most = len(texts) * lcm(*counts), len(texts) * prod(counts)
     cells = most if cells is None else cells
     if cells <= 0 or cells > most or cells % step:
         allowed = ', '.join(map(str, range(step, most + 1, step)))
-        raise Stop(f'cells={cells}: {len(texts)} texts see each level of {" and ".join(factors) or "nothing"} equally '
-                   f'often with {allowed}')
+        names = ' and '.join(factors) or 'nothing'
+        must = f'{len(texts)} texts see each level of {names} equally often with {allowed}'
+        raise Stop(f'cells={cells}: {must}')
     # all directions in which lines can run; the first factor always counts up
     directions = [(1, *signs) for signs in product((1, -1), repeat=len(counts) - 1)] if counts else [()]
     taken, per_text = [], cells // step
@@ -207,7 +210,7 @@ def design(texts, factors, cells=None):
 
 
 def pick_lines(counts, direction, number, taken):
-    """Returns the cells, tuples of levels, of the lines in one direction that suit those taken by other texts best."""
+    """Returns the cells, tuples of levels, of lines in one direction that best suit what other texts took."""
     lines = dict.fromkeys(tuple(sorted(tuple((a + s * i) % k for a, s, k in zip(start, direction, counts))
                                        for i in range(lcm(*counts))))
                           for start in product(*map(range, counts)))
@@ -244,11 +247,11 @@ class Fit:
     text: np.ndarray            # (..., D) of each text, at the centre
     text_squares: np.ndarray    # (..., D, D) their error's covariance
     slopes: np.ndarray          # (..., k)
-    slope_se: np.ndarray        # (..., k) by how slopes differ between texts, or by the errors if they say more
+    slope_se: np.ndarray        # (..., k) by how slopes differ between texts; by the errors if that is more
 
 
 def fit_cells(base, arm, text, x):
-    """Returns the Fit of losses base, arm, (..., C, n): NaN where there is no run, or one that does not count.
+    """Returns the Fit of losses base, arm, (..., C, n): NaN where there is no run, or none that counts.
 
     text: (C,) numbers of texts, from 0. x: (C, k) columns of the factors, 0 at their centre.
     """
@@ -265,9 +268,10 @@ def fit_cells(base, arm, text, x):
 def fit_differences(d, per_run, of_runs, df_seeds, text, x):
     """Returns the Fit of differences d (..., C), NaN where there is none.
 
-    per_run: (..., C) their squared standard errors, were a run's variance 1. of_runs: (..., C) those errors by the
-    variances that runs of one cell show, with df_seeds (...) degrees of freedom. They count if the residual has no
-    more; else what the residual says. text, x: see fit_cells. A text with no cell at all gets the difference 0.
+    per_run: (..., C) their squared standard errors, were a run's variance 1. of_runs: (..., C) those errors
+    by the variances that runs of one cell show, with df_seeds (...) degrees of freedom. They count if the
+    residual has no more; else what the residual says. text, x: see fit_cells. A text with no cell at all gets
+    the difference 0.
     """
     there = np.isfinite(d)
     weight, y = np.where(there, 1 / per_run, 0.0), np.where(there, d, 0.0)
@@ -281,7 +285,8 @@ def fit_differences(d, per_run, of_runs, df_seeds, text, x):
     coefficients = (solve @ y[..., None])[..., 0]
     residual = np.where(there, y - coefficients @ columns.T, 0.0)
     df = there.sum(-1) - np.linalg.matrix_rank(normal, hermitian=True)
-    variance = np.divide((weight * residual ** 2).sum(-1), df, out=np.zeros(df.shape), where=df > 0) # of a run
+    # of a run
+    variance = np.divide((weight * residual ** 2).sum(-1), df, out=np.zeros(df.shape), where=df > 0)
     by_seeds = (df_seeds >= df) & (df_seeds > 0)
     square = np.where(by_seeds[..., None], of_runs, variance[..., None] * per_run)
     covariance = (solve * square[..., None, :]) @ np.swapaxes(solve, -1, -2)
@@ -289,12 +294,13 @@ def fit_differences(d, per_run, of_runs, df_seeds, text, x):
     parts = (solve[..., D:, :] * residual[..., None, :]) @ columns[:, :D]
     between = D / max(D - 1, 1) * (parts ** 2).sum(-1)
     within = np.diagonal(covariance, axis1=-2, axis2=-1)[..., D:]
-    return Fit(d, square, by_seeds, np.where(by_seeds, df_seeds, df), np.sqrt(variance), coefficients[..., :D],
-               covariance[..., :D, :D], coefficients[..., D:], np.sqrt(np.maximum(between, within)))
+    return Fit(d, square, by_seeds, np.where(by_seeds, df_seeds, df), np.sqrt(variance),
+               coefficients[..., :D], covariance[..., :D, :D],
+               coefficients[..., D:], np.sqrt(np.maximum(between, within)))
 
 
 def pooled(losses):
-    """Returns each cell's mean and number of runs, (..., C), and the pooled variance of runs and its df, (...)."""
+    """Returns each cell's mean and number of runs, (..., C), and runs' pooled variance and its df, (...)."""
     there = np.isfinite(losses)
     n = there.sum(-1)
     mean = np.where(there, losses, 0.0).sum(-1) / np.maximum(n, 1)
@@ -309,23 +315,20 @@ def pooled(losses):
 def mean_over_texts(y, squares, df=inf, delta=0.005, alpha=0.05):
     """Returns MeanOverTexts, its fields arrays (...), of differences y (..., D), D >= 2.
 
-    squares: (..., D, D) covariance of their errors, estimated with df degrees of freedom. Zeros where nothing is
-    known of them: tau then counts the runs' noise too.
+    squares: (..., D, D) covariance of their errors, estimated with df degrees of freedom. Zeros where nothing
+    is known of them: tau then counts the runs' noise too.
 
-    The mean and tau are hartung_knapp's. tau's interval has the values for which the sum of squares there is no
-    unlikely one (Viechtbauer 2007), by F rather than chi square, as errors are estimates. All values, each as likely
-    as its sum says, make the distribution of a new text's difference (Nagashima et al. 2019). The usual interval,
-    mean +- t_{D - 2} sqrt(tau^2 + se^2) (Higgins et al. 2009), held 86 to 98 % of new texts in simulations, and with
-    D - 1 still fewer, as the one tau of few texts is often too near 0.
+    The mean and tau are hartung_knapp's. tau's interval has the values for which the sum of squares there is
+    no unlikely one (Viechtbauer 2007), by F rather than chi square, as errors are estimates. All values, each
+    as likely as its sum says, make the distribution of a new text's difference (Nagashima et al. 2019). The
+    usual interval, mean +- t_{D - 2} sqrt(tau^2 + se^2) (Higgins et al. 2009), held 86 to 98 % of new texts
+    in simulations, and fewer with D - 1: the one tau of few texts is often too near 0.
     """
     mean, se, tau2, weights, q = hartung_knapp(y, squares)
     D = y.shape[-1]
     over = t_mean(mean, se, D - 1, delta, alpha)
-    # (..., NODES): values of tau^2 that are equally likely, from the largest
-    ps = np.append((np.arange(NODES) + 0.5) / NODES, [alpha / 2, 1 - alpha / 2])
-    sums = (D - 1) * scipy.special.fdtri(D - 1, np.minimum(df, LARGE_DF)[..., None], ps)
-    tau2s = q.solve(sums)
-    tau2s, (high, low) = tau2s[..., :NODES], np.moveaxis(tau2s[..., NODES:], -1, 0)
+    tau2s = tau2_quantiles(q, df, (np.arange(NODES) + 0.5) / NODES)
+    low, high = np.moveaxis(tau2_quantiles(q, df, np.array([alpha / 2, 1 - alpha / 2])), -1, 0)
     # of a new text: the errors' part of the mean's variance, that of tau, and the text's own
     of_errors = (weights * (squares @ weights[..., None])[..., 0]).sum(-1)[..., None]
     sds = np.sqrt(of_errors + (1 + (weights ** 2).sum(-1)[..., None]) * tau2s)
@@ -333,18 +336,17 @@ def mean_over_texts(y, squares, df=inf, delta=0.005, alpha=0.05):
     over.n_texts, over.tau, over.tau_interval = D, np.sqrt(tau2), np.sqrt([low, high])
     over.prediction = np.stack((mean - half, mean + half))
     over.p_new_better = normal_cdf(-mean[..., None], sds).mean(-1)
-    over.same_sign = np.maximum(over.p_new_better, 1 - over.p_new_better)
     return over
 
 
 def hartung_knapp(y, squares):
-    """Returns the mean of y (..., D), its standard error and tau^2, (...), weights (..., D), and the Heterogeneity.
+    """Returns the mean of y (..., D), its standard error, tau^2, weights (..., D), and Heterogeneity.
 
-    tau is Paule and Mandel's: the value for which the weighted sum of squares around the mean is D - 1. The standard
-    error is the usual one times the square root of that sum over D - 1 (Hartung and Knapp 2001; Sidik and Jonkman
-    2002); if all errors are equal, it is Student's, of the D differences. Where errors differ much, that sum is not
-    let below D - 1 by some (Roever et al. 2015): here intervals hold 94.3 % or more without, and with it errors of
-    5 % would be .2 to 2 % where tau is 0.
+    tau is Paule and Mandel's: the value for which the weighted sum of squares around the mean is D - 1. The
+    standard error is the usual one times the square root of that sum over D - 1 (Hartung and Knapp 2001;
+    Sidik and Jonkman 2002); if all errors are equal, it is Student's, of the D differences. Where errors
+    differ much, that sum is not let below D - 1 by some (Roever et al. 2015): here intervals hold the mean in
+    94.3 % or more without, and it would make errors of 5 % less than 2 % where tau is 0.
     """
     D = y.shape[-1]
     q = heterogeneity(y, squares)
@@ -355,8 +357,15 @@ def hartung_knapp(y, squares):
     return (weights * y).sum(-1), np.sqrt(q(tau2)[..., 0] / (D - 1) / total), tau2[..., 0], weights, q
 
 
+def tau2_quantiles(q, df, ps):
+    """Returns quantiles (..., K), at ps (K,), of tau^2's confidence distribution; df (...): of the errors."""
+    D = q.squares.shape[-1] + 1
+    # a large tau^2 makes the sum small
+    return q.solve((D - 1) * scipy.special.fdtri(D - 1, np.minimum(df, LARGE_DF)[..., None], 1 - ps))
+
+
 def half_width(sds, alpha):
-    """Returns the h, (...), that normal numbers with these sds, (..., NODES), mixed, exceed with chance alpha."""
+    """Returns the h, (...), that mixed normal numbers, sds (..., NODES), exceed with chance alpha."""
     low, high = np.zeros(sds.shape[:-1]), -scipy.special.ndtri(alpha / 2) * sds.max(-1)
     for _ in range(HALVINGS):
         h = (low + high) / 2
@@ -369,7 +378,8 @@ def t_mean(mean, se, df, delta, alpha):
     """Returns MeanOverTexts of one text, with what follows from a mean, its standard error and a t, (...)."""
     half = scipy.stats.t.ppf(1 - alpha / 2, df) * se
     tost_p = np.maximum(t_cdf(-delta - mean, se, df), t_cdf(mean - delta, se, df))
-    return MeanOverTexts(1, mean, se, df, np.stack((mean - half, mean + half)), 2 * t_cdf(-abs(mean), se, df), tost_p)
+    interval = np.stack((mean - half, mean + half))
+    return MeanOverTexts(1, mean, se, df, interval, 2 * t_cdf(-abs(mean), se, df), tost_p)
 
 
 def t_cdf(x, scale, df):
@@ -408,10 +418,10 @@ class Heterogeneity:
         return first.sum(-1), (first * inverse).sum(-1)
 
     def solve(self, sums):
-        """Returns the tau^2, (..., K), at which these are the sums, (..., K) or (K,); 0 where even that gives less.
+        """Returns the tau^2, (..., K), with these sums, (..., K) or (K,); 0 where even that gives less.
 
-        One over the sum is a concave function of tau^2, and linear if all errors are equal: Newton's steps from 0 never
-        go too far.
+        One over the sum is a concave function of tau^2, and linear if all errors are equal: Newton's steps
+        from 0 never go too far.
         """
         tau2 = np.zeros(np.broadcast_shapes(self.squares.shape[:-1] + (1,), sums.shape))
         for _ in range(NEWTON):
@@ -423,7 +433,7 @@ class Heterogeneity:
 
 
 def heterogeneity(y, squares):
-    """Returns the Heterogeneity of differences y (..., D) whose errors have the covariance squares (..., D, D)."""
+    """Returns the Heterogeneity of differences y (..., D); squares: their errors' covariance, (..., D, D)."""
     contrasts = scipy.linalg.helmert(y.shape[-1]) # (D - 1, D), orthonormal
     errors, vectors = np.linalg.eigh(contrasts @ squares @ contrasts.T)
     z = (np.swapaxes(vectors, -1, -2) @ (contrasts @ y[..., None]))[..., 0]
@@ -436,9 +446,10 @@ def heterogeneity(y, squares):
 def own_best(cells, baseline, arm, rate, delta, alpha):
     """Returns the OwnBest of cells that differ in the rate alone, or a sentence on why there is none.
 
-    Near its minimum the loss is a parabola in log2(rate). It is drawn through the best rate of the grid and the two
-    beside it, because far above the best rate losses rise faster than below. Where the best rate of either arm is an
-    edge of the grid, both arms get their best rate of the grid instead: nothing is extrapolated.
+    Near its minimum the loss is a parabola in log2(rate). It is drawn through the best rate of the grid and
+    the two beside it, because far above the best rate losses rise faster than below. Where the best rate of
+    either arm is an edge of the grid, both arms get their best rate of the grid instead: nothing is
+    extrapolated.
     """
     rates = levels_of(cells)[rate]
     if len(rates) < 3:
@@ -447,30 +458,33 @@ def own_best(cells, baseline, arm, rate, delta, alpha):
     groups = [row for row in group_cells(cells, rate, (arm, baseline))
               if all(min(mean_loss(cell, name) for cell in row) < inf for name in (arm, baseline))]
     if not groups:
-        return f'needs runs of both arms at all values of {rate} with all else equal, which a Latin square has not'
+        return NO_GROUPS.format(rate)
     # (groups, 2, rates): the arm, the baseline
-    losses = np.array([[[mean_loss(cell, name) for cell in row] for name in (arm, baseline)] for row in groups])
-    runs = np.array([[[len(cell.losses[name]) for cell in row] for name in (arm, baseline)] for row in groups])
+    both = arm, baseline
+    losses = np.array([[[mean_loss(cell, name) for cell in row] for name in both] for row in groups])
+    runs = np.array([[[len(cell.losses[name]) for cell in row] for name in both] for row in groups])
     at, weights = minima(np.log2(rates), losses)
-    values = (weights * np.where(weights == 0, 0.0, losses)).sum(-1) # (groups, 2)
-    optima = [Optimum(name, row[0].text, without(row[0].levels, rate), float(2 ** x), float(value),
-                      {0: 'lowest', len(rates) - 1: 'highest'}.get(best))
-              for i, row in enumerate(groups)
-              for name, x, value, best in zip((arm, baseline), at[i], values[i], losses[i].argmin(-1).tolist())]
+    # (groups, 2); inf has no weight
+    values = (weights * np.where(weights == 0, 0.0, losses)).sum(-1)
+    edges = {0: 'lowest', len(rates) - 1: 'highest'}
+    optima = [Optimum(name, row[0].text, without(row[0].levels, rate), float(2 ** at[i, j]),
+                      float(values[i, j]), edges.get(int(losses[i, j].argmin())))
+              for i, row in enumerate(groups) for j, name in enumerate(both)]
     # the slope at a minimum is 0, so where it lies adds nothing to its loss's error
     per_run = (weights ** 2 / runs).sum(-1) # (groups, 2)
-    (*_, s2_arm, df_arm), (*_, s2_base, df_base) = (pooled(runs_of(cells, name)) for name in (arm, baseline))
-    texts, number = np.unique([row[0].text for row in groups], return_inverse=True)
+    (*_, s2_arm, df_arm), (*_, s2_base, df_base) = (pooled(runs_of(cells, name)) for name in both)
+    texts = list(dict.fromkeys(row[0].text for row in groups))
+    number = np.array([texts.index(row[0].text) for row in groups])
     _, x = factor_columns([Cell(row[0].text, without(row[0].levels, rate)) for row in groups])
     fit = fit_differences(values[:, 0] - values[:, 1], per_run.sum(1), per_run @ [s2_arm, s2_base],
                           np.minimum(df_arm, df_base), number, x)
     by_parabola = int((np.count_nonzero(weights, axis=-1) > 1).all(1).sum())
-    return OwnBest(summarize(fit, delta, alpha), text_differences(fit, texts.tolist(), number), optima, by_parabola,
-                   len(groups) - by_parabola)
+    return OwnBest(summarize(fit, delta, alpha), text_differences(fit, texts, number), optima,
+                   by_parabola, len(groups) - by_parabola)
 
 
 def minima(x, losses):
-    """Returns where the losses (..., 2, R) of two arms at x (R,) are least, (..., 2), and weights (..., 2, R).
+    """Returns where losses (..., 2, R) of two arms at x (R,) are least, (..., 2), and weights (..., 2, R).
 
     The weights' sum of losses is the least loss. It is that of a parabola through the smallest loss and its
     neighbours where that exists for both arms; else of the smallest loss.
@@ -479,7 +493,8 @@ def minima(x, losses):
     at = best.clip(1, len(x) - 2) + [-1, 0, 1] # (..., 2, 3)
     y, nodes = np.take_along_axis(losses, at, -1), x[at]
     inside = (best[..., 0] == at[..., 1]) & np.isfinite(y).all(-1)
-    (x0, x1, x2), (y0, y1, y2) = np.moveaxis(nodes, -1, 0), np.moveaxis(np.where(np.isfinite(y), y, 0.0), -1, 0)
+    x0, x1, x2 = np.moveaxis(nodes, -1, 0)
+    y0, y1, y2 = np.moveaxis(np.where(np.isfinite(y), y, 0.0), -1, 0)
     # slopes of the two chords; between their middles the parabola's slope goes through 0
     left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     inside &= right > left
@@ -501,22 +516,22 @@ def minima(x, losses):
 def speedup(cells, baseline, arm, factor, alpha):
     """Returns the Speedup in a factor, from losses at its largest level, or a sentence on why there is none.
 
-    With four levels or more: ((L_worse - floor) / (L_better - floor))^(1 / exponent), with the floor and the exponent
-    of a power law through the baseline's losses; three levels leave nothing to tell its error. With fewer, or where
-    a text's losses show no floor: the better arm's losses, linear in log2(level) between levels, tell where it has
-    the worse one's last loss. As losses flatten, this is rather too near 1.
+    With four levels or more: ((L_worse - floor) / (L_better - floor))^(1 / exponent), with the floor and the
+    exponent of a power law through the baseline's losses; three levels leave nothing to tell its error. With
+    fewer, or where a text's losses show no floor: the better arm's losses, linear in log2(level) between
+    levels, tell where it has the worse one's last loss. As losses flatten, this is rather too near 1.
     """
     levels = levels_of(cells)[factor]
     if len(levels) < 2:
         return f'needs two values of {factor}; there is 1'
-    curves = {}
-    for row in group_cells(cells, factor, (baseline, arm)):
-        curves.setdefault(row[0].text, []).append([[mean_loss(cell, name) for cell in row] for name in (baseline, arm)])
+    curves, both = {}, (baseline, arm)
+    for row in group_cells(cells, factor, both):
+        curves.setdefault(row[0].text, []).append([[mean_loss(cell, name) for cell in row] for name in both])
     # (2, levels) for each text: the baseline, the arm
     curves = {text: np.mean(rows, 0) for text, rows in curves.items()}
     curves = {text: rows for text, rows in curves.items() if np.isfinite(rows).all()}
     if not curves:
-        return f'needs runs of both arms at all values of {factor} with all else equal, which a Latin square has not'
+        return NO_GROUPS.format(factor)
     falling = {text: rows for text, rows in curves.items() if rows[0, -1] < rows[0, -2]}
     if not falling:
         return f"the baseline's loss does not fall from {factor}={levels[-2]:g} to {levels[-1]:g}"
@@ -536,12 +551,12 @@ def speedup(cells, baseline, arm, factor, alpha):
         if len(logs) > 2:
             over = mean_over_texts(logs, np.zeros((len(logs), len(logs))), alpha=alpha)
             interval = (2 ** over.interval).tolist()
-    return Speedup(factor, method, {text: float(2 ** log) for text, (log, _) in found.items()}, bounds, mean, interval,
-                   floors, exponents)
+    factors = {text: float(2 ** log) for text, (log, _) in found.items()}
+    return Speedup(factor, method, factors, bounds, mean, interval, floors, exponents)
 
 
 def fit_power_law(levels, losses):
-    """Returns floor and exponent of losses = floor + scale level^-exponent, (L,); None if they show no floor."""
+    """Returns floor and exponent of losses = floor + scale level^-exponent, (L,); None if there is no floor."""
     x = np.log(levels) - np.log(levels).mean()
 
     def fit(log_exponent):
@@ -585,7 +600,8 @@ def judge_lengths(cells, baseline, arm, length, delta, alpha):
     """Returns an AtLength for each length, from the shortest, at which runs of both arms give a mean."""
     found, differences = [], []
     for level in levels_of(cells)[length]:
-        over, _, texts, _ = judge_cells([c for c in cells if c.levels[length] == level], baseline, arm, delta, alpha)
+        here = [cell for cell in cells if cell.levels[length] == level]
+        over, _, texts, _ = judge_cells(here, baseline, arm, delta, alpha)
         if over:
             found.append(AtLength(level, over, 1.0))
             differences.append({text.text: text.difference for text in texts})
@@ -603,7 +619,7 @@ def judge_lengths(cells, baseline, arm, length, delta, alpha):
 
 
 def find_early(lengths, alpha):
-    """Returns the first length whose verdict turns: better or worse there, and by the longest the other way round."""
+    """Returns the shortest length whose verdict turns: better or worse there, the opposite at the longest."""
     for at in lengths[:-1]:
         turned = at.over.mean * lengths[-1].over.mean <= 0
         if turned and at.holm_p < alpha and at.change_p is not None and at.change_p < alpha:
@@ -617,9 +633,10 @@ def find_early(lengths, alpha):
 def judge(cells, baseline, delta=0.005, alpha=0.05, rate=None, sizes=(), length=None):
     """Returns the verdicts of Cells with losses, as Over.
 
-    rate, sizes, length: the names of factors that are a learning rate, a size and a length of training. With a
-    length, the verdict is about the longest; shorter ones tell whether it is early. Levels may be what they are in
-    an option (n_embd) or what a speedup should be in (numbers of parameters). Raises Stop where cells make no sense.
+    rate, sizes, length: the names of factors that are a learning rate, a size and a length of training. With
+    a length, the verdict is about the longest; shorter ones tell whether it is early. Levels may be what they
+    are in an option (n_embd) or what a speedup should be in (numbers of parameters). Raises Stop where cells
+    make no sense.
     """
     validate_levels(delta, alpha)
     names = validate_cells(cells, baseline, [f for f in (rate, *sizes, length) if f])
@@ -650,7 +667,7 @@ def keep(a, what, found):
 
 
 def judge_arm(cells, baseline, arm, delta, alpha):
-    """Returns the ArmOver of one arm, without what needs several rates, sizes or lengths, and without a verdict."""
+    """Returns the ArmOver of one arm, without a verdict and what needs several rates, sizes or lengths."""
     over, fit, texts, names = judge_cells(cells, baseline, arm, delta, alpha)
     base, var = runs_of(cells, baseline), runs_of(cells, arm)
     bad = dict(base=int(np.isinf(base).sum()), var=int(np.isinf(var).sum()))
@@ -660,7 +677,8 @@ def judge_arm(cells, baseline, arm, delta, alpha):
     if over:
         a.error = ('seeds' if fit.by_seeds else 'residual') if fit.df > 0 else 'none'
         a.p, a.side = over.p, int(np.sign(over.mean))
-        a.signs = dict(better=sum(t.difference < 0 for t in texts), worse=sum(t.difference > 0 for t in texts))
+        differences = [text.difference for text in texts]
+        a.signs = dict(better=sum(d < 0 for d in differences), worse=sum(d > 0 for d in differences))
         a.slopes = slopes_of(fit, names, over.df, alpha)
         # from the largest to the smallest
         steps = over.mean - over.se * scipy.stats.t.ppf((np.arange(POINTS) + 0.5) / POINTS, over.df)
@@ -668,8 +686,8 @@ def judge_arm(cells, baseline, arm, delta, alpha):
         a.shrunk, a.shrunk_interval = belief.mean, belief.interval
         a.p_better, a.p_within = belief.p_better, belief.p_within
     else:
-        a.refused['over'] = ('one text, and one run of each arm in a cell: nothing tells the error' if texts else
-                             'no cell has a run of both arms that ended')
+        a.refused['over'] = ('one text, and one run of each arm in a cell: nothing tells the error'
+                             if texts else 'no cell has a run of both arms that ended')
     # numbers of diverged runs have a share of the level, where there are any
     lost_p, lost_side = compare_lost(base[~np.isnan(base)][None], var[~np.isnan(var)][None])
     if lost_p is not None:
@@ -699,9 +717,9 @@ def judge_cells(cells, baseline, arm, delta, alpha):
     if not texts:
         return None, None, [], []
     names, x = factor_columns(cells)
-    rows = [i for i, cell in enumerate(cells) if cell.text in texts]
-    number = np.array([texts.index(cells[i].text) for i in rows])
-    fit = fit_cells(base[rows], var[rows], number, x[rows])
+    # cells of a text that has no runs are as good as any other's
+    number = np.array([texts.index(cell.text) if cell.text in texts else 0 for cell in cells])
+    fit = fit_cells(base, var, number, x)
     return summarize(fit, delta, alpha), fit, text_differences(fit, texts, number), names
 
 
@@ -724,18 +742,15 @@ def text_differences(fit, texts, number):
 
 
 def cell_differences(cells, base, var, fit):
-    """Returns the CellDifferences of one arm; base, var: (C, n) losses. fit: of those cells whose texts have any."""
-    known = fit is not None and fit.df > 0
-    found, i = [], 0
-    texts = {cell.text for cell, *rows in zip(cells, base, var) if all(np.isfinite(row).any() for row in rows)}
-    for cell, of_base, of_arm in zip(cells, base, var):
-        c = CellDifference(cell.text, cell.levels, int(np.isfinite(of_arm).sum()), int(np.isfinite(of_base).sum()),
-                           dict(base=int(np.isinf(of_base).sum()), var=int(np.isinf(of_arm).sum())))
-        if cell.text in texts:
-            if c.n and c.n_base:
-                c.difference = float(fit.difference[i])
-                c.se = float(np.sqrt(fit.square[i])) if known else None
-            i += 1
+    """Returns the CellDifferences of one arm; base, var: (C, n) losses. fit: of one study, or None."""
+    found = []
+    for i, (cell, of_base, of_arm) in enumerate(zip(cells, base, var)):
+        bad = dict(base=int(np.isinf(of_base).sum()), var=int(np.isinf(of_arm).sum()))
+        n, n_base = int(np.isfinite(of_arm).sum()), int(np.isfinite(of_base).sum())
+        c = CellDifference(cell.text, cell.levels, n, n_base, bad)
+        if n and n_base:
+            c.difference = float(fit.difference[i])
+            c.se = float(np.sqrt(fit.square[i])) if fit.df > 0 else None
         found.append(c)
     return found
 
@@ -767,7 +782,7 @@ def is_number(level):
 
 
 def factor_columns(cells):
-    """Returns the columns of all factors that vary: names, and (C, k) values with mean 0 over each factor's levels.
+    """Returns the columns of all factors that vary: names, and (C, k) values, whose mean over levels is 0.
 
     Numbers above 0 have one column, log2. Others have one for each level but the last, named None.
     """
@@ -787,7 +802,7 @@ def factor_columns(cells):
 
 
 def group_cells(cells, factor, arms):
-    """Returns lists of cells that differ in one factor alone, in the order of its levels; all have runs of all arms."""
+    """Returns lists of cells that differ in one factor alone, by its level, where all have runs of all arms."""
     levels, groups = levels_of(cells)[factor], {}
     for cell in cells:
         if all(cell.losses.get(name) for name in arms):
@@ -801,7 +816,7 @@ def without(levels, factor):
 
 
 def runs_of(cells, arm):
-    """Returns an arm's losses, (C, n); NaN where a cell has fewer runs than others, inf for a run that diverged."""
+    """Returns an arm's losses, (C, n): inf for a run that diverged, NaN where a cell has fewer than others."""
     runs = [cell.losses.get(arm, []) for cell in cells]
     losses = np.full((len(cells), max(1, *map(len, runs))), np.nan)
     for row, values in zip(losses, runs):
