@@ -47,7 +47,9 @@ STYLE = {
 WIDTH, HEIGHT = 360, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 22, 340, 208     # of the axes, from the upper left corner
 ROW, STRIP = 42, 22                             # heights of a forest plot's row, and of its intervals
-LINE, CELLS = 18, (142, 296)                    # height of a line in a plot of cells; its axis, from the left
+LINE = 18                                       # height of a line in a plot of cells
+LETTER, BOLD = 6.4, 7.2                         # widths of most letters
+LABELS, NUMBERS = (70, 200), 64                 # room for its labels, least and most, and for its numbers
 
 
 # -----------------------------------------------------------------------------
@@ -220,6 +222,10 @@ class ForestLine(NamedTuple):
     kind: str                   # cell, text, mean or new: another text, of which x is None
     words: str = ''             # in place of the difference, where there is none
 
+    @property
+    def is_bold(self):
+        return self.kind in ('text', 'mean')
+
 
 @dataclass
 class CellForest:
@@ -240,10 +246,16 @@ class CellForest:
     def span(self):
         return max(1, round(LINE * len(self.lines) / 430))
 
+    @property
+    def room(self):
+        """The width of the labels, as far as there is room beside the axis."""
+        widths = [len(line.label) * (BOLD if line.is_bold else LETTER) for line in self.lines]
+        return min(max(*widths, LABELS[0]), LABELS[1])
+
     def draw(self):
         """Returns the plot as a matplotlib Figure: one line a cell, its name to the left, its number to the right."""
         bottom = LINE * len(self.lines) + 8
-        figure, ax = new_figure(bottom + 42, CELLS[0], 0, CELLS[1], bottom)
+        figure, ax = new_figure(bottom + 42, self.room + 14, 0, WIDTH - NUMBERS, bottom)
         ax.set_xlim(self.low, self.high)
         ax.set_ylim(bottom, 0)
         ax.fill_between(np.clip([-self.delta, self.delta], self.low, self.high), 0, bottom, color=COLORS['delta'],
@@ -259,11 +271,10 @@ class CellForest:
     def draw_line(self, figure, ax, line, y):
         """Draws one line at height y, in units from above."""
         height = 72 * figure.get_figheight()
-        bold = line.kind in ('text', 'mean')
-        summary = line.kind in ('mean', 'new')
+        bold, summary = line.is_bold, line.kind in ('mean', 'new')
         style = dict(weight='bold', gid='name') if bold else {}
-        figure.text(4 / WIDTH, 1 - (y + 4) / height, label_text(shorten(line.label, 18 if bold else 21)),
-                    color=COLORS['ink' if bold or summary else 'soft'], **style)
+        label = label_text(shorten(line.label, round(self.room / (BOLD if bold else LETTER))))
+        figure.text(4 / WIDTH, 1 - (y + 4) / height, label, color=COLORS['ink' if bold or summary else 'soft'], **style)
         number = line.words or with_minus_signs(format_number(line.x, sign='+'))
         figure.text(1 - 4 / WIDTH, 1 - (y + 4) / height, number, color=COLORS['ink' if bold else 'soft'], ha='right')
         color = COLORS[self.color] if summary else COLORS['ink' if line.kind == 'text' else 'soft']
@@ -495,7 +506,7 @@ def cell_forest(r, v):
     low, high = (f(1.5 * sign * r.plan.delta, f(np.clip(ends or [0], -reach, reach)) * 1.05)
                  for f, sign in ((min, -1), (max, 1)))
     beyond = any(not low <= end <= high for end in ends)
-    note = sentences.cell_forest_note(a.over, beyond)
+    note = sentences.cell_forest_note(a.over, 'max_iters' in r.over.factors, beyond)
     return CellForest(lines, r.plan.delta, float(low), float(high), verdict_class(v.verdict), note,
                       f'{r.plan.unit}; below zero the arm is better', f'cells_{v.arm.index}', f'{arm} in each cell')
 

@@ -368,10 +368,13 @@ def forest_note(r, paired, over_text, beyond):
     return note
 
 
-def cell_forest_note(over, beyond):
-    """Returns the note of an arm's plot of cells; over: its means over texts. beyond: it has arrows."""
+def cell_forest_note(over, lengths, beyond):
+    """Returns the note of an arm's plot of cells; over: its means over texts.
+
+    lengths: there are shorter runs. beyond: it has arrows.
+    """
     note = 'Dots: cells; squares: texts, at the centre of the other factors; bars: two standard errors. Diamond: the ' \
            'mean over texts and its interval.'
     if over.prediction:
         note += ' Broad bar: where another text is expected.'
-    return note + ' Arrow: beyond the axis.' * beyond
+    return note + ' Shorter runs, without bars, are not in the mean.' * lengths + ' Arrow: beyond the axis.' * beyond
