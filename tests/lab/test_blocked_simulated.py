@@ -177,17 +177,17 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('D', [4, 5, 8])
+@pytest.mark.parametrize('D, seeds', [(4, 1), (5, 1), (5, 2), (8, 2)])
 @pytest.mark.parametrize('tau', [0, 1])
-@pytest.mark.parametrize('seeds', [1, 2])
 @pytest.mark.parametrize('kind', KINDS)
 def test_coverage_where_not_all_is_normal(kind, D, tau, seeds):
     rates = coverage(5, 10 * CHUNK, D, tau, seeds, **KINDS[kind])
     figure(f'{D} texts, tau {tau}, {seeds} seeds, {kind}', rates)
     assert rates['mean'] >= 0.943
     assert rates['new'] >= 0.93
-    # with one run in each of one cell a text, nothing tells noise from tau
-    assert rates['tau'] >= 0.93 or kind == 'one cell a text' and seeds == 1
+    # it takes texts as normal; with one run in each of one cell a text, nothing tells noise from tau
+    least = 0.88 if kind == 't3 noise and texts' else 0.93
+    assert rates['tau'] >= least or kind == 'one cell a text' and seeds == 1
 
 
 @pytest.mark.slow
