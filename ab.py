@@ -4,6 +4,8 @@
     python ab.py config/ab_shakespeare_char.py \
         --arms='base; soft: variant=soft_window; far: variant=soft_window window_init=128'
     python ab.py config/ab_shakespeare_char.py --variants=alibi --seeds=5     five seeds of both, in pairs
+    python ab.py config/ab_text.py --variants=canon,rope \
+        --over='dataset=code,prose,smiles,poems,abc; learning_rate=x0.5,x1,x2'    does it hold on other texts?
     python ab.py gate config/ab_shakespeare_char.py --variant=mine --json     keep it? for loops: docs/agents.md
     python ab.py --report out-ab/NAME         the report once more, from what is there
     python ab.py --from_csv=results.csv       the statistics of anybody's losses, from any sensible table
@@ -13,6 +15,11 @@
 The loss that is judged is fixed beforehand: on the whole validation split, after the last iteration. So is
 the test, and both are printed before the first run. Arms are trained until they are decided; runs are kept
 in a store, so that a baseline serves every later study. Stopped anywhere, the same command goes on.
+
+With --over all arms are trained in each cell, a combination of levels. A level is a value, or a factor, xF, on the
+arm's own value; learning_rate takes min_lr with it, max_iters takes lr_decay_iters and warmup_iters. The verdict is
+the mean over texts, with what to expect on another text. A cell has --seeds=N seeds, by default 1, or 2 where the
+design leaves nothing else to tell noise by (lab/study/cells.py).
 """
 if __name__ == '__main__':
     # before PyTorch, whose import takes seconds
@@ -32,6 +39,7 @@ from typing import Annotated, Literal
 from configurator import (
     COMMAND_LINE,
     Count,
+    Given,
     Positive,
     Whole,
     arguments,
@@ -46,10 +54,12 @@ from core.run.environment import git, timestamp, versions
 from core.run.files import read_json, write_json
 from lab.read_losses import choose_baseline, read_losses
 from lab.study.arm import null_arm, parse_arms
+from lab.study.cells import default_seeds, first_of_each_shape, make_cells, parse_over
 from lab.study.from_table import report_losses
 from lab.study.gate import Idea, Rules, Stream, gate, print_decision
 from lab.study.ledger import add_to_ledger, ledger_text
-from lab.study.preparation import prepare
+from lab.study.over import build_over_report
+from lab.study.preparation import prepare, prepare_cells
 from lab.study.results import (
     build_report,
     check_pairing,
@@ -92,6 +102,9 @@ class Options:
     first_seed: Whole = 1337        # seeds are this and the following numbers
     name: str = '' # of the study: its folder is out-ab/NAME; '': from the config file and the arms
     baseline: str = ''              # the arm that others are compared with; '': the first
+    # over texts and options
+    over: str = '' # cells, all arms in each: 'dataset=a,b,c,d,e; learning_rate=x0.5,x1,x2; n_embd=192,384'
+    cells: Whole = 0                # with over: so many of the combinations, as in a Latin square; 0: all
     # how it is judged
     delta: Positive = 0.005         # differences smaller than this, in nats, count as equivalent
     alpha: Level = 0.05 # how often a study of ideas that do nothing may say that one does something
@@ -143,10 +156,15 @@ def run_study(o, given):
         train_to_each_look(study, runner, looks)
 
     report = end_study(study, runner, before)
+    none = study.judged_arms() and not report.comparisons
+    exit_by_result(study, report, 'fewer than two runs of the baseline or of every arm ended' if none else '')
+
+
+def exit_by_result(study, report, none):
+    """Raises Stop if runs of a study were lost, or if it has no verdict, for the reason in `none`; '': it has one."""
     page, lost = f'{study.folder}/report.html', lost_runs(report)
-    if study.judged_arms() and not report.comparisons:
-        raise Stop(f'no verdict: fewer than two runs of the baseline or of every arm ended; see {page}',
-                   DIVERGED if lost else BAD_INPUT)
+    if none:
+        raise Stop(f'no verdict: {none}; see {page}', DIVERGED if lost else BAD_INPUT)
     if lost:
         raise Stop(f'{lost}; the others are in {page}; --retry=True trains these again', DIVERGED)
 
@@ -154,15 +172,19 @@ def run_study(o, given):
 def begin_study(o, given):
     """Returns the Study that the options ask for, its folder locked, and its Runner."""
     # options are checked in full before anything is written
-    arms = parse_arms(o, given)
-    slots = worker_slots(o, arms[0])
+    arms, cells = parse_cells(o, given) if o.over else (parse_arms(o, given), [])
+    # what the largest arm allows, all others allow
+    sizes = [next(iter(cell.arms.values())) for cell in first_of_each_shape(cells)]
+    slots = worker_slots(o, max(sizes or arms[:1], key=lambda arm: arm.meta_model().get_num_params()))
     config = ', '.join(dict.fromkeys(g.origin.rsplit(':', 1)[0] for g in given if g.origin != COMMAND_LINE))
     folder = OUT / (o.name or default_name(config, arms, o))
     if o.null:
         arms.append(null_arm(arms[0]))
     findings = Findings(command_line(), config or None, timestamp(), dict(versions=versions(), git=git()))
-    study = Study(folder, arms, o, {}, findings)
-    findings.environment['data'] = study.data_hashes[study.baseline.options.dataset]
+    in_cells = [arm for cell in cells for arm in cell.arms.values()]
+    study = Study(folder, in_cells or arms, o, {}, findings, cells=cells)
+    hashes = study.data_hashes
+    findings.environment['data'] = hashes if cells else hashes[study.baseline.options.dataset]
     study.lock()
     print_arms(study)
     return study, Runner(study, slots)
@@ -190,6 +212,57 @@ def lost_runs(report):
     return f'{", ".join(words)} runs diverged or failed' if words else ''
 
 
+def run_over(o, given):
+    """Trains all arms in each cell of --over, and writes the report. o, given and Stops are those of run_study()."""
+    # what has a meaning in another design alone
+    other = dict(looks='', paired=False, null=False, match='none', lr_sweep='', budget='', max_seeds=Options.max_seeds)
+    if wrong := next((name for name, value in other.items() if getattr(o, name) != value), None):
+        raise Stop(f'{wrong}={getattr(o, wrong)}: not with --over, whose cells and seeds are fixed beforehand')
+    study, runner = begin_study(o, given)
+    prepare_cells(study, runner)
+    fix_cells(study)
+    print(study.findings.design)
+    print_time_left(study, len(runner.slots))
+    # the arms of a cell follow each other, so that a study that is stopped has whole cells
+    runner.train([(arm, seed) for cell in study.cells for seed in cell.seeds(o) for arm in cell.arms.values()])
+
+    runner.pool.stop(5)
+    study.save()
+    report = build_over_report(study, load_runs(study))
+    publish(report, study.folder)
+    add_to_ledger(report, OUT)
+    compared = any(verdict.over for verdict in report.over.verdicts.arms.values())
+    exit_by_result(study, report, '' if compared else 'no cell has runs of the baseline and of an arm')
+
+
+def parse_cells(o, given):
+    """Returns the arms of a study over texts and options, and its cells; sets o.seeds where the user did not."""
+    factors = parse_over(o.over)
+    # the recipe's own text may not be there
+    first = [Given('dataset', name, COMMAND_LINE) for name in factors.get('dataset', [])[:1]]
+    arms = parse_arms(o, given + first)
+    cells = make_cells(arms, factors, o.cells)
+    o.seeds = default_seeds(cells) if o.seeds == 'auto' else o.seeds
+    return arms, cells
+
+
+def fix_cells(study):
+    """Fixes the seeds of all cells before the first run, and says what will be trained."""
+    o, cells = study.options, study.cells
+    if previous := study.archive_other():
+        print(f'the study that was in {study.folder}, of other code or options, is now in its {previous.name}/')
+    study.seeds = {arm.name: cell.seeds(o) for cell in cells for arm in cell.arms.values()}
+    if o.retry:
+        forget_failures(study)
+    texts, runs = len({cell.text for cell in cells}), len(study.arms) * o.seeds
+    study.findings.design = (
+        f'the design, fixed beforehand: {len(cells)} cells over {texts} text{"s" * (texts != 1)}, all '
+        f'{len(cells[0].arms)} arms in each with the same {o.seeds} seed{"s" * (o.seeds != 1)}, {runs} runs; judged '
+        f'by the mean over texts{", of the longest runs" * ("max_iters" in cells[0].levels)}')
+    study.save()
+    print(f'{sum(len(study.ended(arm)) for arm in study.arms)} of {runs} runs are stored')
+
+
 def run_gate(o, given):
     """Judges one idea of a stream, and exits with the decision's code: keep 0, drop 10, undecided 11.
 
@@ -200,7 +273,7 @@ def run_gate(o, given):
     if not o.arms:
         o.variants = ideas[-1].value if ideas else o.variants
         given = [g for g in given if g not in ideas]
-    fixed = dict(seeds='auto', looks='', paired=False, null=False, match='none', lr_sweep='')
+    fixed = dict(seeds='auto', looks='', paired=False, null=False, match='none', lr_sweep='', over='')
     if wrong := next((name for name, value in fixed.items() if getattr(o, name) != value), None):
         raise Stop(f'{wrong}={getattr(o, wrong)}: not for the gate, which has one design for all its ideas')
     if not o.arms and (not o.variants or ',' in o.variants):
@@ -307,12 +380,16 @@ def forget_failures(study):
 
 def print_arms(study):
     """Prints what the study is about, and what sets each arm apart from the recipe."""
-    print(f'study {study.folder}: {len(study.arms)} arms, {study.baseline.options.max_iters} iterations each')
-    for arm in study.arms:
-        options = ' '.join(f'{name}={value}' for name, value in arm.given.items())
+    arms = study.cells[0].arms if study.cells else {arm.name: arm for arm in study.arms}
+    each = f', {study.baseline.options.max_iters} iterations each'
+    if study.cells:
+        each = f' in each of {len(study.cells)} cells'
+    print(f'study {study.folder}: {len(arms)} arms{each}')
+    for name, arm in arms.items():
+        options = ' '.join(f'{option}={value}' for option, value in arm.given.items())
         same = arm is not study.baseline and study.key(arm) == study.key(study.baseline)
         warning = '; it computes what the baseline does: none of these options changes anything' if same else ''
-        print(printable(f'arm {arm.name}: {options or "the baseline"}{warning}'))
+        print(printable(f'arm {name}: {options or "the baseline"}{warning}'))
 
 
 def train_to_each_look(study, runner, looks):
@@ -339,15 +416,14 @@ def train_to_each_look(study, runner, looks):
 
 def print_time_left(study, workers):
     """Prints how long training will take on this many workers, if the arms have been timed."""
-    prices = read_json(study.folder / 'price.json')
-    if not prices or 'results' not in prices:
+    if not (prices := study.findings.prices):
         return
     ms = 0.0
     for arm in study.arms:
-        # price.json was written before matched baselines were made, so it lacks them
-        if arm.name in prices['results']:
+        # with --price=False matched baselines are not timed
+        if arm.name in prices:
             o, left = arm.options, len(study.seeds_of(arm)) - len(study.ended(arm))
-            ms += left * o.max_iters * o.gradient_accumulation_steps * prices['results'][arm.name]['step_ms']
+            ms += left * o.max_iters * o.gradient_accumulation_steps * prices[arm.name]['step_ms']
     print(f'about {format_duration(ms / 1000 / workers)} of training are left, without evaluations')
 
 
@@ -355,7 +431,8 @@ def default_name(config, arms, o):
     """Returns a folder name of at most 80 bytes: ab_shakespeare_char-soft_window-alibi."""
     # a later config file overrides an earlier one, so the study is named after the last
     last_config = Path(config.split(', ')[-1]).stem
-    return folder_name('-'.join(filter(None, [last_config, *(arm.name for arm in arms[1:]), 'null' * o.null])))
+    words = [last_config, *(arm.name for arm in arms[1:]), 'null' * o.null, 'over' * bool(o.over)]
+    return folder_name('-'.join(filter(None, words)))
 
 
 def folder_name(text):
@@ -418,7 +495,8 @@ def report_again(folder):
     """Writes the report of an existing study again, from its run folders. Stop if there is none."""
     if (saved := read_json(folder / 'study.json')) is not None:
         study = Study.from_dict(folder, saved, Options)
-        return publish(build_report(study, load_runs(study)), folder)
+        build = build_over_report if study.cells else build_report
+        return publish(build(study, load_runs(study)), folder)
     if (saved := read_json(folder / 'losses.json')) is not None:
         # JSON turns keys into text, and has no number for infinity
         losses = {arm: {int(seed): float(loss) for seed, loss in runs.items()}
@@ -466,7 +544,11 @@ def main():
         return report_again(Path(o.report))
     if o.from_csv:
         return report_file(o)
-    run = run_gate if gating else run_study
+    if o.over and any(g.name == 'seeds' and g.value == 'auto' for g in given):
+        raise Stop('seeds=auto: not with --over, whose cells and seeds are fixed beforehand')
+    if o.cells and not o.over:
+        raise Stop(f'cells={o.cells}: are those of --over')
+    run = run_gate if gating else run_over if o.over else run_study
     with stopped_by_signals():
         run(o, [g for g in given if g.name not in known])
 

@@ -44,7 +44,8 @@ def write_html(report, path):
         columns=tables.column_meanings(verdicts, statistics_of_arms),
         prices=tables.price_table(r), equal_cost_note=sentences.equal_cost_note(r),
         charts=charts, diagnostics=diagnostics, svg=svg, no_charts=sentences.NO_CHARTS,
-        arms=tables.arms_table(r), failed=tables.failed_table(r), runs=tables.runs_table(r),
+        cells=tables.cells_table(r), arms=tables.arms_table(r),
+        failed=tables.failed_table(r), runs=tables.runs_table(r),
         plan=sentences.plan_sentences(r), sweep=tables.sweep_table(r),
         statistics=sentences.statistics_sentences(r))
     Path(path).write_text(page, encoding='utf-8')

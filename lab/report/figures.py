@@ -20,6 +20,7 @@ from scipy.stats import t as student
 from lab.report import sentences
 from lab.report.labels import (
     COSTS,
+    count,
     format_ends,
     format_number,
     format_si,
@@ -46,6 +47,9 @@ STYLE = {
 WIDTH, HEIGHT = 360, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 22, 340, 208     # of the axes, from the upper left corner
 ROW, STRIP = 42, 22                             # heights of a forest plot's row, and of its intervals
+LINE = 18                                       # height of a line in a plot of cells
+LETTER, BOLD = 6.4, 7.2                         # widths of most letters
+LABELS, NUMBERS = (70, 200), 64                 # room for its labels, least and most, and for its numbers
 
 
 # -----------------------------------------------------------------------------
@@ -209,6 +213,88 @@ class ForestPlot:
             plot(c.text_interval, 19.5, linewidth=1, dashes=(3, 3))
 
 
+class ForestLine(NamedTuple):
+    """A line of the plot of cells."""
+    label: str
+    x: float | None             # the difference
+    low: float | None           # the ends of its bar, or None
+    high: float | None
+    kind: str                   # cell, text, mean or new: another text, of which x is None
+    words: str = ''             # in place of the difference, where there is none
+
+    @property
+    def is_bold(self):
+        return self.kind in ('text', 'mean')
+
+
+@dataclass
+class CellForest:
+    """The plot of an arm's differences in all cells, by text; its attributes from name on are those of a Chart."""
+    lines: list
+    delta: float
+    low: float                  # of the axis
+    high: float
+    color: str                  # of the verdict, one of COLORS
+    note: str
+    x_label: str
+    name: str
+    title: str
+    legend: tuple = ()          # none, because the lines have names
+    has_seeds: bool = False
+
+    @property
+    def span(self):
+        return max(1, round(LINE * len(self.lines) / 430))
+
+    @property
+    def room(self):
+        """The width of the labels, as far as there is room beside the axis."""
+        widths = [len(line.label) * (BOLD if line.is_bold else LETTER) for line in self.lines]
+        return min(max(*widths, LABELS[0]), LABELS[1])
+
+    def draw(self):
+        """Returns the plot as a matplotlib Figure: one line a cell, its name to the left, its number to the right."""
+        bottom = LINE * len(self.lines) + 8
+        figure, ax = new_figure(bottom + 42, self.room + 14, 0, WIDTH - NUMBERS, bottom)
+        ax.set_xlim(self.low, self.high)
+        ax.set_ylim(bottom, 0)
+        ax.fill_between(np.clip([-self.delta, self.delta], self.low, self.high), 0, bottom, color=COLORS['delta'],
+                        alpha=0.25, linewidth=0)
+        ax.plot([0, 0], [0, bottom], color=COLORS['soft'], linewidth=1)
+        for i, line in enumerate(self.lines):
+            self.draw_line(figure, ax, line, LINE * (i + 0.5))
+        set_ticks(ax.xaxis, 3)
+        ax.set_yticks([])
+        ax.set_xlabel(self.x_label, color=COLORS['soft'])
+        return figure
+
+    def draw_line(self, figure, ax, line, y):
+        """Draws one line at height y, in units from above."""
+        height = 72 * figure.get_figheight()
+        bold, summary = line.is_bold, line.kind in ('mean', 'new')
+        style = dict(weight='bold', gid='name') if bold else {}
+        label = label_text(shorten(line.label, round(self.room / (BOLD if bold else LETTER))))
+        figure.text(4 / WIDTH, 1 - (y + 4) / height, label, color=COLORS['ink' if bold or summary else 'soft'], **style)
+        number = line.words or with_minus_signs(format_number(line.x, sign='+'))
+        figure.text(1 - 4 / WIDTH, 1 - (y + 4) / height, number, color=COLORS['ink' if bold else 'soft'], ha='right')
+        color = COLORS[self.color] if summary else COLORS['ink' if line.kind == 'text' else 'soft']
+
+        def plot(x, *marker, **more):
+            ax.plot(np.clip(x, self.low, self.high), [y] * len(x), *marker, color=color, clip_on=False, **more)
+        ends = [line.low, line.high]
+        if None not in ends and line.kind == 'mean':
+            # its half height is 6 units
+            x = np.clip([line.low, line.x, line.high, line.x], self.low, self.high)
+            ax.fill(x, [y, y - 6, y, y + 6], color=color, linewidth=0, clip_on=False)
+        elif None not in ends:
+            plot(ends, linewidth=7 if line.kind == 'new' else 1.5, alpha=0.45 if line.kind == 'new' else 1)
+        for end, edge, marker in (line.low, self.low, '<'), (line.high, self.high, '>'):
+            if end is not None and (end < edge if marker == '<' else end > edge):
+                plot([edge], marker, markersize=7)
+        if line.x is not None and line.kind in ('cell', 'text') and self.low <= line.x <= self.high:
+            plot([line.x], 's' if line.kind == 'text' else 'o', markersize=7 if line.kind == 'text' else 5)
+
+
 def arm_style(index):
     """Returns (color, dashed) of an arm by its index: c0 for the baseline, then seven colors, then dashed."""
     return (f'c{(index - 1) % 7 + 1}' if index else 'c0'), index > 7
@@ -219,6 +305,9 @@ def arm_style(index):
 
 def build_charts(r):
     """Returns the charts that the report has numbers for, in the page's order, without diagnostics."""
+    if r.over.cells:
+        forests = [cell_forest(r, v) for v in r.verdicts if v.comparison.arm in r.over.arms]
+        return ([forest_plot(r)] if len(forests) > 1 else []) + forests
     charts = [
         forest_plot(r),
         loss_chart(r, 'val', 'Validation loss'),
@@ -389,6 +478,44 @@ def forest_plot(r):
     side = f'{"above" if r.plan.higher_is_better else "below"} zero the arm is better'
     x_label = f'{r.plan.unit}; {side}' if r.plan.unit else side
     return ForestPlot(rows, r.plan.delta, reach, note, label_text(shorten(x_label, 60)))
+
+
+def cell_forest(r, v):
+    """Returns the CellForest of an ArmVerdict: a line for each text and each of its cells, then for the mean."""
+    arm, a, lines = v.comparison.arm, r.over.arms[v.comparison.arm], []
+    for text in dict.fromkeys(cell.text for cell in r.over.cells):
+        cells = [cell for cell in r.over.cells if cell.text == text]
+        of_text = a.texts.get(text)
+        # a cell alone is its text
+        if len(cells) > 1 and of_text:
+            lines.append(forest_line(text, of_text, 'text'))
+        for cell in cells:
+            name = cell.name.removeprefix(f'{text}, ') if len(cells) > 1 else text
+            diverged = any(None in cell.losses.get(one, []) for one in (arm, r.over.baseline))
+            lines.append(forest_line(name, cell.differences[arm], 'cell', 'diverged' if diverged else 'no runs'))
+    known = [end for line in lines for end in (line.low, line.x, line.high) if end is not None]
+    for label, mean in (f'mean of {count(a.over.n_texts, "text")}', a.over), ('at own best rates', a.own_best):
+        if mean.mean is not None and mean.interval:
+            lines.append(ForestLine(label, mean.mean, *mean.interval, 'mean'))
+            known += mean.interval
+        if mean is a.over and mean.prediction:
+            lines.append(ForestLine('another text', None, *mean.prediction, 'new', ' '))
+    ends = known + (a.over.prediction or [])
+    # zero and delta are always there, and nothing is so far away that it flattens the rest
+    reach = axis_reach(map(abs, known), 1.5 * r.plan.delta)
+    low, high = (f(1.5 * sign * r.plan.delta, f(np.clip(ends or [0], -reach, reach)) * 1.05)
+                 for f, sign in ((min, -1), (max, 1)))
+    beyond = any(not low <= end <= high for end in ends)
+    note = sentences.cell_forest_note(a.over, 'max_iters' in r.over.factors, beyond)
+    return CellForest(lines, r.plan.delta, float(low), float(high), verdict_class(v.verdict), note,
+                      f'{r.plan.unit}; below zero the arm is better', f'cells_{v.arm.index}', f'{arm} in each cell')
+
+
+def forest_line(label, d, kind, without=''):
+    """Returns the ForestLine of a difference, with two standard errors; without: the words where there is none."""
+    x, half = d.difference, 2 * d.se if d.se is not None else None
+    ends = (None, None) if x is None or half is None else (x - half, x + half)
+    return ForestLine(label, x, *ends, kind, without if x is None else '')
 
 
 def run_differences(losses, base, paired):

@@ -45,7 +45,7 @@ def with_minus_signs(text):
     Not for names, which keep their hyphens.
     """
     # a hyphen inside a word or a number, as in 1e-05, stays
-    return re.sub(r'(?<![\w.])-(?=\d)', '−', text)
+    return re.sub(r'(?<![\w.])-(?=\.?\d)', '−', text)
 
 
 def with_fixed_spaces(text):

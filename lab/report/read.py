@@ -15,7 +15,7 @@ from lab.report.labels import COSTS, format_number, verdict_rank
 # the parts of report.json that the page uses, and the default for each missing field
 
 REPORT = dict(name='A/B report', command='', created='', config='', arms=[], comparisons=[], plan={},
-              environment={}, recipe={}, paired={}, noise_floor={})
+              environment={}, recipe={}, paired={}, noise_floor={}, over={})
 PAIRED = dict(batches_equal=True, init_equal=True, note='')
 PLAN = dict(seeds=[], delta=0, alpha=0.05, looks=None, metric='final validation loss, nats', match='none',
             lr_sweep={}, design='', stored={}, store='', unit='nats', higher_is_better=False)
@@ -23,7 +23,7 @@ ARM = dict(name='', variant='–', baseline=False, options={}, params=None, chec
            curve={}, stats={}, position_loss=[], loss_at_equal_time={}, loss_at_equal_flops={}, sample='', no_sample='')
 CHECKS = dict(status='–', lines=[], why='', outcomes={})
 RUN = dict(seed='–', status='–', reason='–', val_loss=None, best_val_loss=None, best_iter=None,
-           train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None)
+           train_loss=None, seconds=None, init_hash='–', batch_hash='–', bits_per_byte=None, cell='')
 CURVE = dict(iters=[], val=[], train=[], seeds=[])
 COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test='paired t', n=None,
                   n_base=None, decided_at=None, wins=None, mean=None, raw_mean=None, shrunk=None, sd=None,
@@ -31,6 +31,12 @@ COMPARISON = dict(arm=None, baseline=None, verdict='no verdict', words='', test=
                   p_within=None, step_equivalents=None, level=None, interval=None, shrunk_interval=None,
                   text_interval=None, suspicions=[], equal_time={})
 EQUAL_TIME = dict(words='', verdict='', mean=None, interval=None)
+# of a study over texts and options (lab/blocked.py)
+OVER = dict(factors={}, cells=[], verdicts={}, words={})
+CELL = dict(name='', text='', levels={}, losses={}, differences={})
+DIFFERENCE = dict(difference=None, se=None, n=0, n_base=0)
+ARM_OVER = dict(over={}, texts=[], own_best={}, speedups={})
+MEAN_OVER = dict(n_texts=0, mean=None, interval=None, tau=None, tau_interval=None, prediction=None, p_new_better=None)
 MOST_DRAWN = 14     # arms in one chart: seven colors, solid and dashed
 
 
@@ -46,11 +52,12 @@ def read_report(report):
     """Returns report.json, a dict, as an object with REPORT's fields and these:
 
     base: the baseline, an arm or None. verdicts: sorted. drawn: the arms that charts of curves show.
-    from_file: True for losses from a file, of which there is nothing but losses.
+    from_file: True for losses from a file, of which there is nothing but losses. over.arms: {arm: ARM_OVER's
+    fields}, {} unless the study is one over texts and options; over.baseline: its name.
     """
     r = with_defaults(report, REPORT)
     r.paired = with_defaults(r.paired, PAIRED)
-    r.noise_floor = drop_nonfinite(r.noise_floor)
+    r.noise_floor, r.over = drop_nonfinite(r.noise_floor), read_over(drop_nonfinite(r.over))
     r.comparisons = [read_comparison(c) for c in drop_nonfinite(r.comparisons)]
     r.arms = [read_arm(arm) for arm in drop_nonfinite(r.arms)]
     r.base = next((arm for arm in r.arms if arm.baseline), None)
@@ -97,6 +104,28 @@ def drop_nonfinite(x):
     return x
 
 
+def read_over(given):
+    """Returns report['over'] with its cells, their differences, and what is known of each arm."""
+    over = with_defaults(given, OVER)
+    over.baseline, arms = over.verdicts.get('baseline', ''), over.verdicts.get('arms') or {}
+    over.cells = [with_defaults(cell, CELL) for cell in over.cells]
+    for cell in over.cells:
+        cell.losses = {arm: losses or [] for arm, losses in cell.losses.items()}
+        cell.differences = {arm: with_defaults(cell.differences.get(arm), DIFFERENCE) for arm in arms}
+    over.arms = {arm: read_arm_over(a) for arm, a in arms.items()}
+    return over
+
+
+def read_arm_over(given):
+    """Returns what is known of an arm over texts."""
+    a = with_defaults(given, ARM_OVER)
+    a.own_best, a.over = with_defaults(a.own_best.get('over'), MEAN_OVER), with_defaults(a.over, MEAN_OVER)
+    a.texts = {text.get('text'): with_defaults(text, DIFFERENCE) for text in a.texts}
+    for mean in a.own_best, a.over:
+        drop_open_intervals(mean, 'interval', 'prediction', 'tau_interval')
+    return a
+
+
 # -----------------------------------------------------------------------------
 # comparisons
 
@@ -137,13 +166,18 @@ def read_comparison(given):
     """Returns one of report['comparisons']; paired: True if runs are compared seed by seed."""
     c = with_defaults(given, COMPARISON)
     c.equal_time = with_defaults(c.equal_time, EQUAL_TIME)
-    # an interval with an end that is not finite is none
-    intervals = (c, 'interval'), (c, 'text_interval'), (c, 'shrunk_interval'), (c.equal_time, 'interval')
-    for part, field in intervals:
+    drop_open_intervals(c, 'interval', 'text_interval', 'shrunk_interval')
+    drop_open_intervals(c.equal_time, 'interval')
+    # the runs of a cell have one seed
+    c.paired = c.test.startswith('paired') or c.test == 'blocked'
+    return c
+
+
+def drop_open_intervals(part, *fields):
+    """Replaces those intervals among an object's fields that have an end that is not finite by None."""
+    for field in fields:
         if None in (getattr(part, field) or []):
             setattr(part, field, None)
-    c.paired = c.test.startswith('paired')
-    return c
 
 
 # -----------------------------------------------------------------------------
@@ -158,15 +192,17 @@ def read_arm(given):
     # the arm that --null=True adds
     arm.null = arm.name == 'null' and 'perturb' in str(arm.variant).split('+')
 
-    # {seed: final loss} of the runs that are done
-    arm.losses = {run.seed: run.val_loss for run in arm.runs
+    # {seed: final loss} of the runs that are done, with cells {(cell, seed): final loss}
+    arm.losses = {(run.cell, run.seed) if run.cell else run.seed: run.val_loss for run in arm.runs
                   if run.status == 'done' and run.val_loss is not None}
     losses = list(arm.losses.values())
-    arm.mean = float(np.mean(losses)) if losses else None
-    arm.sd_text = f'± {format_number(np.std(losses, ddof=1))}' if len(losses) > 1 else ''
+    # losses on several texts have no mean worth reading
+    in_cells = any(run.cell for run in arm.runs)
+    arm.mean = float(np.mean(losses)) if losses and not in_cells else None
+    arm.sd_text = f'± {format_number(np.std(losses, ddof=1))}' if len(losses) > 1 and not in_cells else ''
     arm.mean_text = f'{format_number(arm.mean)} {arm.sd_text}'.strip()
     arm.finished = f'{len(losses)}/{len(arm.runs)}'
-    bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None]
+    bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None and not in_cells]
     arm.bits_per_byte = float(np.mean(bits)) if bits else None
 
     # curves and diagnostics that are incomplete are left out

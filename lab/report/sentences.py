@@ -53,6 +53,8 @@ def subtitle(r):
     same_seeds = len({tuple(run.seed for run in arm.runs) for arm in r.arms}) == 1
     seeds = count(len(r.plan.seeds), 'seed') if r.plan.seeds else ''
     size = seeds if same_seeds or not runs else count(runs, 'run')
+    if r.over.cells:
+        size = f'{count(len(r.over.cells), "cell")}, {count(runs, "run")}'
     return ' · '.join(part for part in (r.config, size, r.plan.metric, r.created) if part)
 
 
@@ -104,10 +106,15 @@ def answer(r, v):
     rest = c.words.removeprefix(c.verdict) if c.arm else ''
     if rest == c.words and rest:
         rest = f': {rest}'
+    if r.over.cells:
+        rest = with_minus_signs(rest)
     lines = []
     if len(r.verdicts) <= MOST_ANSWERS + 1:
         # an arm without a comparison, as the baseline, shows its loss
-        lines.append(difference_sentence(r, c) if c.arm else f'{arm.mean_text}, {arm.finished} runs')
+        if r.over.cells:
+            lines += r.over.words.get(c.arm) or []
+        else:
+            lines.append(difference_sentence(r, c) if c.arm else f'{arm.mean_text}, {arm.finished} runs')
         lines.append(equal_time_sentence(r, c))
         # an arm with two verdicts shows its price once
         if v.title == arm.name:
@@ -190,7 +197,7 @@ def warning_sentences(r):
         if failed:
             yield f'{arm.name}: {failed} of {len(arm.runs)} runs did not come to their end; see failed runs.'
         if missing:
-            yield f'{arm.name}: {missing} of {len(arm.runs)} seeds were not run.'
+            yield f'{arm.name}: {missing} of {len(arm.runs)} {"runs" if r.over.cells else "seeds"} were not run.'
 
     # arms with the same result of the leak suite share a line
     names_of = {}
@@ -248,6 +255,9 @@ def plan_sentences(r):
 
 def statistics_sentences(r):
     """Yields paragraphs that explain the statistics, of the tests that were used."""
+    if r.over.cells:
+        yield from over_statistics_sentences(r)
+        return
     compared = [c for c in r.comparisons if c.arm]
     paired = any(c.paired for c in compared) or not compared
     unpaired = any(not c.paired and c.test != 'rank sum' for c in compared)
@@ -281,6 +291,22 @@ def statistics_sentences(r):
         yield ('The interval over text says how far the difference could move on other text of the same '
                "kind, with these seeds. Steps: the baseline's iterations that the difference is worth at the "
                'end of its curve.')
+
+
+def over_statistics_sentences(r):
+    """Yields paragraphs that explain the statistics of a study over texts and options."""
+    delta = f'±{r.plan.delta:g} {r.plan.unit}'.strip()
+    yield ('A difference is arm minus baseline in one cell, at the same seeds, below zero better. The texts are taken '
+           'as a sample of texts, the other factors as fixed: each text has one difference, at the centre of the other '
+           'factors, and the mean over texts has the interval of Hartung and Knapp. Better and worse: its p is below '
+           f'{r.plan.level:.3g}, after Holm\'s correction for several arms; a part of the level is for numbers of '
+           f'diverged runs. Equivalent: two one-sided tests show that the mean is within {delta}. Can\'t tell: neither '
+           'is shown; this is not "no effect".')
+    yield ('The mean speaks of these texts. What a new text of such a kind may show is the prediction interval, which '
+           'adds tau, the standard deviation of the effect between texts beyond the noise of runs.')
+    yield ("Losses near the best learning rate are a parabola in the rate's logarithm: with three rates each arm is "
+           'also compared at its own best, or at the best of the grid where that is at its edge. The speedup is the '
+           "baseline's size or iterations over what the arm needs for the same loss.")
 
 
 # -----------------------------------------------------------------------------
@@ -329,6 +355,8 @@ def forest_note(r, paired, over_text, beyond):
     paired: of each of its rows. over_text: it has intervals over text. beyond: it has arrows.
     """
     rings = 'each seed' if all(paired) else "each run minus the baseline's mean"
+    if r.over.cells:
+        rings = 'each run of a cell'
     if any(paired) and not all(paired):
         rings = "each seed, or where seeds are not paired each run minus the baseline's mean"
     note = (f'Thick: {r.plan.percent}interval; rings: {rings}; grey: ±delta, the least difference '
@@ -338,3 +366,15 @@ def forest_note(r, paired, over_text, beyond):
     if beyond:
         note += ' Arrow: beyond the axis.'
     return note
+
+
+def cell_forest_note(over, lengths, beyond):
+    """Returns the note of an arm's plot of cells; over: its means over texts.
+
+    lengths: there are shorter runs. beyond: it has arrows.
+    """
+    note = 'Dots: cells; squares: texts, at the centre of the other factors; bars: two standard errors. Diamond: the ' \
+           'mean over texts and its interval.'
+    if over.prediction:
+        note += ' Broad bar: where another text is expected.'
+    return note + ' Shorter runs, without bars, are not in the mean.' * lengths + ' Arrow: beyond the axis.' * beyond

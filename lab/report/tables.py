@@ -11,6 +11,7 @@ from lab.report.labels import (
     verdict_class,
     with_minus_signs,
 )
+from lab.report.read import read_arm_over
 from lab.report.sentences import check_lines
 
 # the columns of the tables of verdicts and of statistics, explained below them
@@ -25,6 +26,10 @@ COLUMNS = {
     'p': 'of the test, corrected for several arms (Holm)',
     'ms ×, FLOPs ×': "training cost, times the baseline's",
     'equal time': 'difference to a baseline trained for as long, and its verdict',
+    'a new text': 'where 95 % of differences on other texts are expected, and the chance that one is better',
+    'tau': 'standard deviation of the difference between texts, beyond the noise of runs',
+    'own best rate': 'difference with each at its own best learning rate',
+    'speedup': "the baseline's size or iterations over what the arm needs for the same loss",
     'p alone': 'the same, not corrected',
     'flip p': 'of the exact sign-flip test',
     'sd of d': 'of the differences, over seeds',
@@ -94,9 +99,9 @@ def chance_cell(p):
     return number_cell(format_chance(p), p)
 
 
-def interval_cell(x):
+def interval_cell(x, note=''):
     """Returns the Cell of an interval, which sorts by its lower end."""
-    return number_cell(format_ends(x) or '–', x[0] if x else None)
+    return number_cell(format_ends(x) or '–', x[0] if x else None, note if x else '')
 
 
 def p_cell(p):
@@ -123,7 +128,14 @@ def verdict_table(r):
                             format_ends(arm.price.get('step_ratio_interval'), 3, '')),
         'FLOPs ×': fixed_cell(arm.costs['flops_per_token'][1], 3),
         'equal time': difference_cell(c.equal_time.mean, None, c.equal_time.verdict),
-    } for arm, c, title, verdict in r.verdicts], sortable=True)
+        'a new text': interval_cell(over.over.prediction, f'P(better) {format_chance(over.over.p_new_better)}'),
+        'tau': number_cell(format_number(over.over.tau), over.over.tau, format_ends(over.over.tau_interval, sign='')),
+    } for arm, c, title, verdict in r.verdicts for over in [over_of(r, c)]], sortable=True)
+
+
+def over_of(r, c):
+    """Returns what is known of a comparison's arm over texts; nothing in other studies."""
+    return r.over.arms.get(c.arm) or read_arm_over({})
 
 
 def loss_title(r):
@@ -151,7 +163,34 @@ def statistics_table(r):
         'decided at': fixed_cell(c.decided_at, 0),
         'other text': interval_cell(c.text_interval),
         'steps': fixed_cell(c.step_equivalents, 0, '+'),
-    } for _, c, title, _ in r.verdicts if c.arm], sortable=True)
+        'own best rate': difference_cell(over.own_best.mean, over.own_best.interval),
+        'speedup': Cell(', '.join(f'{format_ratio(s["mean"])} × {factor}' for factor, s in over.speedups.items()
+                                  if s['mean'] is not None)),
+    } for _, c, title, _ in r.verdicts if c.arm for over in [over_of(r, c)]], sortable=True)
+
+
+def cells_table(r):
+    """Returns the table of the cells of a study over texts and options: mean losses and differences."""
+    return make_table([
+        {'cell': name_cell(cell.name), r.over.baseline: loss_in_cell(cell.losses.get(r.over.baseline, []))}
+        | {name: difference_in_cell(d, cell.losses.get(name, [])) for name, d in cell.differences.items()}
+        for cell in r.over.cells], sortable=True)
+
+
+def loss_in_cell(losses):
+    """Returns the Cell of the mean of an arm's runs in a cell; losses: None for a run that diverged."""
+    if None in losses or not losses:
+        return number_cell(f'diverged {losses.count(None)}/{len(losses)}' if losses else '–', None)
+    mean = sum(losses) / len(losses)
+    return number_cell(format_number(mean), mean)
+
+
+def difference_in_cell(d, losses):
+    """Returns the Cell of an arm's difference in a cell, or what stands in its way."""
+    if d.difference is None:
+        return loss_in_cell(losses) if None in losses else number_cell('–', None)
+    return number_cell(format_number(d.difference, sign='+'), d.difference,
+                       '' if d.se is None else f'± {format_number(d.se)}')
 
 
 def column_meanings(*tables):
@@ -206,6 +245,7 @@ def arms_table(r):
 def failed_table(r):
     return make_table([{
         'arm': name_cell(arm.name),
+        'cell': Cell(run.cell),
         'seed': Cell(run.seed),
         'status': Cell(run.status),
         'reason': Cell(run.reason),
@@ -215,6 +255,7 @@ def failed_table(r):
 def runs_table(r):
     return make_table([{
         'arm': name_cell(arm.name),
+        'cell': Cell(run.cell, run.cell or None),
         'seed': number_cell(str(run.seed), run.seed),
         'status': Cell(run.status),
         loss_title(r): fixed_cell(run.val_loss),

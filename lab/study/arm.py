@@ -51,6 +51,12 @@ class Arm:
         base = options_of(GPTConfig)
         return {name: value for name, value in self.model_args.items() if name not in base}
 
+    @property
+    def code_key(self):
+        """A text that arms share whose compiled code is the same: they differ in their texts and rates alone."""
+        rest = dataclasses.replace(self.options, dataset='', learning_rate=0.0, min_lr=0.0)
+        return f'{rest} {self.model_args}'
+
     def build(self, seed):
         return build(self.options.variant, seed, **self.model_args)
 

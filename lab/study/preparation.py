@@ -7,6 +7,7 @@ from core.errors import Stop
 from core.run.files import read_json, write_json
 from lab import checks
 from lab.study.arm import matched_baseline, scale_lr
+from lab.study.cells import first_of_each_shape
 from lab.study.pool import WorkerDied
 from lab.study.results import load_run
 from lab.study.store import RUNS, code_hash, read_or_warn, write_shared
@@ -42,9 +43,33 @@ def prepare(study, runner, factors):
         elif o.price:
             findings.prices |= {match.name: findings.prices[study.baseline.name]
                                 for match in study.matches.values()}
-    # the device's name, dtype and compile, as the workers saw them
+    note_device(study)
+
+
+def prepare_cells(study, runner):
+    """Prepares a study with cells as prepare() does, once for all cells of a shape: text and rates leak nothing."""
+    findings, checked, prices = study.findings, {}, {}
+    which = {True: 'all', False: 'none'}.get(study.options.check, study.options.check)
+    for n, cell in enumerate(first_of_each_shape(study.cells)):
+        # the cell's arms as a study of their own, in the same folder
+        view = dataclasses.replace(study, arms=list(cell.arms.values()), cells=[])
+        refuse_idle_arms(view)
+        if which != 'none':
+            checked |= check_arms(view, runner, which)
+        if study.options.price:
+            found = price_arms(view, runner, f'price_{n}.json' if n else 'price.json')
+            # a step costs what it does in the other cells of the shape
+            for other in study.cells:
+                if other.shape == cell.shape:
+                    prices |= {other.arms[name].name: found[arm.name] for name, arm in cell.arms.items()}
+    findings.checks, findings.prices = checked or None, prices or None
+    note_device(study)
+
+
+def note_device(study):
+    """Notes the device's name, dtype and compile, as the workers saw them when they timed the arms."""
     device = read_json(study.folder / 'price.json') or {}
-    findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
+    study.findings.environment |= {name: device[name] for name in ('device', 'dtype', 'compile') if name in device}
 
 
 def refuse_idle_arms(study):

@@ -101,9 +101,9 @@ class Runner:
                     print_above(f'{run}: {result.status}: {result.reason}')
 
     def train_task(self, arm, seed):
-        """Returns the TrainTask of a run. The first run of each arm is looked at more closely."""
+        """Returns the TrainTask of a run. The first run of each arm, or shape of it, is looked at more closely."""
         study, o = self.study, self.study.options
-        first = seed == next(iter(study.seeds.get(arm.name, [])), None)
+        first = seed == next(iter(study.seeds.get(arm.name, [])), None) and study.is_first_of_shape(arm)
         check = first and o.check not in ('none', False)
         return TrainTask(arm, seed, str(study.run_folder(arm, seed)), first, check, o.keep_checkpoints)
 
@@ -112,15 +112,15 @@ class Runner:
         return len(self.slots) * (group_size(arm, self.study.options.at_once) if is_small(arm) else 1)
 
     def train_tasks(self, tasks, tick):
-        """Yields (task, TaskResult). Workers get runs of one arm in groups of group_size()."""
-        arms = {task.arm.name: task.arm for task in tasks}
-        sizes = {name: group_size(arm, self.study.options.at_once) for name, arm in arms.items()}
-        # groups in the order of their first tasks: (arm, number of its group) -> tasks
+        """Yields (task, TaskResult). Workers get runs of arms with the same code in groups of group_size()."""
+        arms = {task.arm.code_key: task.arm for task in tasks}
+        sizes = {key: group_size(arm, self.study.options.at_once) for key, arm in arms.items()}
+        # groups in the order of their first tasks: (code, number of its group) -> tasks
         groups, count = {}, Counter()
         for task in tasks:
-            name = task.arm.name
-            groups.setdefault((name, count[name] // sizes[name]), []).append(task)
-            count[name] += 1
+            key = task.arm.code_key
+            groups.setdefault((key, count[key] // sizes[key]), []).append(task)
+            count[key] += 1
         for group, results in self.run([TaskGroup(tasks) for tasks in groups.values()], tick):
             # a process that dies takes all its runs with it
             if isinstance(results, WorkerDied):

@@ -6,6 +6,7 @@ it leaves out fields whose default is ABSENT.
 """
 from dataclasses import dataclass, fields, is_dataclass
 
+from lab.blocked import CellDifference, Over
 from lab.stats import ABSENT, Comparison
 
 
@@ -63,6 +64,7 @@ class RunSummary:
     init_hash: str | None = ABSENT      # of the initial values of all its parameters
     batch_hash: str | None = ABSENT     # of where its batches' rows begin
     bits_per_byte: float | None = ABSENT # val_loss per byte of text; None: the data set does not say its length
+    cell: str = ABSENT          # its name, in a study over texts and options
 
 
 @dataclass
@@ -114,6 +116,25 @@ class ReportedComparison(Comparison):
 
 
 @dataclass
+class ReportedCell:
+    """A combination of levels, one of each factor of --over, and the runs that were trained there."""
+    name: str                   # 'python, lr x0.5, n_embd 384'
+    text: str                   # its data set
+    levels: dict                # {factor: level as typed}, without the data set
+    losses: dict                # {arm: [loss of each run]}, Infinity: diverged; failed runs are left out
+    differences: dict[str, CellDifference] # {arm: its difference here}
+
+
+@dataclass
+class ReportedOver:
+    """A study over texts and options: a comparison's mean and interval are then those over texts."""
+    factors: dict               # {factor: [level as typed]}
+    cells: list[ReportedCell]
+    verdicts: Over              # lab/blocked.py; there x0.5 is 0.5, and a single size is the factor parameters
+    words: dict                 # {arm: [sentence]} on what a comparison's words leave out
+
+
+@dataclass
 class Pairing:
     """Evidence that runs of one seed can be compared: equal batches, equal initial values."""
     batches_equal: bool         # all arms of a seed saw the same batches
@@ -136,6 +157,7 @@ class Report:
     recipe: dict = ABSENT       # all options of the baseline, train.py's and the model's
     paired: Pairing | None = ABSENT
     noise_floor: dict | None = ABSENT # of --null: n, mean, sd of differences that only rounding makes
+    over: ReportedOver = ABSENT # of --over; an arm then has its runs in all cells, and no curves
 
 
 def to_dict(x):

@@ -21,6 +21,7 @@ from core.errors import Stop
 from core.run.files import free_name, read_json, write_json
 from core.run.folder import RunFolder
 from lab.study.arm import Arm
+from lab.study.cells import StudyCell, first_of_each_shape
 from lab.study.store import DONE, FAILED, RUNS, STARTED, run_state, store_key, write_identity
 
 # in a study with seeds=auto, arms have other seeds than the baseline, so that their runs are independent of
@@ -56,10 +57,13 @@ class Study:
     matches: dict = field(default_factory=dict) # {arm's name: its matched baseline, also one of the arms}
     design: object | None = None # lab.sequential.Design; None: a number of seeds fixed beforehand
     in_store: bool = True       # False for a study from before the store, whose runs lie in its own folder
+    # with --over; arms are then those of all cells, the first cell's baseline first
+    cells: list[StudyCell] = field(default_factory=list)
 
     def __post_init__(self):
-        # raises Stop if the data set is too short for a window
-        Dataset(self.baseline.options.dataset, self.baseline.model_args['block_size'])
+        # raises Stop if a data set is too short for a window
+        for windows in dict.fromkeys((arm.options.dataset, arm.model_args['block_size']) for arm in self.arms):
+            Dataset(*windows)
         names = {arm.options.dataset for arm in self.arms}
         self.data_hashes = {name: Dataset(name, 1).hash for name in names}
 
@@ -81,6 +85,11 @@ class Study:
         """Returns the arms that verdicts are about: without the baselines and the null arm."""
         others = {match.name for match in self.matches.values()} | {self.baseline.name}
         return [arm for arm in self.arms if arm.name not in others and not is_null(arm)]
+
+    def is_first_of_shape(self, arm):
+        """Returns False if the arm's cell differs from an earlier one in text, rates and the like alone."""
+        first = [one.name for cell in first_of_each_shape(self.cells) for one in cell.arms.values()]
+        return not self.cells or arm.name in first
 
     def seeds_of(self, arm):
         """Returns the seeds that an arm may be trained with, in their order."""
@@ -136,8 +145,9 @@ class Study:
         arms = [arm.as_dict() for arm in self.arms]
         matches = {name: match.as_dict() for name, match in self.matches.items()}
         design = self.design and dataclasses.asdict(self.design)
+        cells = [cell.as_dict() for cell in self.cells]
         write_json(self.folder / 'study.json', dict(options=options, extra=extra, seeds=self.seeds, arms=arms,
-                                                    pairs=matches, design=design))
+                                                    pairs=matches, design=design, cells=cells))
 
     def archive_other(self):
         """Moves another study that is in the folder to previous/, or previous.1/ ...; returns that folder, or None.
@@ -171,7 +181,8 @@ class Study:
             # JSON has lists
             design = design and Design(**{k: tuple(v) if isinstance(v, list) else v for k, v in design.items()})
             study = cls(folder, arms, read_options(d['options'], Options), seeds, Findings(**d['extra']), matches,
-                        design, in_store='design' in d)
+                        design, in_store='design' in d,
+                        cells=[StudyCell.from_dict(cell, by_name) for cell in d.get('cells', [])])
         # edited by hand, or written by a version with other options
         except (IndexError, KeyError, TypeError, AttributeError):
             raise Stop(f'{folder}/study.json: is not what this ab.py writes; '

@@ -1,5 +1,6 @@
 """Verdicts in words: the text table for a terminal, and a sentence for each comparison."""
 import re
+from math import inf
 
 from lab.stats import FLIP_FLOOR, MAX_SEEDS, MIN_SEEDS, has_more_bad
 
@@ -176,3 +177,120 @@ def format_chance(p):
     if p is None:
         return '-'
     return '<.01' if p < 0.005 else '>.99' if p > 0.995 else short_number(p, 2)
+
+
+# -----------------------------------------------------------------------------
+# studies over texts and options
+
+def over_sentence(over, arm, factors):
+    """Returns an arm's verdict over texts on one line: what it does here, and what to expect on another text.
+
+    over: lab.blocked.Over. factors: {factor: [level as typed]}.
+    """
+    a = over.arms[arm]
+    if a.over is None:
+        return '; '.join([a.verdict, a.refused['over'], *diverged_runs(a)])
+    mean, texts = a.over.mean, count(a.over.n_texts, 'text')
+    if a.verdict in ('better', 'worse') and (mean < 0) == (a.verdict == 'better'):
+        parts = [f'{a.verdict} here by {short_number(abs(mean))}, {format_ends(a.over.interval)}, mean of {texts}']
+    elif a.verdict == 'equivalent':
+        parts = [f'equivalent here: within ±{over.delta:g} in the mean of {texts}']
+    else:
+        parts = [f'{a.verdict}: here {plausible_effects(a.over)}, mean of {texts}']
+    if a.over.prediction:
+        parts.append(f'on another text we expect {format_ends(a.over.prediction)}')
+    if a.early:
+        parts.append(f'early: {differences_at_lengths(a, factors)}')
+    return '; '.join([*parts, *diverged_runs(a)])
+
+
+def diverged_runs(a):
+    """Yields which runs of an arm over texts, a lab.blocked.ArmOver, and of its baseline diverged."""
+    for key, who, n in ('var', 'it', a.n), ('base', 'the baseline', a.n_base):
+        if a.bad[key]:
+            yield f'{who} diverged in {a.bad[key]} of {n} runs'
+
+
+def over_sentences(over, arm, factors):
+    """Returns sentences on what else a study over texts shows of an arm: spread, rates, speed, and what it cannot."""
+    a, found = over.arms[arm], []
+    if a.over is not None and a.over.tau is not None:
+        tau = f'{short_number(a.over.tau)} [{", ".join(map(short_number, a.over.tau_interval))}]'
+        found.append(f'better on {a.signs["better"]} of {count(len(a.texts), "text")}; standard deviation of its '
+                     f'effect between texts, tau, {tau}')
+    if a.over is not None and a.over.prediction:
+        found.append(f'P(better on another text) {format_chance(a.over.p_new_better)}')
+    if best := a.own_best:
+        how = f'{best.by_parabola} of {best.by_parabola + best.by_grid} pairs by parabola'
+        how += ', the others by the best of the grid' * (best.by_grid > 0)
+        ends = f'{short_number(best.over.mean, sign="+")}, {format_ends(best.over.interval)}' if best.over else '-'
+        rates = ', '.join(best_rates(best, name, factors['learning_rate']) for name in (over.baseline, arm))
+        found.append(f'each at its own best learning rate: {ends}; {how}; {rates}')
+    for factor, slope in a.slopes.items():
+        found.append(f'each doubling of {factor} changes the difference by {short_number(slope.slope, sign="+")}, '
+                     f'{format_ends(slope.interval)}')
+    found += [f'effective speedup in {factor}: {speedup_text(speedup)}' for factor, speedup in a.speedups.items()]
+    if len(a.lengths) > 1 and not a.early:
+        found.append(f'by length: {differences_at_lengths(a, factors)}')
+    names = dict(own_best='own best learning rate')
+    refused = {what: why for what, why in a.refused.items() if what != 'over'}
+    return found + [f'{names.get(what, f"speedup in {what}")}: {why}' for what, why in refused.items()]
+
+
+def best_rates(best, arm, levels):
+    """Returns the range of an arm's best learning rates over texts, and how many lie at an edge of the grid."""
+    optima = [optimum for optimum in best.optima if optimum.arm == arm]
+    low, high = (as_level(f(optimum.rate for optimum in optima), levels) for f in (min, max))
+    edges = sum(optimum.edge is not None for optimum in optima)
+    return f'{arm} at {low if low == high else f"{low} to {high}"}' + f' ({edges} at an edge)' * (edges > 0)
+
+
+def as_level(x, levels):
+    """Returns a number as the levels of its factor were typed: x1.41 or 0.00141."""
+    return f'x{x:.3g}' if levels[0].startswith('x') else f'{x:.3g}'
+
+
+def speedup_text(speedup):
+    """Returns 1.21x [1.10, 1.33]; with texts that only bound it, those of each text."""
+    if speedup.mean is not None:
+        interval = f' [{", ".join(f"{x:.2f}" for x in speedup.interval)}]' if speedup.interval else ''
+        return f'{speedup.mean:.2f}x{interval}, by {speedup.method}'
+    factors = [f'{text} {speedup.bounds.get(text, "")} {x:.2f}x' for text, x in speedup.factors.items()]
+    return f'{", ".join(" ".join(text.split()) for text in factors)}, by {speedup.method}'
+
+
+def differences_at_lengths(a, factors):
+    """Returns the mean differences at each length of training: -.1410 at 500, +.0080 at 2000."""
+    return ', '.join(f'{short_number(at.over.mean, sign="+")} at {as_level(at.length, factors["max_iters"])}'
+                     for at in a.lengths)
+
+
+def over_table(over, arm, cells, factors):
+    """Returns an arm's cells as text, a row for each, and below them all that is said of it.
+
+    cells: lab.study.schema.ReportedCells.
+    """
+    rows = [['cell', over.baseline, arm, 'difference', 'se', 'runs']]
+    for cell in cells:
+        found, losses = cell.differences[arm], [cell.losses[name] for name in (over.baseline, arm)]
+        rows.append([cell.name, *map(mean_loss, losses), short_number(found.difference, sign='+'),
+                     short_number(found.se), ' and '.join(str(len(runs)) for runs in losses)])
+    return '\n'.join([*align(rows), '', f'{arm}: {over_sentence(over, arm, factors)}',
+                      *(f'  {sentence}' for sentence in over_sentences(over, arm, factors))])
+
+
+def mean_loss(losses):
+    """Returns the mean of a cell's losses, or how many diverged."""
+    if lost := sum(x == inf for x in losses):
+        return f'diverged {lost}/{len(losses)}'
+    return f'{sum(losses) / len(losses):.4f}' if losses else '-'
+
+
+def format_ends(interval):
+    """Returns both ends in words: -.0210 to +.0030."""
+    return ' to '.join(short_number(x, sign='+') for x in interval)
+
+
+def count(n, thing):
+    """Returns '1 text' or '2 texts'."""
+    return f'{n} {thing}{"s" * (n != 1)}'

@@ -50,7 +50,7 @@ class TrainTask:
 
 @dataclass
 class TaskGroup:
-    """Train several runs of one arm at once. The result is a list with a TaskResult for each run."""
+    """Train several runs of arms with the same code at once. The result is a list with a TaskResult for each run."""
     tasks: list[TrainTask]
 
     @property
@@ -60,7 +60,7 @@ class TaskGroup:
     @property
     def affinity(self):
         """The key of runs that share compiled code, so that one worker trains all of them."""
-        return 'train', self.arm.name
+        return 'train', self.arm.code_key
 
 
 @dataclass
@@ -173,7 +173,7 @@ def output_to(folder):
 # training
 
 def train_group(group, slot, worker_state):
-    """Trains runs of one arm in turn, one iteration each, and returns a list of TaskResults.
+    """Trains runs of arms with the same code in turn, one iteration each, and returns a list of TaskResults.
 
     On a GPU each run has a stream, so that their kernels overlap. Every run is equal, to the bit, to one
     trained alone. Runs that do not fit into memory beside the others are trained after them, one by one.
@@ -182,10 +182,11 @@ def train_group(group, slot, worker_state):
     device = slot.device or arm.options.device
     on_gpu = machine(device).type == 'cuda'
     # Dynamo keeps eight versions of a function, so the code of the last arm is dropped
-    if worker_state.get('arm') != arm.name:
+    if worker_state.get('code') != arm.code_key:
         torch._dynamo.reset()
-        worker_state['arm'] = arm.name
+        worker_state['code'] = arm.code_key
 
+    # by folder, because cells have runs of one seed
     waiting, width, results = group.tasks, len(group.tasks), {}
     while waiting:
         # frees the device memory of earlier runs
@@ -204,15 +205,15 @@ def train_group(group, slot, worker_state):
                             next(runs[n])
                         continue
                     except StopIteration as end:
-                        results[task.seed] = TaskResult('done', value=end.value)
+                        results[task.folder] = TaskResult('done', value=end.value)
                     except Exception as error:
                         # a run that is out of memory here may fit alone
                         if len(current) > 1 and out_of_memory(error):
                             waiting, width = [*waiting, task], 1
                         else:
-                            results[task.seed] = failed_run(task, error, worker_state)
+                            results[task.folder] = failed_run(task, error, worker_state)
                     del runs[n]
-    return [results[task.seed] for task in group.tasks]
+    return [results[task.folder] for task in group.tasks]
 
 
 def train_run(task, device, signals):

@@ -13,10 +13,12 @@ from studies import descendants, running, start_study, without_times
 
 import ab
 import train
+from core.data.prepare import prepare_chars
 from core.errors import BAD_INPUT, DIVERGED
 from core.run.files import read_json
 from core.run.folder import last_iteration
 from lab.study import pool
+from lab.study.runner import ProgressLine
 from lab.study.store import code_hash, write_identity
 
 SMALL = TINY | dict(max_iters=6, lr_decay_iters=6, eval_interval=3, log_interval=1, save_best=False,
@@ -110,6 +112,16 @@ def losses(name):
     (dict(variants='alibi', check='leak'), 'check takes all | leaks | none'),
     (dict(variants='alibi', looks='10,5'), 'looks=10,5: takes growing numbers of seeds'),
     (dict(variants='alibi', devices='77'), 'devices=77: cuda:77 is not on this machine'),
+    (dict(variants='alibi', over='bias=True,False', seeds='auto'), 'seeds=auto: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', paired=True), 'paired=True: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', looks='5,10'), 'looks=5,10: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', null=True), 'null=True: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', lr_sweep='1,2'), 'lr_sweep=1,2: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', match='time'), 'match=time: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', budget='1h'), 'budget=1h: not with --over'),
+    (dict(variants='alibi', over='bias=True,False', max_seeds=8), 'max_seeds=8: not with --over'),
+    (dict(variants='alibi', over='bias=True'), 'over: bias=True: takes two levels or more'),
+    (dict(variants='alibi', cells=15), 'cells=15: are those of --over'),
 ])
 def test_bad_arms_are_one_line(data, options, says):
     assert says in ran(data, **options).line(BAD_INPUT)
@@ -131,6 +143,7 @@ def test_a_study_edited_by_hand_is_one_line(data, tmp_path, text, says):
     (dict(variant='nope'), 'no file variants/nope.py'),
     (dict(variant='alibi', paired=True), 'paired=True: not for the gate'),
     (dict(variant='alibi', seeds=5), 'seeds=5: not for the gate'),
+    (dict(variant='alibi', over='bias=True,False'), 'over=bias=True,False: not for the gate'),
     (dict(arms='base; a: variant=alibi; b: variant=rope'), 'the gate judges one idea; name the baseline and one arm'),
 ])
 def test_what_the_gate_cannot_judge_is_one_line(data, options, says):
@@ -280,6 +293,77 @@ def test_a_diverged_arm_counts_against_it(data, no_page):
     assert [run['status'] for run in report['arms'][1]['runs']] == ['diverged'] * 6 + ['missing']
     again = ran(data, **options, retry=True)
     assert again.out.count('hot, seed') == 6 and 'base, seed' not in again.out
+
+
+# -----------------------------------------------------------------------------
+# over texts and options
+
+@pytest.fixture
+def over(data, tmp_path):
+    """--over with two texts and two rates."""
+    prepare_chars('to be or not to be, that is the question\n' * 60, tmp_path / 'hamlet')
+    return f'dataset={data},{tmp_path / "hamlet"}; learning_rate=x0.5,x1'
+
+
+def test_a_study_over_texts_goes_on_and_shares_its_runs(data, over, no_page, monkeypatch):
+    options = dict(variants='alibi', over=over, name='o')
+    done = ran(data, **options)
+    assert done.code == 0, done
+    assert 'alibi: ' in done.out and 'hamlet, lr x0.5' in done.out and '0 of 8 runs are stored' in done.out
+    report = report_of('o')
+    assert len(report['over']['cells']) == 4 and len(report['arms'][1]['runs']) == 4
+    for cell in report['over']['cells']:
+        base, alibi = (cell['losses'][name] for name in ('base', 'alibi'))
+        assert cell['differences']['alibi']['difference'] == pytest.approx(alibi[0] - base[0])
+    mean = np.mean([cell['differences']['alibi']['difference'] for cell in report['over']['cells']])
+    assert report['comparisons'][0]['mean'] == pytest.approx(mean)
+    # each run is one of train.py with the cell's options
+    run = next(run for run in report['arms'][1]['runs'] if run['cell'] == 'hamlet, lr x0.5')
+    hamlet = over.split(';')[0].rsplit(',')[1]
+    call(train.main, **SMALL | dict(dataset=hamlet, variant='alibi', seed=run['seed'], learning_rate=5e-3, min_lr=5e-4,
+                                    out_dir='alone'))
+    assert read_json('alone/result.json')['val_loss'] == run['val_loss']
+    # once more, and from what is there
+    again = ran(data, **options)
+    assert '8 of 8 runs are done already' in again.out and without_times(report_of('o')) == without_times(report)
+    assert call(ab.main, '--report', 'out-ab/o').code == 0 and without_times(report_of('o')) == without_times(report)
+    assert '1 comparisons in 1 studies' in call(ab.main, '--ledger').out
+    assert '0 runs removed' in call(ab.main, '--store=prune').out
+
+    # a third rate trains its own cells alone, and an ordinary study finds the runs of its cell
+    more = ran(data, variants='alibi', over=f'{over},x2', name='more')
+    assert '8 of 12 runs are stored' in more.out and more.out.count(', seed ') == 4
+    plain = ran(hamlet, variants='alibi', name='plain', seeds=2, first_seed=run['seed'])
+    assert '2 of 4 runs are done already' in plain.out
+
+    # stopped after its third run
+    Path('out-ab').rename('whole')
+    ended = []
+
+    def stop_at_third(progress, task, status):
+        ended.append(task)
+        if len(ended) == 3:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, 'ended', stop_at_third)
+        assert ran(data, **options).code == 130
+    assert not Path('out-ab/o/report.json').exists()
+    # what there is can be looked at
+    assert call(ab.main, '--report', 'out-ab/o').code == 0 and report_of('o')['comparisons'][0]['n'] < 4
+    # the others at once, although both rates of a text have one seed
+    resumed = ran(data, **options, at_once=4)
+    assert resumed.code == 0 and ' of 8 runs are done already' in resumed.out
+    assert without_times(report_of('o')) == without_times(report)
+
+
+def test_a_diverged_cell_is_reported_and_ends_with_3(data, over, no_page):
+    options = dict(arms='base; hot: learning_rate=1e30 grad_clip=0', over=over.replace('x0.5', 'x1e-30'), name='o')
+    done = ran(data, **options)
+    assert done.line(DIVERGED).startswith('hot: 2 of 4 runs diverged or failed; the others are in out-ab/o/report.html')
+    cells = {cell['name']: cell['losses']['hot'] for cell in report_of('o')['over']['cells']}
+    assert cells['hamlet, lr x1'] == ['Infinity'] and cells['hamlet, lr x1e-30'] != ['Infinity']
+    retried = ran(data, **options, retry=True)
+    assert retried.code == DIVERGED and retried.out.count(': diverged: ') == 2 and 'base (' not in retried.out
 
 
 # -----------------------------------------------------------------------------
