@@ -2,13 +2,15 @@
 
 A cell is a combination of levels, one of each factor, and trains all arms. A level is a value, which replaces that
 of the recipe in all arms, or a factor, xF, on the arm's own value. What belongs together moves together:
-learning_rate takes min_lr with it, max_iters takes lr_decay_iters and warmup_iters, in proportion.
+learning_rate takes min_lr with it, max_iters takes lr_decay_iters and warmup_iters, in proportion, and n_embd
+takes n_head where that is a whole number, so that heads keep their channels.
 """
 import dataclasses
 import math
 import re
 import zlib
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import train
@@ -221,6 +223,10 @@ def arm_in_cell(arm, levels, vocab_size, cell):
                 # x1 leaves it as it is, to the last digit
                 scaled = own * (float(level[1:]) if is_scale(level) else value / led)
                 changes[follower] = round(scaled) if type(own) is int else scaled
+    if 'n_embd' in changes and 'n_head' not in levels:
+        heads = Fraction(changes['n_embd'] * arm.model_args['n_head'], arm.model_args['n_embd'])
+        if heads.denominator == 1:
+            changes['n_head'] = int(heads)
     # a data set sets the vocabulary, unless the user does
     if arm.origin.get('vocab_size', 'default') == 'default':
         changes.setdefault('vocab_size', vocab_size)

@@ -85,7 +85,9 @@ def test_a_factor_multiplies_and_a_value_replaces(texts):
             o = cell.arms[name].options
             assert (o.learning_rate, o.min_lr) == (rate * own, rate * 0.001)
             assert (o.max_iters, o.lr_decay_iters, o.warmup_iters) == (12 * length, 12 * length, 2 * length)
-            assert cell.arms[name].model_args['n_embd'] == {'x2': 32, 'x0.5': 8}[cell.levels['n_embd']]
+            # heads keep their 8 channels
+            size = {n: cell.arms[name].model_args[n] for n in ('n_embd', 'n_head')}
+            assert size == {'x2': dict(n_embd=32, n_head=4), 'x0.5': dict(n_embd=8, n_head=1)}[cell.levels['n_embd']]
     as_it_is = next(cell for cell in cells if {'x1'} == {cell.levels['learning_rate'], cell.levels['max_iters']})
     assert as_it_is.arms['base'].options == arms[0].options
     # each text has its own vocabulary, and its own seeds in all of its cells
