@@ -183,13 +183,18 @@ def test_the_mean_is_that_at_the_centre_whatever_is_missing():
 
 
 def test_where_errors_come_from():
-    two, one = (judge(fill(design(TEXTS, LATIN, 15), shifts(), seeds, 0.004), 'base').arms['arm']
-                for seeds in (2, 1))
-    assert (two.error, one.error) == ('seeds', 'residual')
-    # of the mean of two runs of both arms, and of one of both
-    assert two.cells[0].se == pytest.approx(0.004, rel=0.5)
-    assert one.cells[0].se == pytest.approx(0.0057, rel=0.5)
-    assert two.texts[0].se == pytest.approx(two.cells[0].se / 3 ** 0.5)
+    two, one = (fill(design(TEXTS, LATIN, 15), shifts(), seeds, 0.004) for seeds in (2, 1))
+    a = judge(two, 'base').arms['arm']
+    # pooled over cells for each arm, and two runs in each mean
+    variances = [np.mean([np.var(cell.losses[arm], ddof=1) for cell in two]) for arm in ('base', 'arm')]
+    assert a.error == 'seeds' and a.cells[0].se == pytest.approx((sum(variances) / 2) ** 0.5)
+    assert a.texts[0].se == pytest.approx(a.cells[0].se / 3 ** 0.5)
+    a = judge(one, 'base').arms['arm']
+    d = np.array([cell.losses['arm'][0] - cell.losses['base'][0] for cell in one])
+    columns = np.array([[cell.text == text for text in TEXTS] + np.log2([*cell.levels.values()]).tolist()
+                        for cell in one], float)
+    residual = np.linalg.lstsq(columns, d, rcond=None)[1]
+    assert a.error == 'residual' and a.cells[0].se == pytest.approx((residual[0] / (15 - 7)) ** 0.5)
     none = judge(fill(design(TEXTS, {}), shifts(), 1), 'base').arms['arm']
     assert none.error == 'none' and none.cells[0].se is None and none.over.df == 4
 
