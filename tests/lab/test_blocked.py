@@ -251,9 +251,11 @@ def test_own_best_rates_take_out_what_a_shared_rate_puts_in():
     assert best.over.mean == pytest.approx(-0.02, abs=2e-4) and (best.by_parabola, best.by_grid) == (5, 0)
     rates = {o.arm: o.rate for o in best.optima}
     assert rates == pytest.approx(dict(arm=2 ** 0.4, base=2 ** -0.2), abs=0.02)
-    # of an interpolated loss at rate 2^.4: the weights of three runs' means; both arms have two runs
-    weights = np.array([-0.12, 0.84, 0.28]), np.array([0.12, 0.96, -0.08])
-    assert best.texts[0].se == pytest.approx(1e-4 * np.sqrt(sum(w @ w for w in weights) / 2), rel=0.5)
+    # the parabola's values at .4 and -.2 are these sums of the means of two runs
+    weights = dict(arm=np.array([-0.12, 0.84, 0.28]), base=np.array([0.12, 0.96, -0.08]))
+    variances = {arm: np.mean([np.var(cell.losses[arm], ddof=1) for cell in cells]) for arm in weights}
+    square = sum(variances[arm] * w @ w / 2 for arm, w in weights.items())
+    assert best.texts[0].se == pytest.approx(square ** 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize('optimum, edge', [(1.4, 'highest'), (-2.0, 'lowest')])
