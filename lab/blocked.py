@@ -35,7 +35,7 @@ NEWTON = 12             # steps: errors that differ 1000 times need 8
 HALVINGS = 30           # of a bisection: 9 digits
 LARGE_DF = 1e9          # for inf, which scipy's F does not take
 TINY = 1e-100           # a variance that keeps matrices of zeros regular
-NO_GROUPS = 'needs runs of both arms at all values of {} with all else equal, which a Latin square has not'
+NO_GROUPS = 'needs runs of both arms at all values of {} with all else equal; a Latin square has none'
 
 
 @dataclass

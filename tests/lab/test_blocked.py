@@ -282,7 +282,7 @@ def test_a_rate_at_which_an_arm_diverges_is_not_its_best():
 
 @pytest.mark.parametrize('factors, cells, why', [
     ({'learning_rate': RATES[:2]}, None, 'needs three values of learning_rate; there are 2'),
-    (LATIN, 15, 'which a Latin square has not'),
+    (LATIN, 15, 'a Latin square has none'),
 ])
 def test_own_best_rates_are_refused(factors, cells, why):
     a = judge(fill(design(TEXTS, factors, cells), shifts()), 'base', rate='learning_rate').arms['arm']
@@ -340,7 +340,7 @@ def test_speedup_beyond_what_was_trained_is_a_bound():
 @pytest.mark.parametrize('factors, cells, loss, why', [
     ({'n': [1]}, None, shifts(), 'needs two values of n'),
     ({'n': [1, 2]}, None, lambda arm, cell: cell.levels['n'], 'does not fall from n=1 to 2'),
-    ({'n': [1, 2, 3], 'learning_rate': RATES}, 15, shifts(), 'a Latin square has not'),
+    ({'n': [1, 2, 3], 'learning_rate': RATES}, 15, shifts(), 'a Latin square has none'),
 ])
 def test_speedups_are_refused(factors, cells, loss, why):
     a = judge(fill(design(TEXTS, factors, cells), loss), 'base', sizes=['n']).arms['arm']
