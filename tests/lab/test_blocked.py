@@ -183,13 +183,18 @@ def test_the_mean_is_that_at_the_centre_whatever_is_missing():
 
 
 def test_where_errors_come_from():
-    two, one = (judge(fill(design(TEXTS, LATIN, 15), shifts(), seeds, 0.004), 'base').arms['arm']
-                for seeds in (2, 1))
-    assert (two.error, one.error) == ('seeds', 'residual')
-    # of the mean of two runs of both arms, and of one of both
-    assert two.cells[0].se == pytest.approx(0.004, rel=0.5)
-    assert one.cells[0].se == pytest.approx(0.0057, rel=0.5)
-    assert two.texts[0].se == pytest.approx(two.cells[0].se / 3 ** 0.5)
+    two, one = (fill(design(TEXTS, LATIN, 15), shifts(), seeds, 0.004) for seeds in (2, 1))
+    a = judge(two, 'base').arms['arm']
+    # pooled over cells for each arm, and two runs in each mean
+    variances = [np.mean([np.var(cell.losses[arm], ddof=1) for cell in two]) for arm in ('base', 'arm')]
+    assert a.error == 'seeds' and a.cells[0].se == pytest.approx((sum(variances) / 2) ** 0.5)
+    assert a.texts[0].se == pytest.approx(a.cells[0].se / 3 ** 0.5)
+    a = judge(one, 'base').arms['arm']
+    d = np.array([cell.losses['arm'][0] - cell.losses['base'][0] for cell in one])
+    columns = np.array([[cell.text == text for text in TEXTS] + np.log2([*cell.levels.values()]).tolist()
+                        for cell in one], float)
+    residual = np.linalg.lstsq(columns, d, rcond=None)[1]
+    assert a.error == 'residual' and a.cells[0].se == pytest.approx((residual[0] / (15 - 7)) ** 0.5)
     none = judge(fill(design(TEXTS, {}), shifts(), 1), 'base').arms['arm']
     assert none.error == 'none' and none.cells[0].se is None and none.over.df == 4
 
@@ -246,9 +251,11 @@ def test_own_best_rates_take_out_what_a_shared_rate_puts_in():
     assert best.over.mean == pytest.approx(-0.02, abs=2e-4) and (best.by_parabola, best.by_grid) == (5, 0)
     rates = {o.arm: o.rate for o in best.optima}
     assert rates == pytest.approx(dict(arm=2 ** 0.4, base=2 ** -0.2), abs=0.02)
-    # of an interpolated loss at rate 2^.4: the weights of three runs' means; both arms have two runs
-    weights = np.array([-0.12, 0.84, 0.28]), np.array([0.12, 0.96, -0.08])
-    assert best.texts[0].se == pytest.approx(1e-4 * np.sqrt(sum(w @ w for w in weights) / 2), rel=0.5)
+    # the parabola's values at .4 and -.2 are these sums of the means of two runs
+    weights = dict(arm=np.array([-0.12, 0.84, 0.28]), base=np.array([0.12, 0.96, -0.08]))
+    variances = {arm: np.mean([np.var(cell.losses[arm], ddof=1) for cell in cells]) for arm in weights}
+    square = sum(variances[arm] * w @ w / 2 for arm, w in weights.items())
+    assert best.texts[0].se == pytest.approx(square ** 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize('optimum, edge', [(1.4, 'highest'), (-2.0, 'lowest')])
@@ -275,7 +282,7 @@ def test_a_rate_at_which_an_arm_diverges_is_not_its_best():
 
 @pytest.mark.parametrize('factors, cells, why', [
     ({'learning_rate': RATES[:2]}, None, 'needs three values of learning_rate; there are 2'),
-    (LATIN, 15, 'which a Latin square has not'),
+    (LATIN, 15, 'a Latin square has none'),
 ])
 def test_own_best_rates_are_refused(factors, cells, why):
     a = judge(fill(design(TEXTS, factors, cells), shifts()), 'base', rate='learning_rate').arms['arm']
@@ -333,7 +340,7 @@ def test_speedup_beyond_what_was_trained_is_a_bound():
 @pytest.mark.parametrize('factors, cells, loss, why', [
     ({'n': [1]}, None, shifts(), 'needs two values of n'),
     ({'n': [1, 2]}, None, lambda arm, cell: cell.levels['n'], 'does not fall from n=1 to 2'),
-    ({'n': [1, 2, 3], 'learning_rate': RATES}, 15, shifts(), 'a Latin square has not'),
+    ({'n': [1, 2, 3], 'learning_rate': RATES}, 15, shifts(), 'a Latin square has none'),
 ])
 def test_speedups_are_refused(factors, cells, loss, why):
     a = judge(fill(design(TEXTS, factors, cells), loss), 'base', sizes=['n']).arms['arm']

@@ -184,7 +184,7 @@ def test_coverage_where_not_all_is_normal(kind, D, tau, seeds):
     rates = coverage(5, 10 * CHUNK, D, tau, seeds, **KINDS[kind])
     figure(f'{D} texts, tau {tau}, {seeds} seeds, {kind}', rates)
     assert rates['mean'] >= 0.943
-    assert rates['new'] >= 0.93
+    assert rates['new'] >= 0.925
     # it takes texts as normal; with one run in each of one cell a text, nothing tells noise from tau
     least = 0.88 if kind == 't3 noise and texts' else 0.93
     assert rates['tau'] >= least or kind == 'one cell a text' and seeds == 1
