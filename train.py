@@ -243,6 +243,7 @@ def setup(config):
         model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
     elif tensors is None:
         model = build(o.variant, o.seed, **model_args)
+    model.max_iters = o.max_iters
     # a model that cannot run says so here, before its run folder is touched
     model.to(m.device).eval()
     try_forward(model, m, o.batch_size, block_size, o.variant)

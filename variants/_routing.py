@@ -176,6 +176,7 @@ def run_chosen(block, forward, x, mask, gate, step):
     # the block runs for the tokens in the slots; no query sees an empty slot
     pos = torch.where(live, step.pos.gather(1, index), NOWHERE)
     sub = model.Step(pos, step.it, step.cache, step.stats, step.backends)
+    sub.idx, sub.model = step.idx.gather(1, index), step.model
     sub.shared, sub.losses, sub.uses = step.shared, step.losses, step.uses
     index_c = index[..., None].expand(-1, -1, x.size(2)) # (B, size, C)
     chosen = x.gather(1, index_c)

@@ -52,7 +52,9 @@ class Arm:
         return {name: value for name, value in self.model_args.items() if name not in base}
 
     def build(self, seed):
-        return build(self.options.variant, seed, **self.model_args)
+        model = build(self.options.variant, seed, **self.model_args)
+        model.max_iters = self.options.max_iters
+        return model
 
     def meta_model(self):
         """Returns the model on the meta device: its parameters have shapes, but no values."""
