@@ -130,7 +130,7 @@ class Step:
             self.cache[layer][self.this_use(layer, name)] = value
 
     def with_past(self, layer, name, x, n, fill=0):
-        """Returns x (B, T, ...), e.g. step.idx, behind the n positions before it; those before a text are `fill`."""
+        """Returns x (B, T, ...), such as step.idx, behind the n positions before it; before a text these are fill."""
         past = self.state(layer, name, x.new_full((x.size(0), n, *x.shape[2:]), fill))
         x = torch.cat((past, x), dim=1) # (B, n + T, ...)
         self.set_state(layer, name, x[:, x.size(1) - n:])

@@ -16,6 +16,7 @@ SLACK = 1.25            # slots in training over the capacity, which a threshold
 CLASHES = dict(
     value_residual='the first layer has values for all tokens, a routed one for those it chooses',
     canon='a convolution would run over the chosen tokens of all rows, whichever they are',
+    engram='n-grams would be made of the chosen tokens of all rows, whichever they are',
     forgetting='what a token forgets adds up over its layer, which tokens that are not chosen never see',
     relative_location='its weights belong to absolute positions, and empty slots have none')
 

@@ -28,7 +28,7 @@ from configurator import Count, NonNegative
 from core.nn.numerics import wide
 
 NEUTRAL = dict(n_loop=1, loop_exit=False)
-CLASHES = {other: 'a pass whose tokens all skip a layer would leave its past there to the next one'
+CLASHES = {other: 'the threshold that a pass sets, from later tokens too, would choose in the next one'
            for other in ('mod', 'stt', 'sdt')}
 
 
