@@ -87,8 +87,8 @@ class Step:
 
     @property
     def progress(self):
-        """The share of the run that is over, a 0-d tensor from 0 to 1, for schedules; outside of a run 0."""
-        n = self.model.max_iters
+        """The share of the run's schedule that is over, a 0-d tensor from 0 to 1; outside of a run 0."""
+        n = self.model.schedule_iters
         return (self.it / n).clamp(max=1) if n else torch.zeros_like(self.it)
 
     def loss(self, name, value):
@@ -316,8 +316,8 @@ class GPT(nn.Module):
         by_hand = classes is None
         classes = load_classes() if by_hand else classes
         self.config, self.classes = config, classes
-        # the iterations of the run that trains it, from which step.progress is
-        self.max_iters = None
+        # the length of its run's schedule, train.py's lr_decay_iters, for step.progress
+        self.schedule_iters = None
         # these names are GPT-2's, so that load_gpt2() finds its weights
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),

@@ -3,7 +3,7 @@
 Source: multi-token prediction in github.com/KellerJordan/modded-nanogpt, record 53 (2025-12-22).
 
     loss = mean_t sum_k w_k CE(logits_t, target_{t+k}),   w_0 = 1,   k = 0, 1, 2
-    w_k = mtp_weight^k * clamp(3 - k - 3 progress / mtp_share, 0, 1)    k = 1, 2; progress: 0 .. 1, of the run
+    w_k = mtp_weight^k * clamp(3 - k - 3 progress / mtp_share, 0, 1)    k = 1, 2;   progress: it / lr_decay_iters
 
 So the weights are 1, 0.5, 0.25 at first; w_2 falls to 0 in the first third of the run, w_1 in the second.
 Tokens beyond the row's end count 0. The source sums over tokens, and its record also unties the embeddings.
@@ -46,7 +46,7 @@ class GPT(model.GPT):
         nll = F.cross_entropy(logits.flatten(0, 1), ahead.flatten(), ignore_index=-1, reduction='none')
         return nll.view_as(ahead)
 
-    # of the second and the third token, when this share of the run is over
+    # of the second and the third token
     def weights(self, progress):
         left = 3 - 3 * progress / self.config.mtp_share
         return [self.config.mtp_weight ** k * (left - k).clamp(0, 1) for k in (1, 2)]

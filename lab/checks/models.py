@@ -17,7 +17,7 @@ ITERATIONS = 0, 3, 1000
 def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
     """Returns a small model, its weights shaken by noise of scale `shake`; the rest is as for build()."""
     model = build(variant, seed, **SMALL | options).to(dtype)
-    model.max_iters = ITERATIONS[-1]
+    model.schedule_iters = ITERATIONS[-1]
     shake_weights(model, shake)
     return model
 

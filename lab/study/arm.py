@@ -53,7 +53,7 @@ class Arm:
 
     def build(self, seed):
         model = build(self.options.variant, seed, **self.model_args)
-        model.max_iters = self.options.max_iters
+        model.schedule_iters = self.options.lr_decay_iters
         return model
 
     def meta_model(self):

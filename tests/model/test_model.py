@@ -776,10 +776,10 @@ class GPT(model.GPT):
     assert_decodes(one.eval())
 
 
-def test_progress_is_the_share_of_the_run():
+def test_progress_is_the_share_of_the_schedule():
     one, idx = small(), torch.zeros(1, 3, dtype=torch.long)
     for n, it, share in (None, 5.0, 0.0), (0, 5.0, 0.0), (20, 5.0, 0.25), (20, 20.0, 1.0), (20, 21.0, 1.0):
-        one.max_iters, step = n, Step(it=torch.tensor(it))
+        one.schedule_iters, step = n, Step(it=torch.tensor(it))
         one(idx, step=step)
         assert step.progress.item() == share and step.progress.shape == ()
 

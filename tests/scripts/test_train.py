@@ -1644,8 +1644,8 @@ SUMS = [
      ['loss.prior', 'loss.router', 'stats.routed']),
     (dict(variant='surprise+hard_window+canon+value_residual+head_scaling+glu+post_norm', gate='row', block_loss=0.1),
      ['loss.prior', 'loss.block', 'stats.window', 'stats.first_value', 'stats.head_scale']),
-    (dict(variant='relative_location+adaptive_span+noise_embedding+relu2', dtype='float16'),
-     ['loss.span', 'stats.span'])]
+    (dict(variant='relative_location+adaptive_span+noise_embedding+relu2+mtp_weighted', dtype='float16'),
+     ['loss.span', 'stats.span', 'loss.mtp_3'])]
 
 
 def trained_stopped_resumed_sampled(data, folder, **options):
