@@ -471,6 +471,17 @@ def test_muon_is_resumed(go, resume, tmp_path):
     assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
 
 
+def test_a_variants_schedule_is_a_share_of_lr_decay_iters(go, resume, tmp_path):
+    """In training, from where it was when a run goes on, and in sampling."""
+    assert go(variant='mtp_weighted', max_iters=2, lr_decay_iters=6, log_interval=1).code == 0
+    assert resume('run', max_iters=5).code == 0
+    records = [record for record in RunFolder(tmp_path / 'run').read_log() if 'loss' in record]
+    # the third token's weight is 0 from a third of the schedule on, the second's from two thirds
+    assert [record['loss.mtp_3'] > 0 for record in records] == [True, True, False, False, False]
+    assert [record['loss.mtp_2'] > 0 for record in records] == [True, True, True, True, False]
+    assert sample.open_run(tmp_path / 'run', 'auto', 'cpu', 'auto', 'mtp_weighted')[0].schedule_iters == 6
+
+
 def other_optimizer(make):
     """Returns configure_optimizers() of a variant whose optimizer is make(groups, lr)."""
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
