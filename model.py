@@ -59,6 +59,7 @@ class GPTConfig:
 class Step:
     """State of one forward pass, which does not belong to the model.
 
+    idx (B, T): the input tokens.
     pos (B, T): the position of each input token. None: 0..T-1 in every row, and from_zero is True.
     it: the training iteration, a 0-d tensor, for schedules. None: 0.
     cache: a dict for each layer, kept by the caller between passes, or None.
@@ -77,11 +78,18 @@ class Step:
         self.stats = stats
         self.backends = backends
         self.all_positions = all_positions
-        # filled by the modules
+        # filled by GPT.forward(), and from shared on by the modules
+        self.idx, self.model = None, None
         self.shared = {}
         self.losses = {}
         # how often each name of a layer has been used in this pass
         self.uses = {}
+
+    @property
+    def progress(self):
+        """The share of the run's schedule that is over, a 0-d tensor from 0 to 1; outside of a run 0."""
+        n = self.model.schedule_iters
+        return (self.it / n).clamp(max=1) if n else torch.zeros_like(self.it)
 
     def loss(self, name, value):
         """Adds a scalar to the objective, under a name for the log."""
@@ -120,6 +128,13 @@ class Step:
         """Keeps the state after the last token of this pass for the next one; state() comes before it."""
         if self.cache is not None:
             self.cache[layer][self.this_use(layer, name)] = value
+
+    def with_past(self, layer, name, x, n, fill=0):
+        """Returns x (B, T, ...), such as step.idx, behind the n positions before it; before a text these are fill."""
+        past = self.state(layer, name, x.new_full((x.size(0), n, *x.shape[2:]), fill))
+        x = torch.cat((past, x), dim=1) # (B, n + T, ...)
+        self.set_state(layer, name, x[:, x.size(1) - n:])
+        return x
 
     def next_use(self, layer, name):
         """Returns the cache's key for a name's next use: a module that runs twice in a pass has two pasts."""
@@ -189,8 +204,8 @@ class CausalSelfAttention(nn.Module):
     def rotate_qk(self, q, k, step):
         return q, k
 
-    # values (B, nh, T, hs), before they are cached
-    def values(self, v, step):
+    # values (B, nh, T, hs), before they are cached; x (B, T, C): attention's input
+    def values(self, v, x, step):
         return v
 
     def score_mod(self, x, pos_k, step):
@@ -219,7 +234,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.qkv(x)
         q, k = self.norm_qk(q, k)
         q, k = self.rotate_qk(q, k, step)
-        v = self.values(v, step)
+        v = self.values(v, x, step)
 
         # when decoding, the cache supplies earlier positions: k, v (B, nh, Tk, hs), pos_k (B, Tk)
         k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos)
@@ -301,6 +316,8 @@ class GPT(nn.Module):
         by_hand = classes is None
         classes = load_classes() if by_hand else classes
         self.config, self.classes = config, classes
+        # the length of its run's schedule, train.py's lr_decay_iters, for step.progress
+        self.schedule_iters = None
         # these names are GPT-2's, so that load_gpt2() finds its weights
         self.transformer = nn.ModuleDict(dict(
             wte = Embedding(config.vocab_size, config.n_embd),
@@ -356,6 +373,10 @@ class GPT(nn.Module):
     def tok_emb(self, idx):
         return self.transformer.wte(idx)
 
+    # token embeddings x (B, T, C), before positions are added
+    def mix_tokens(self, x, step):
+        return x
+
     # position embeddings (B, T, C) or, for all rows alike, (T, C)
     def pos_emb(self, step):
         # positions 0..T-1 are a slice, whose gradient needs no sum by index
@@ -364,9 +385,16 @@ class GPT(nn.Module):
 
     # the residual stream's first state (B, T, C)
     def embed(self, idx, step):
-        return self.transformer.drop(self.tok_emb(idx) + self.pos_emb(step))
+        return self.transformer.drop(self.mix_tokens(self.tok_emb(idx), step) + self.pos_emb(step))
 
-    # the residual stream (B, T, C) through all blocks
+    # to and from what the blocks take, (B, T, C) or another form of it, such as several streams (B, T, n, C)
+    def widen(self, x, step):
+        return x
+
+    def narrow(self, x, step):
+        return x
+
+    # the residual stream through all blocks
     def blocks(self, x, step):
         for block in self.transformer.h:
             x = block(x, step)
@@ -391,15 +419,16 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise Stop(f'{T} tokens: longer than block_size={self.config.block_size}')
         step = Step() if step is None else step
-        # modules read positions and the iteration from step, whether or not the caller gave them
+        # modules read these from step, whether or not the caller gave positions and the iteration
+        step.idx, step.model = idx, self
         if step.from_zero:
             step.pos = torch.arange(T, device=idx.device).expand(B, T)
         if step.it is None:
             step.it = torch.zeros((), device=idx.device)
 
         x = self.embed(idx, step) # (B, T, C)
-        x = self.blocks(x, step)
-        x = self.transformer.ln_f(x)
+        x = self.blocks(self.widen(x, step), step)
+        x = self.transformer.ln_f(self.narrow(x, step)) # (B, T, C)
 
         if targets is None:
             # decoding needs the last position alone; indexing with a list keeps its dimension
@@ -443,8 +472,8 @@ class GPT(nn.Module):
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
         """Returns AdamW; with optimizer='muon', Muon for the matrices of the blocks and AdamW for the rest.
 
-        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1. A group's lr_scale multiplies the learning
-        rate of the schedule.
+        Tags on parameters: p.no_decay = True, p.lr_scale = 0.1, p.muon = False. A group's lr_scale multiplies
+        the learning rate of the schedule.
         """
         # as in nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), matrices and embeddings
         # decay; vectors and scalars do not, such as biases, the weights of norms and gates
@@ -452,7 +481,8 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             decay = p.ndim >= 2 and not getattr(p, 'no_decay', False)
             lr_scale = getattr(p, 'lr_scale', 1.0)
-            muon = optimizer == 'muon' and p.ndim == 2 and name.startswith('transformer.h.')
+            of_block = p.ndim == 2 and name.startswith('transformer.h.')
+            muon = optimizer == 'muon' and of_block and getattr(p, 'muon', True)
             groups[decay, lr_scale, muon].append(p)
         groups = [dict(params=params, weight_decay=weight_decay * decay, lr_scale=lr_scale,
                        lr=learning_rate * lr_scale, muon=muon)

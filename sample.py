@@ -66,6 +66,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base'):
         check_fits(lambda: classes.GPT(config, classes), config, tensors)
         model = build(state['options']['variant'], **state['model_args'])
     load_model_tensors(model, tensors)
+    model.schedule_iters = state['options'].get('lr_decay_iters')
     return model.to(m.device).eval(), Tokenizer.from_meta(state['tokenizer']), m, state
 
 

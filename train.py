@@ -87,7 +87,7 @@ class Options(DeviceOptions):
     grad_clip: NonNegative = 1.0        # largest gradient norm; 0: no clipping
     decay_lr: bool = True               # warm up, then follow a cosine down to min_lr; False: constant
     warmup_iters: Whole = 2000          # iterations of linear warm-up
-    lr_decay_iters: Whole = 600000      # the iteration at which the cosine ends, about max_iters (Chinchilla)
+    lr_decay_iters: Whole = 600000      # where the cosine ends, and variants' schedules; about max_iters (Chinchilla)
     min_lr: NonNegative = 6e-5          # the smallest, about learning_rate / 10 (Chinchilla)
     # system
     backend: Literal['auto', 'nccl', 'gloo'] = 'auto' # how processes under torchrun talk; auto: nccl on CUDA, else gloo
@@ -243,6 +243,7 @@ def setup(config):
         model = build_gpt2(o.init_from, o.variant, o.seed, **model_args)
     elif tensors is None:
         model = build(o.variant, o.seed, **model_args)
+    model.schedule_iters = o.lr_decay_iters
     # a model that cannot run says so here, before its run folder is touched
     model.to(m.device).eval()
     try_forward(model, m, o.batch_size, block_size, o.variant)

@@ -6,9 +6,11 @@ import ast
 import inspect
 import sys
 import textwrap
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from core.errors import Stop
 
@@ -39,8 +41,8 @@ def lost_override(slot, c, partner):
     """Returns the name of a method of the baseline's class that `partner` overrides and c never lets run.
 
     slot: the baseline's class; c, partner: subclasses of it, to be combined. A method is lost if the
-    baseline's own code calls it, but nothing that runs does once c's methods stand in their places. None if
-    there is none.
+    baseline's own code calls it, but nothing that runs does once c's methods stand in their places, with the
+    default options of its file. None if there is none.
     """
     lost = methods_that_run(slot, slot) - methods_that_run(slot, c)
     return next((name for name in methods(partner) if name in lost), None)
@@ -48,7 +50,7 @@ def lost_override(slot, c, partner):
 
 def methods_that_run(slot, c):
     """Returns the names of the methods that can run in an object of class c, a slot or its subclass."""
-    base, own = methods(slot), methods(c)
+    base, own = methods(slot), live_methods(c)
     called = set().union(*map(self_calls, base.values()))
     # where callers enter: methods that the baseline does not call itself, those that it does not have, and
     # those that functions beside the class call
@@ -61,7 +63,7 @@ def methods_that_run(slot, c):
         owner = owner if name in methods(owner) else slot
         if name in methods(owner) and (owner, name) not in found:
             found.add((owner, name))
-            function = methods(owner)[name]
+            function = live_methods(owner)[name]
             waiting += [(c, other) for other in self_calls(function)]
             waiting += [(slot, other) for other in super_calls(function)]
     return {name for _, name in found}
@@ -91,6 +93,43 @@ def methods(c):
     except (OSError, TypeError, SyntaxError):
         return {}
     return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+
+
+@cache
+def live_methods(c):
+    """Returns methods(c) without what the default options of the class's file never reach."""
+    config = getattr(sys.modules.get(c.__module__), 'GPTConfig', None)
+    try:
+        config = config()
+    # no options, or some without a default
+    except TypeError:
+        return methods(c)
+    return {name: Live(config).visit(deepcopy(function)) for name, function in methods(c).items()}
+
+
+class Live(ast.NodeTransformer):
+    """Takes branches that depend on self.config alone, as in `if not self.config.rate: return super().forward(x)`."""
+
+    def __init__(self, config):
+        self.names = dict(self=SimpleNamespace(config=config))
+
+    def visit_FunctionDef(self, function):
+        self.generic_visit(function)
+        returns = [n for n, statement in enumerate(function.body, 1) if isinstance(statement, ast.Return)]
+        function.body = function.body[:min(returns, default=None)]
+        return function
+
+    def visit_If(self, node):
+        self.generic_visit(node)
+        # the test is code of a file that is imported already
+        try:
+            taken = eval(ast.unparse(node.test), {}, self.names) # noqa: S307
+        # it reads something else than options
+        except Exception:
+            return node
+        return node.body if taken else node.orelse
+
+    visit_IfExp = visit_If
 
 
 def self_calls(function):

@@ -176,6 +176,7 @@ class TimedAttention:
         """Returns the module's output (B, T, C); backends: a set that collects (backend, why)."""
         step = Step(backends=backends)
         step.pos = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1) # (B, T)
+        step.idx = torch.zeros_like(step.pos)
         step.it = torch.zeros((), device=x.device)
         with self.machine.autocast():
             return self.module(x, step) # (B, T, C)

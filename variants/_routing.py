@@ -16,6 +16,7 @@ SLACK = 1.25            # slots in training over the capacity, which a threshold
 CLASHES = dict(
     value_residual='the first layer has values for all tokens, a routed one for those it chooses',
     canon='a convolution would run over the chosen tokens of all rows, whichever they are',
+    engram='n-grams would be made of the chosen tokens of all rows, whichever they are',
     forgetting='what a token forgets adds up over its layer, which tokens that are not chosen never see',
     relative_location='its weights belong to absolute positions, and empty slots have none')
 
@@ -176,6 +177,7 @@ def run_chosen(block, forward, x, mask, gate, step):
     # the block runs for the tokens in the slots; no query sees an empty slot
     pos = torch.where(live, step.pos.gather(1, index), NOWHERE)
     sub = model.Step(pos, step.it, step.cache, step.stats, step.backends)
+    sub.idx, sub.model = step.idx.gather(1, index), step.model
     sub.shared, sub.losses, sub.uses = step.shared, step.losses, step.uses
     index_c = index[..., None].expand(-1, -1, x.size(2)) # (B, size, C)
     chosen = x.gather(1, index_c)

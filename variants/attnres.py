@@ -28,7 +28,7 @@ from core.nn.numerics import wide
 
 NEUTRAL = dict(attnres_size=0)
 CLASHES = {other: 'it expects one residual stream where this has a list of sources'
-           for other in ('mod', 'stt', 'sdt', 'surprise', 'noise_residual', 'x0')}
+           for other in ('mod', 'stt', 'sdt', 'surprise', 'noise_residual', 'x0', 'bigram')}
 
 
 @dataclass
@@ -92,7 +92,8 @@ class GPT(model.GPT):
         if config.attnres_size:
             self.final_mean = DepthMean(config.n_embd)
 
-    def blocks(self, x, step):
-        if not self.config.attnres_size:
-            return super().blocks(x, step)
-        return self.final_mean(super().blocks([x], step), step)
+    def widen(self, x, step):
+        return [x] if self.config.attnres_size else x
+
+    def narrow(self, x, step):
+        return self.final_mean(x, step) if self.config.attnres_size else x

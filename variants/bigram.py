@@ -42,25 +42,18 @@ class GPT(model.GPT):
         self.bigram_lambdas = nn.Parameter(torch.full((config.n_layer,), 0.1))
         self.bigram_lambdas.lr_scale = 5.0
 
-    def embed(self, idx, step):
-        step.shared['bigram'] = self.bigram_embed(self.rows(idx, step)) # (B, T, C)
-        return super().embed(idx, step)
-
     # the row of each token (B, T)
-    def rows(self, idx, step):
+    def rows(self, step):
+        before = step.with_past(0, 'bigram', step.idx, 1, fill=-1)[:, :-1]
         if self.config.bigram == 'token':
-            before = torch.zeros_like(idx)
-        else:
-            # -1 before the first token
-            last = step.state(0, 'bigram', torch.full_like(idx[:, :1], -1)) # (B, 1)
-            step.set_state(0, 'bigram', idx[:, -1:])
-            before = torch.cat((last, idx[:, :-1]), dim=1)
-        return pair_hash(idx, before, self.bigram_embed.num_embeddings)
+            before = torch.zeros_like(before)
+        return pair_hash(step.idx, before, self.bigram_embed.num_embeddings)
 
     def blocks(self, x, step):
+        e = self.bigram_embed(self.rows(step)) # (B, T, C)
         for block, weight in zip(self.transformer.h, self.bigram_lambdas):
             step.stat('bigram', weight)
-            x = block(x + weight * step.shared['bigram'], step)
+            x = block(x + weight * e, step)
         return x
 
 

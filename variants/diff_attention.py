@@ -63,7 +63,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         q, k = halves(q), halves(k) # (B, 2 nh, T, hs / 2)
         q, k = self.norm_qk(q, k)
         q, k = self.rotate_qk(q, k, step)
-        v = self.values(v, step) # (B, nh, T, hs)
+        v = self.values(v, x, step) # (B, nh, T, hs)
 
         k, v, pos_k = step.extend(self.layer, k=k, v=v, pos=step.pos)
         groups = self.n_head // v.size(1)

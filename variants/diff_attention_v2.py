@@ -36,6 +36,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         super().__init__(config, classes, layer)
         self.c_query = classes.Linear(config, config.n_embd, config.n_embd)
         self.lambda_proj = nn.Linear(config.n_embd, config.n_head, bias=False)
+        self.lambda_proj.weight.muon = False
 
     def attend(self, q, k, v, x, pos_k, step):
         second = self.c_query(x).unflatten(2, (self.n_head, -1)).transpose(1, 2) # (B, nh, T, hs)

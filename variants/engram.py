@@ -48,10 +48,6 @@ def engram_layers(config):
     return sorted({min(1, config.n_layer - 1), config.n_layer // 2}) if config.engram_heads else []
 
 
-def row_width(config):
-    return config.engram_width or max(1, config.n_embd // 16)
-
-
 # -----------------------------------------------------------------------------
 # the hash
 
@@ -78,7 +74,7 @@ def is_prime(n):
 
 
 def ngram_rows(text, factors, sizes):
-    """Returns the row of each table (B, T, tables), all in one, for text (B, n - 1 + T), n = len(factors)."""
+    """Returns the row of each table (B, T, tables), one after the other, for text (B, n - 1 + T), n = len(factors)."""
     n = len(factors)
     T = text.size(1) - n + 1
     # the token itself, the one before it, and so on, (B, T) each
@@ -96,19 +92,25 @@ def ngram_rows(text, factors, sizes):
 # the model
 
 class Engram(nn.Module):
-    """An addition of n-grams to the stream x (B, T, C), from rows e (B, T, tables * width) of their tables."""
+    """Returns what n-grams add to the stream x (B, T, C); their rows are those of ngram_rows()."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config, layer, factors, sizes):
         super().__init__()
-        self.layer, self.apart = layer, config.engram_ngram
-        C, n_in = config.n_embd, (config.engram_ngram - 1) * config.engram_heads * row_width(config)
+        self.layer, self.n, self.factors, self.sizes = layer, config.engram_ngram, factors, sizes
+        # all tables in one
+        C, width = config.n_embd, config.engram_width or max(1, config.n_embd // 16)
+        self.table = Embedding(sum(map(sum, sizes)), width)
+        self.table.weight.no_decay, self.table.weight.lr_scale, self.table.weight.muon = True, 5.0, False
+        n_in = (self.n - 1) * config.engram_heads * width
         # with biases, whatever config.bias says
         self.key_proj, self.value_proj = nn.Linear(n_in, C), nn.Linear(n_in, C)
         self.norm_key, self.norm_x, self.norm_conv = nn.RMSNorm(C), nn.RMSNorm(C), nn.RMSNorm(C, eps=1e-5)
-        # three dimensions, as of a convolution, which Muon leaves to AdamW
-        self.conv = nn.Parameter(torch.zeros(C, 1, config.engram_kernel))
+        self.conv = nn.Parameter(torch.zeros(C, config.engram_kernel))
+        self.conv.muon = False
 
-    def forward(self, x, e, step):
+    def forward(self, x, step):
+        text = step.with_past(self.layer, 'engram_ids', step.idx, self.n - 1) # (B, n - 1 + T)
+        e = self.table(ngram_rows(text, self.factors, self.sizes)).flatten(2) # (B, T, n_in)
         key = self.norm_key(wide(self.key_proj(e))) # (B, T, C)
         s = (key * self.norm_x(wide(x))).sum(-1, keepdim=True) / math.sqrt(x.size(-1)) # (B, T, 1)
         gate = torch.sigmoid(s.sign() * s.abs().clamp(min=1e-6).sqrt())
@@ -117,50 +119,24 @@ class Engram(nn.Module):
         return u + F.silu(self.convolve(self.norm_conv(u), step))
 
     def convolve(self, u, step):
-        B, T, C = u.size()
-        taps = self.conv.size(-1)
-        reach = (taps - 1) * self.apart
-        # zeros before the first token
-        past = torch.cat((step.state(self.layer, 'engram_conv', u.new_zeros(B, reach, C)), u), dim=1)
-        step.set_state(self.layer, 'engram_conv', past[:, T:])
-        # (B, reach + T, C) -> (B, T, C), the last tap for the token itself
-        return sum(self.conv[:, 0, i] * past[:, i * self.apart:i * self.apart + T] for i in range(taps))
+        T, taps = u.size(1), self.conv.size(1)
+        u = step.with_past(self.layer, 'engram_conv', u, (taps - 1) * self.n)
+        # (B, (taps - 1) n + T, C) -> (B, T, C), the last tap for the token itself
+        return sum(self.conv[:, i] * u[:, i * self.n:i * self.n + T] for i in range(taps))
 
 
 class Block(model.Block):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.engram = Engram(config, layer) if layer in engram_layers(config) else None
+        self.engram, layers = None, engram_layers(config)
+        if layer in layers:
+            n, rows = config.engram_ngram, config.engram_rows or 5 * config.vocab_size
+            sizes = table_sizes([rows] * (n - 1), config.engram_heads, len(layers))
+            factors = multipliers(layer, n, config.vocab_size)
+            self.engram = Engram(config, layer, factors, sizes[layers.index(layer)])
 
     def attn_residual(self, x, step):
         if self.engram is not None:
-            x = x + self.engram(x, step.shared['engram', self.layer], step)
+            x = x + self.engram(x, step)
         return super().attn_residual(x, step)
-
-
-class GPT(model.GPT):
-
-    def __init__(self, config, classes):
-        super().__init__(config, classes)
-        layers, n = engram_layers(config), config.engram_ngram
-        rows = [config.engram_rows or 5 * config.vocab_size] * (n - 1)
-        sizes = table_sizes(rows, config.engram_heads, len(layers))
-        # (factors, primes) of each layer
-        self.engram_hash = {layer: (multipliers(layer, n, config.vocab_size), primes)
-                            for layer, primes in zip(layers, sizes)}
-        # all tables of a layer in one; outside of the blocks, where Muon would have them
-        self.engram_embed = nn.ModuleDict({str(layer): Embedding(sum(map(sum, primes)), row_width(config))
-                                           for layer, primes in zip(layers, sizes)})
-        for table in self.engram_embed.values():
-            table.weight.no_decay, table.weight.lr_scale = True, 5.0
-
-    def embed(self, idx, step):
-        n = self.config.engram_ngram
-        past = step.state(0, 'engram_ids', idx.new_zeros(idx.size(0), n - 1)) # (B, n - 1)
-        text = torch.cat((past, idx), dim=1)
-        step.set_state(0, 'engram_ids', text[:, 1 - n:])
-        for layer, hashed in self.engram_hash.items():
-            rows = ngram_rows(text, *hashed) # (B, T, tables)
-            step.shared['engram', layer] = self.engram_embed[str(layer)](rows).flatten(2)
-        return super().embed(idx, step)

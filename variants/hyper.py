@@ -26,7 +26,7 @@ import model
 from configurator import Whole
 
 NEUTRAL = dict(hyper_rate=0)
-CLASHES = {other: 'it expects one residual stream' for other in ('mod', 'stt', 'sdt', 'surprise')}
+CLASHES = {other: 'it expects one residual stream' for other in ('mod', 'stt', 'sdt', 'surprise', 'bigram')}
 
 
 @dataclass
@@ -44,12 +44,12 @@ class HyperConnection(nn.Module):
         super().__init__()
         self.config, n, C = config, config.hyper_rate, config.n_embd
         read = F.one_hot(torch.tensor(sublayer % n), n)[:, None].float() # (n, 1)
-        # vectors, which neither decay nor are Muon's
-        self.static_alpha = nn.Parameter(torch.cat((read, torch.eye(n)), dim=1).flatten())
+        self.static_alpha = nn.Parameter(torch.cat((read, torch.eye(n)), dim=1)) # (n, n + 1)
+        self.static_alpha.no_decay, self.static_alpha.muon = True, False
         self.static_beta = nn.Parameter(torch.ones(n))
         if config.hyper_dynamic:
-            # three dimensions: Muon takes matrices
-            self.dynamic_alpha_fn = nn.Parameter(torch.zeros(1, C, n + 1))
+            self.dynamic_alpha_fn = nn.Parameter(torch.zeros(C, n + 1))
+            self.dynamic_alpha_fn.muon = False
             self.dynamic_beta_fn = nn.Parameter(torch.zeros(C))
             self.dynamic_scale = nn.Parameter(torch.full((2,), 0.01))
             if config.hyper_norm == 'rms':
@@ -57,8 +57,7 @@ class HyperConnection(nn.Module):
 
     def forward(self, h):
         """Returns the sublayer's input (B, T, C), the mixed streams, and its output's weights (..., n)."""
-        n = h.size(2)
-        alpha, beta = self.static_alpha.view(n, n + 1), self.static_beta
+        alpha, beta = self.static_alpha, self.static_beta
         if self.config.hyper_dynamic:
             x = self.norm(h)
             bound = torch.tanh if self.config.hyper_tanh else nn.Identity()
@@ -102,8 +101,9 @@ class Block(model.Block):
 
 class GPT(model.GPT):
 
-    def blocks(self, x, step):
+    def widen(self, x, step):
         n = self.config.hyper_rate
-        if not n:
-            return super().blocks(x, step)
-        return super().blocks(x[:, :, None].expand(-1, -1, n, -1), step).sum(2)
+        return x[:, :, None].expand(-1, -1, n, -1) if n else x
+
+    def narrow(self, x, step):
+        return x.sum(2) if self.config.hyper_rate else x

@@ -28,7 +28,7 @@ from configurator import Count, NonNegative
 from core.nn.numerics import wide
 
 NEUTRAL = dict(n_loop=1, loop_exit=False)
-CLASHES = {other: 'a pass whose tokens all skip a layer would leave its past there to the next one'
+CLASHES = {other: 'the threshold that a pass sets, from later tokens too, would choose in the next one'
            for other in ('mod', 'stt', 'sdt')}
 
 
@@ -50,16 +50,17 @@ class GPT(model.GPT):
     def blocks(self, x, step):
         passes = []
         for _ in range(self.config.n_loop - 1):
-            x = self.transformer.ln_f(super().blocks(x, step)) # (B, T, C)
-            passes.append(x)
+            y = self.transformer.ln_f(self.narrow(super().blocks(x, step), step)) # (B, T, C)
+            passes.append(y)
+            x = self.widen(y, step)
         if self.config.loop_exit:
-            step.shared['passes'], step.shared['log_exit'] = passes, self.log_exit(passes, x, step)
+            step.shared['passes'], step.shared['log_exit'] = passes, self.log_exit(passes, step)
         # forward() has the last pass's norm
         return super().blocks(x, step)
 
-    def log_exit(self, passes, x, step):
+    def log_exit(self, passes, step):
         """Returns log p (n_loop, B, T); passes: the outputs (B, T, C) of all but the last."""
-        log_p, stay = [], torch.zeros_like(wide(x[..., 0]))
+        log_p, stay = [], torch.zeros_like(step.pos, dtype=torch.float32)
         for y in passes:
             gate = wide(self.exit_gate(y)[..., 0]) # (B, T)
             log_p.append(stay + F.logsigmoid(gate))

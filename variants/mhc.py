@@ -29,7 +29,7 @@ from configurator import Count, Positive, Whole
 from core.nn.numerics import wide
 
 NEUTRAL = dict(mhc_rate=0)
-CLASHES = {other: 'it expects one residual stream' for other in ('mod', 'stt', 'sdt', 'surprise')}
+CLASHES = {other: 'it expects one residual stream' for other in ('mod', 'stt', 'sdt', 'surprise', 'bigram')}
 EPS = 1e-6
 
 
@@ -57,16 +57,15 @@ class Coefficients(nn.Module):
         super().__init__()
         n, C = config.mhc_rate, config.n_embd
         self.sizes = [count * n for count in rows]
-        # three dimensions: Muon takes matrices
-        self.fn = nn.Parameter(torch.empty(sum(rows), n, n * C))
-        self.fn.init = partial(nn.init.normal_, std=0.02)
+        self.fn = nn.Parameter(torch.empty(sum(rows) * n, n * C))
+        self.fn.init, self.fn.muon = partial(nn.init.normal_, std=0.02), False
         self.base = nn.Parameter(torch.zeros(sum(rows) * n))
         self.scale = nn.Parameter(torch.full((len(rows),), config.mhc_scale))
 
     def forward(self, h):
         z = h.flatten(2) # (B, T, n * C)
         z = F.rms_norm(z, z.shape[-1:], eps=EPS)
-        y = wide(F.linear(z, self.fn.flatten(0, 1))) # (B, T, sum(rows) * n)
+        y = wide(F.linear(z, self.fn)) # (B, T, sum(rows) * n)
         groups = zip(self.scale, y.split(self.sizes, dim=-1), self.base.split(self.sizes), strict=True)
         return [scale * y + base for scale, y, base in groups]
 
@@ -122,10 +121,12 @@ class GPT(model.GPT):
         if config.mhc_rate:
             self.hc_head = Coefficients(config, 1)
 
-    def blocks(self, x, step):
+    def widen(self, x, step):
         n = self.config.mhc_rate
-        if not n:
-            return super().blocks(x, step)
-        h = super().blocks(x[:, :, None].expand(-1, -1, n, -1), step) # (B, T, n, C)
-        pre, = self.hc_head(h)
-        return ((torch.sigmoid(pre) + EPS)[..., None] * h).sum(2)
+        return x[:, :, None].expand(-1, -1, n, -1) if n else x
+
+    def narrow(self, x, step):
+        if not self.config.mhc_rate:
+            return x
+        pre, = self.hc_head(x)
+        return ((torch.sigmoid(pre) + EPS)[..., None] * x).sum(2)

@@ -51,6 +51,6 @@ class GPT(model.GPT):
             # a row of T tokens has no target T further on
             for i, head in enumerate(self.extra_heads[:targets.size(1) - 1], 1):
                 ahead = F.pad(targets[:, i:], (0, i), value=-1) # (B, T)
-                h = self.transformer.ln_f(head(step.shared['trunk'], step))
+                h = self.transformer.ln_f(self.narrow(head(step.shared['trunk'], step), step))
                 step.loss(f'mtp_{i + 1}', super().loss(self.logits(h, step), ahead, h, step))
         return super().loss(logits, targets, x, step)

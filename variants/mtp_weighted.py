@@ -3,23 +3,24 @@
 Source: multi-token prediction in github.com/KellerJordan/modded-nanogpt, record 53 (2025-12-22).
 
     loss = mean_t sum_k w_k CE(logits_t, target_{t+k}),   w_0 = 1,   k = 0, 1, 2
-    w_k = mtp_weight^k * clamp(3 - k - 3 it / mtp_iters, 0, 1)    k = 1, 2
+    w_k = mtp_weight^k * clamp(3 - k - 3 progress / mtp_share, 0, 1)    k = 1, 2;   progress: it / lr_decay_iters
 
-So the weights are 1, 0.5, 0.25 at first; w_2 falls to 0 in the first third of mtp_iters, w_1 in the second.
+So the weights are 1, 0.5, 0.25 at first; w_2 falls to 0 in the first third of the run, w_1 in the second.
 Tokens beyond the row's end count 0. The source sums over tokens, and its record also unties the embeddings.
 
 Claim: 2.037 to 1.988 minutes, together with untied embeddings.
 Expect: nothing at the end: one softmax cannot be right about three tokens, and the last third is the
 baseline's. nanochat, which divides by the weights' sum, saw it worse.
-Control: `mtp`, whose heads let each token have a prediction of its own; mtp_iters=1, the weights of the end.
+Control: `mtp`, whose heads let each token have a prediction of its own; another mtp_share.
 Logged: the losses `mtp_2` and `mtp_3`, weighted, of the second and the third token.
 """
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 
 import model
-from configurator import Count, Share
+from configurator import Share
 
 NEUTRAL = dict(mtp_weight=0.0)
 
@@ -27,7 +28,7 @@ NEUTRAL = dict(mtp_weight=0.0)
 @dataclass
 class GPTConfig(model.GPTConfig):
     mtp_weight: Share = 0.5             # the second token's weight at first; 0: the baseline
-    mtp_iters: Count = 2000             # iterations of the schedule, as a rule max_iters
+    mtp_share: Annotated[float, '(0, 1]'] = 1.0 # share of the run over which the weights fall
 
 
 class GPT(model.GPT):
@@ -35,7 +36,7 @@ class GPT(model.GPT):
     def loss(self, logits, targets, x, step):
         if self.training:
             count = (targets != -1).sum()
-            for k, weight in enumerate(self.weights(step.it), 1):
+            for k, weight in enumerate(self.weights(step.progress), 1):
                 step.loss(f'mtp_{k + 1}', weight * self.nll_ahead(logits, targets, k).sum() / count)
         return super().loss(logits, targets, x, step)
 
@@ -45,7 +46,7 @@ class GPT(model.GPT):
         nll = F.cross_entropy(logits.flatten(0, 1), ahead.flatten(), ignore_index=-1, reduction='none')
         return nll.view_as(ahead)
 
-    # of the second and the third token at iteration it, a 0-d tensor
-    def weights(self, it):
-        left = 3 - 3 * it / self.config.mtp_iters
+    # of the second and the third token
+    def weights(self, progress):
+        left = 3 - 3 * progress / self.config.mtp_share
         return [self.config.mtp_weight ** k * (left - k).clamp(0, 1) for k in (1, 2)]

@@ -41,15 +41,8 @@ class GPT(model.GPT):
         self.smear_gate = nn.Parameter(torch.zeros(config.smear_channels))
         self.smear_lambda = nn.Parameter(torch.zeros(()))
 
-    def embed(self, idx, step):
-        return self.transformer.drop(self.smear(self.tok_emb(idx), step) + self.pos_emb(step))
-
-    # token embeddings (B, T, C), each with a part of the one before
-    def smear(self, x, step):
-        # zeros before the first token
-        last = step.state(0, 'smear', torch.zeros_like(x[:, :1])) # (B, 1, C)
-        step.set_state(0, 'smear', x[:, -1:])
-        before = torch.cat((last, x[:, :-1]), dim=1) # (B, T, C)
+    def mix_tokens(self, x, step):
+        before = step.with_past(0, 'smear', x, 1)[:, :-1] # (B, T, C)
         gate = torch.sigmoid((x[..., :len(self.smear_gate)] * self.smear_gate).sum(-1)) # (B, T)
         step.stat('smear', self.smear_lambda * gate)
         return x + self.smear_lambda * gate[..., None] * before

@@ -9,7 +9,7 @@ github.com/karpathy/nanochat.
 E has its own table for each layer that has one, which no other weight shares. 'gate' is nanochat's, in every
 second layer, the last one always; 'lambda' is record 14's, there in every layer (value_every=1). Tables start
 as N(0, 0.02), as small beside v as nanochat's, and learn half as fast as the token embedding; those of
-'lambda' as N(0, 1), at its rate. They stand outside of the blocks, because the sources train them with Adam.
+'lambda' as N(0, 1), at its rate. As in the sources Adam trains them, never Muon.
 
 Claim: 4.66 to 4.41 minutes in the record; nanochat: "models love" them, shared or low-rank tables lose.
 Expect: a gain at equal FLOPs that is in part one of parameters: n_layer / 2 tables of vocab_size * n_embd.
@@ -43,62 +43,35 @@ class GPTConfig(model.GPTConfig):
             raise Stop(f'value_channels={self.value_channels}: must be at most n_embd={self.n_embd}')
 
 
-def embedded_layers(config):
-    """Returns the layers whose values have an embedding."""
-    return range(config.n_layer)[::-config.value_every] if config.value_every else ()
-
-
-def n_value_heads(config):
-    """Returns the number of heads of the values, which query heads may share."""
-    return getattr(config, 'n_kv_head', 0) or config.n_head
-
-
 class CausalSelfAttention(model.CausalSelfAttention):
 
     def __init__(self, config, classes, layer):
         super().__init__(config, classes, layer)
-        self.form = config.value_form if layer in embedded_layers(config) else None
+        has_table = config.value_every and (config.n_layer - 1 - layer) % config.value_every == 0
+        self.form = config.value_form if has_table else None
+        if not has_table:
+            return
+        # query heads may share the values' heads
+        heads = getattr(config, 'n_kv_head', 0) or config.n_head
+        self.value_embed = Embedding(config.vocab_size, heads * (config.n_embd // config.n_head))
+        self.value_embed.weight.muon = False
         if self.form == 'gate':
+            self.value_embed.weight.lr_scale = 0.5
             # without a bias, whatever config.bias says
-            self.value_gate = nn.Linear(config.value_channels, n_value_heads(config), bias=False)
+            self.value_gate = nn.Linear(config.value_channels, heads, bias=False)
             self.value_gate.weight.init = lambda w: nn.init.uniform_(w, 0.0, 0.02)
-        elif self.form == 'lambda':
+        else:
+            self.value_embed.weight.init = nn.init.normal_
             self.value_lambda = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x, step):
+    def values(self, v, x, step):
+        if self.form is None:
+            return v
+        e = self.value_embed(step.idx).to(v.dtype) # (B, T, heads * hs)
+        e = e.unflatten(-1, (v.size(1), -1)).transpose(1, 2) # (B, heads, T, hs)
         if self.form == 'gate':
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :self.config.value_channels])) # (B, T, heads)
             step.stat('value_gate', gate)
-            step.shared['value_gate', self.layer] = gate.transpose(1, 2)[..., None] # (B, heads, T, 1)
-        return super().forward(x, step)
-
-    def values(self, v, step):
-        if self.form is None:
-            return v
-        e = step.shared['value_embed', self.layer].to(v.dtype) # (B, T, heads * hs)
-        e = e.unflatten(-1, (v.size(1), -1)).transpose(1, 2) # (B, heads, T, hs)
-        if self.form == 'gate':
-            return v + step.shared['value_gate', self.layer].to(v.dtype) * e
+            return v + gate.transpose(1, 2)[..., None].to(v.dtype) * e
         step.stat('value_lambda', self.value_lambda)
         return (1 - self.value_lambda) * v + self.value_lambda * e
-
-
-class GPT(model.GPT):
-
-    def __init__(self, config, classes):
-        super().__init__(config, classes)
-        width = n_value_heads(config) * (config.n_embd // config.n_head)
-        if layers := embedded_layers(config):
-            # the layers' tables side by side
-            self.value_embed = Embedding(config.vocab_size, len(layers) * width)
-            if config.value_form == 'gate':
-                self.value_embed.weight.lr_scale = 0.5
-            else:
-                self.value_embed.weight.init = nn.init.normal_
-
-    def embed(self, idx, step):
-        if layers := embedded_layers(self.config):
-            rows = self.value_embed(idx).chunk(len(layers), dim=-1)
-            for layer, e in zip(layers, rows):
-                step.shared['value_embed', layer] = e
-        return super().embed(idx, step)

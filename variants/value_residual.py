@@ -35,7 +35,7 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if config.value_mix and layer > 0:
             self.value_mix = nn.Parameter(torch.tensor([config.value_mix, 1 - config.value_mix]))
 
-    def values(self, v, step):
+    def values(self, v, x, step):
         if not self.config.value_mix:
             return v
         if self.layer == 0:

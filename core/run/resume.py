@@ -41,7 +41,8 @@ def check_state(state, tensors):
     is_dict = lambda x: isinstance(x, dict)
     checks = dict(step=lambda x: type(x) is int, seconds=is_time, scaler=is_scaler, origin=is_names,
                   best_val_loss=lambda x: x is None or is_number(x), data=lambda x: isinstance(x, str),
-                  options=lambda x: is_dict(x) and isinstance(x.get('variant'), str), model_args=is_dict)
+                  options=lambda x: (is_dict(x) and isinstance(x.get('variant'), str)
+                                     and is_number(x.get('lr_decay_iters', 0))), model_args=is_dict)
     for name, is_sound in checks.items():
         if name not in state or not is_sound(state[name]):
             value = short(state[name]) if name in state else 'nothing'

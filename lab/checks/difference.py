@@ -86,6 +86,7 @@ def is_baseline(variant, baseline, model_args, base_args, max_iters, optimizer='
                 models[1], models[1], optimizer):
             return False
         for model in models:
+            model.schedule_iters = max_iters
             move_weights(model.double(), sign)
         for it in max_iters // 2, 0, max_iters:
             if not same_evaluation(*models, it) or not same_training(*models, it):

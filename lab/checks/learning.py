@@ -71,6 +71,7 @@ def below_chance(variant, T=8, steps=800, seed=1, vocab=16, **options):
     """
     c = dict(block_size=32, vocab_size=vocab, n_layer=2, n_head=2, n_embd=32) | options
     model, losses = build(variant, seed, **c), {True: [], False: []}
+    model.schedule_iters = steps
     optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.99), 'cpu')
     for it in range(steps + 100):
         training = it < steps

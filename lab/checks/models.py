@@ -7,7 +7,7 @@ from lab.checks.state import same_circumstances
 from model import Step, build
 
 SMALL = dict(block_size=32, vocab_size=65, n_layer=2, n_head=3, n_embd=24)
-# for schedules: the first iteration, one within a warmup, one after it
+# for schedules: the first iteration, one within a warmup, the last of a run
 ITERATIONS = 0, 3, 1000
 
 
@@ -17,6 +17,7 @@ ITERATIONS = 0, 3, 1000
 def small(variant='base', shake=0.0, seed=1, dtype=torch.float64, **options):
     """Returns a small model, its weights shaken by noise of scale `shake`; the rest is as for build()."""
     model = build(variant, seed, **SMALL | options).to(dtype)
+    model.schedule_iters = ITERATIONS[-1]
     shake_weights(model, shake)
     return model
 

@@ -58,7 +58,9 @@ class Arm:
         return f'{rest} {self.model_args}'
 
     def build(self, seed):
-        return build(self.options.variant, seed, **self.model_args)
+        model = build(self.options.variant, seed, **self.model_args)
+        model.schedule_iters = self.options.lr_decay_iters
+        return model
 
     def meta_model(self):
         """Returns the model on the meta device: its parameters have shapes, but no values."""

@@ -87,4 +87,10 @@ def test_it_is_for_the_matrices_of_the_blocks():
     by_muon = {id(p) for group in groups if group['muon'] for p in group['params']}
     for name, p in model.named_parameters():
         assert (id(p) in by_muon) == (name.startswith('transformer.h.') and p.ndim == 2), name
+    # a tag keeps one out
+    kept = model.transformer.h[1].mlp.c_fc.weight
+    kept.muon = False
+    groups = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cpu', 'muon').param_groups
+    now = {id(p) for group in groups if group['muon'] for p in group['params']}
+    assert by_muon - now == {id(kept)} and now < by_muon
     assert sum(len(group['params']) for group in groups) == len(list(model.parameters()))

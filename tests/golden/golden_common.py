@@ -130,7 +130,9 @@ class Source:
 def new_step(golden, x):
     B, T = x.shape[:2]
     step = Step(stats={}, it=golden('in').get('current_iter', torch.tensor(0)).double())
-    step.pos = torch.arange(T).expand(B, T) # as GPT.forward does
+    # as GPT.forward does
+    step.pos = torch.arange(T).expand(B, T)
+    step.idx = golden('in').get('idx', torch.zeros_like(step.pos))
     return step
 
 

@@ -27,14 +27,14 @@ def heads_level(golden, source):
 def weighted_level(golden, source):
     c, wanted = golden.meta['config'], golden('in')['weights']
     logits, targets = nn.Parameter(golden('in')['logits']), golden('in')['targets']
-    model = build(source.variant, vocab_size=c['vocab_size'], n_layer=1, n_embd=1, n_head=1,
-                  mtp_iters=c['schedule_steps']).train()
-    steps = torch.arange(c['schedule_steps'] + 1, dtype=torch.float64)
-    schedule = torch.stack([torch.ones_like(steps), *model.weights(steps)], dim=1)
+    model = build(source.variant, vocab_size=c['vocab_size'], n_layer=1, n_embd=1, n_head=1).train()
+    progress = torch.linspace(0, 1, c['schedule_steps'] + 1, dtype=torch.float64)
+    schedule = torch.stack([torch.ones_like(progress), *model.weights(progress)], dim=1)
 
     assert wanted.tolist() == c['weights']
-    model.weights = lambda it: wanted[1:]
-    step = Step(it=steps[0])
+    model.weights = lambda progress: wanted[1:]
+    step = Step(it=progress[0])
+    step.model = model
     # the source sums over tokens
     parts = [model.loss(logits, targets, None, step), *step.losses.values()]
     loss = sum(parts) * targets.numel()

@@ -11,7 +11,7 @@ from golden_common import Source, new_step
 
 from variants import mhc
 
-# what GPT.blocks() does not read
+# what trunk() does not read
 NOT_IN_STACK = 'wte.weight', 'wpe.weight', 'ln_f.weight', 'ln_f.bias', 'lm_head.weight'
 
 
@@ -70,10 +70,9 @@ def hyper_name(name, config):
     """Returns our name and rows: both scales are in one vector."""
     ours = 'transformer.' + name.replace('norm.gamma', 'gamma')
     ours = re.sub('dynamic_(alpha|beta)_scale', 'dynamic_scale', ours)
-    first = name.endswith(('alpha_fn', 'alpha_scale'))
     if ours.endswith('scale'):
-        return ours, slice(0, 1) if first else slice(1, 2)
-    return ours, 0 if first else ...
+        return ours, slice(0, 1) if name.endswith('alpha_scale') else slice(1, 2)
+    return ours, ...
 
 
 def mhc_name(name, config):
@@ -116,6 +115,11 @@ def inputs_of(**modules):
     return seen
 
 
+def trunk(model):
+    """Returns the function from a model's embedding, and the step, to what its last norm reads."""
+    return lambda x, step: model.narrow(model.blocks(model.widen(x, step), step), step)
+
+
 def norms_of(model):
     """Returns {h0.attn_in: the norm before it, ...} of all sublayers."""
     return {f'h{i}.{name}': norm for i, block in enumerate(model.transformer.h)
@@ -145,14 +149,14 @@ def x0_level(golden, source):
     one_a_layer(golden, dict(resid_lambdas='resid_lambda', x0_lambdas='x0_lambda'))
     _, model = source.module(golden)
     seen = inputs_of(**{f'h{i}.x_in': block.ln_1 for i, block in enumerate(model.transformer.h)})
-    compare_pass(golden, source, model, model.blocks, seen)
+    compare_pass(golden, source, model, trunk(model), seen)
 
 
 def attnres_level(golden, source):
     without_first_read(golden)
     _, model = source.module(golden)
     seen = inputs_of(**norms_of(model), sources=model.final_mean)
-    compare_pass(golden, source, model, model.blocks, seen)
+    compare_pass(golden, source, model, trunk(model), seen)
 
 
 def streams_of(model):
@@ -164,31 +168,27 @@ def streams_of(model):
 
 
 def hyper_level(golden, source):
-    reshape(golden, 'static_alpha', (-1,))
     # numbers in one source, vectors of one in the other
     for scale in 'dynamic_alpha_scale', 'dynamic_beta_scale':
         reshape(golden, scale, (1,))
     _, model = source.module(golden)
-    compare_pass(golden, source, model, model.blocks, inputs_of(**norms_of(model)), streams_of(model))
+    compare_pass(golden, source, model, trunk(model), inputs_of(**norms_of(model)), streams_of(model))
 
 
 def mhc_level(golden, source):
-    n = golden.meta['config']['rate']
     assert set(golden.meta['constants'].values()) == {mhc.EPS}
-    reshape(golden, 'fn', (2 + n, n, -1))
-    reshape(golden, 'hc_fn', (1, n, -1))
     _, model = source.module(golden)
     seen, mixed, sinkhorn = streams_of(model), [], mhc.sinkhorn
     for i, block in enumerate(model.transformer.h):
         block.hc_attn.register_forward_hook(lambda m, args, out, i=i: seen.__setitem__(f'h{i}.post', out[-1]))
 
-    def blocks(x, step):
+    def noted(x, step):
         with mock.patch.object(mhc, 'sinkhorn', lambda *args: mixed.append(sinkhorn(*args)) or mixed[-1]):
-            y = model.blocks(x, step)
+            y = trunk(model)(x, step)
         # attention's and the MLP's in turn
         seen.update({f'h{i}.comb': r for i, r in enumerate(mixed[::2])})
         return y
-    compare_pass(golden, source, model, blocks, inputs_of(**norms_of(model)), seen)
+    compare_pass(golden, source, model, noted, inputs_of(**norms_of(model)), seen)
 
 
 def loop_level(golden, source):

@@ -7,10 +7,9 @@ from golden_common import Source, fill, new_step, spy
 from torch import nn
 
 from configurator import construct_checked
-from core.nn.embedding import Embedding
 from model import Step
 from variants.bigram import pair_hash
-from variants.engram import Engram, GPTConfig, multipliers, ngram_rows, table_sizes
+from variants.engram import Engram, GPTConfig, multipliers, table_sizes
 
 
 def parameters(*modules):
@@ -34,12 +33,12 @@ def smear_name(name, config):
 def smear_level(golden, source):
     _, model = source.module(golden)
     x, step = golden('in')['x'].requires_grad_(), Step()
-    y = model.smear(x, step)
+    y = model.mix_tokens(x, step)
     objective = (y * golden('in')['gy']).sum()
     objective.backward()
     outs = dict(y=y, objective=objective)
     if 'cached' in golden('out'):
-        outs['cached'] = one_by_one(model.smear, x, golden.meta['T'] - 3)
+        outs['cached'] = one_by_one(model.mix_tokens, x, golden.meta['T'] - 3)
     source.compare(golden, model, outs, x)
 
 
@@ -48,14 +47,6 @@ def one_by_one(f, x, prompt):
     cache = [{}]
     passes = x[:, :prompt], *x[:, prompt:].split(1, dim=1)
     return torch.cat([f(part, Step(cache=cache)) for part in passes], dim=1)
-
-
-class Around(Source):
-    """A source of which our model keeps a part outside of the module of the file's level."""
-
-    def module(self, golden):
-        golden.meta['level'] = 'model'
-        return super().module(golden)
 
 
 def value_options(config):
@@ -67,17 +58,13 @@ def value_options(config):
 
 
 def value_name(name, config):
-    if name == 'value_embed.weight':
-        return name, ...
-    name = name.replace('ve_gate', 'value_gate').replace('lamb', 'value_lambda')
-    return f'transformer.h.0.attn.{name}', ...
+    return name.replace('ve_gate', 'value_gate').replace('lamb', 'value_lambda'), ...
 
 
 def value_level(golden, source):
-    _, model = source.module(golden)
-    x, idx, calls = golden('in')['x'].requires_grad_(), golden('in')['idx'], []
-    step, attn = new_step(golden, x), model.transformer.h[0].attn
-    model.embed(idx, step)
+    attn, _ = source.module(golden)
+    x, calls = golden('in')['x'].requires_grad_(), []
+    step = new_step(golden, x)
     spy(attn, 'values', calls)
     y = attn(x, step)
     objective = (y * golden('in')['gy']).sum()
@@ -85,7 +72,7 @@ def value_level(golden, source):
     outs = dict(y=y, objective=objective, v=calls[0][1].transpose(1, 2).flatten(2))
     if 'value_gate' in step.stats:
         outs['gate'] = step.stats['value_gate'][0]
-    source.compare(golden, model, outs, x)
+    source.compare(golden, attn, outs, x)
 
 
 def bigram_options(config):
@@ -115,12 +102,11 @@ def hash_level(golden, source):
 
 def bigram_level(golden, source):
     _, model = source.module(golden)
-    x, idx = golden('in')['x'].requires_grad_(), golden('in')['idx']
+    x = golden('in')['x'].requires_grad_()
     if golden.meta['config']['pair_at_1'] == 'index':
-        model.rows = lambda idx, step: hash_of_source(idx, model.config.bigram_rows)
+        model.rows = lambda step: hash_of_source(step.idx, model.config.bigram_rows)
     step, hashes, outs = new_step(golden, x), [], {}
     spy(model, 'rows', hashes)
-    model.embed(idx, step)
     for i, block in enumerate(model.transformer.h):
         block.register_forward_pre_hook(lambda m, args, i=i: outs.__setitem__(f'h{i}.x_in', args[0]))
     y = model.blocks(x, step)
@@ -138,57 +124,56 @@ class Streams(Source):
         for kind in 'param', 'grad':
             kernels = golden.arrays.pop(f'{kind}.short_conv.conv.weight').chunk(c['hc_mult'])
             for i, kernel in enumerate(kernels):
-                golden.arrays[f'{kind}.short_conv.conv.{i}.weight'] = kernel
-        params = golden('param')
-        heads, n = c['n_head_per_ngram'], c['max_ngram_size']
+                golden.arrays[f'{kind}.short_conv.conv.{i}.weight'] = kernel.squeeze(1)
+        heads, n, layers = c['n_head_per_ngram'], c['max_ngram_size'], c['layer_ids']
+        factors = multipliers(c['layer_id'], n, c['vocab_size'], c['hash_seed'])
+        sizes = table_sizes(c['engram_vocab_size'], heads, len(layers))[layers.index(c['layer_id'])]
         config = construct_checked(GPTConfig, dict(
             n_embd=c['n_embd'], n_head=1, vocab_size=c['vocab_size'], engram_heads=heads, engram_ngram=n,
             engram_width=c['n_embed_per_ngram'] // heads, engram_kernel=c['kernel_size']))
-        module = nn.ModuleDict(dict(
-            table=Embedding(*params['multi_head_embedding.embedding.weight'].shape),
-            streams=nn.ModuleList(Engram(config, c['layer_id']) for _ in range(c['hc_mult'])))).double()
-        for stream in module['streams']:
-            stream.value_proj = module['streams'][0].value_proj
-        fill(module, params, self.name, c)
+        module = nn.ModuleList(Engram(config, 0, factors, sizes) for _ in range(c['hc_mult'])).double()
+        for stream in module:
+            stream.table, stream.value_proj = module[0].table, module[0].value_proj
+        fill(module, golden('param'), self.name, c)
         return module, None
 
 
 def engram_name(name, config):
     """Returns our name; norm1 is that of the keys, norm2 that of the stream."""
     for theirs, ours in {
-        r'^multi_head_embedding\.embedding\.': 'table.', r'^value_proj\.': 'streams.0.value_proj.',
-        r'^key_projs\.(\d+)': r'streams.\1.key_proj', r'^norm1\.(\d+)': r'streams.\1.norm_key',
-        r'^norm2\.(\d+)': r'streams.\1.norm_x', r'^short_conv\.norms\.(\d+)': r'streams.\1.norm_conv',
-        r'^short_conv\.conv\.(\d+)\.weight': r'streams.\1.conv',
+        r'^multi_head_embedding\.embedding\.': '0.table.', r'^value_proj\.': '0.value_proj.',
+        r'^key_projs\.(\d+)': r'\1.key_proj', r'^norm1\.(\d+)': r'\1.norm_key',
+        r'^norm2\.(\d+)': r'\1.norm_x', r'^short_conv\.norms\.(\d+)': r'\1.norm_conv',
+        r'^short_conv\.conv\.(\d+)\.weight': r'\1.conv',
     }.items():
         name = re.sub(theirs, ours, name)
     return name, ...
 
 
 def engram_level(golden, source):
-    c, x, idx = golden.meta['config'], golden('in')['x'].requires_grad_(), golden('in')['idx']
-    n, layers = c['max_ngram_size'], c['layer_ids']
-    factors = multipliers(c['layer_id'], n, c['vocab_size'], c['hash_seed'])
-    sizes = table_sizes(c['engram_vocab_size'], c['n_head_per_ngram'], len(layers))
-    sizes = sizes[layers.index(c['layer_id'])]
-    starts = torch.tensor([0, *(prime for primes in sizes for prime in primes)]).cumsum(0)[:-1]
-
+    c, x = golden.meta['config'], golden('in')['x'].requires_grad_()
     module, _ = source.module(golden)
-    rows = ngram_rows(F.pad(idx, (n - 1, 0), value=c['pad_id']), factors, sizes)
-    e = module['table'](rows).flatten(2)
-    y = torch.stack([stream(x[:, :, g], e, Step()) for g, stream in enumerate(module['streams'])], dim=2)
+    rows, ys = [], []
+    module[0].table.register_forward_pre_hook(lambda m, args: rows.append(args[0]))
+    for g, stream in enumerate(module):
+        step = new_step(golden, x)
+        # the text before
+        step.cache = [dict(engram_ids=step.idx.new_full((len(x), c['max_ngram_size'] - 1), c['pad_id']))]
+        ys.append(stream(x[:, :, g], step))
+    y = torch.stack(ys, dim=2)
     objective = (y * golden('in')['gy']).sum()
     objective.backward()
+    factors, sizes = module[0].factors, torch.tensor(module[0].sizes)
+    starts = F.pad(sizes.flatten().cumsum(0), (1, -1))
     source.compare(golden, module, dict(
-        y=y, objective=objective, hash_ids=rows - starts, multipliers=torch.tensor(factors),
-        primes=torch.tensor(sizes), offsets=starts), x)
+        y=y, objective=objective, hash_ids=rows[0] - starts, multipliers=torch.tensor(factors),
+        primes=sizes, offsets=starts), x)
 
 
 SOURCES = {
     'smear': Source('smear', smear_options, name=smear_name, not_ours=AROUND + ATTENTION,
                     levels=dict(module=smear_level)),
-    'value_embed': Around('value_embed', value_options, name=value_name, not_ours=AROUND,
-                          levels=dict(attn=value_level)),
+    'value_embed': Source('value_embed', value_options, name=value_name, levels=dict(attn=value_level)),
     'bigram': Source('bigram', bigram_options, name=bigram_name, not_ours=AROUND,
                      levels=dict(hash=hash_level, stack=bigram_level)),
     'engram': Streams('engram', name=engram_name, levels=dict(module=engram_level)),

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -617,6 +618,28 @@ def test_a_partner_that_would_be_dropped_is_refused(drop):
     assert load_classes('parallel') and load_classes('scaled')
 
 
+@pytest.mark.parametrize('name, refusing', [('parallel', True), ('sequential', False)])
+def test_an_option_that_bypasses_a_partner_counts(drop, name, refusing):
+    """A call through super() that default options never reach keeps no partner; one that they do reach does."""
+    drop(name, f'''
+from dataclasses import dataclass
+import model
+@dataclass
+class GPTConfig(model.GPTConfig):
+    parallel: bool = {refusing}
+class Block(model.Block):
+    def forward(self, x, step):
+        if not self.config.parallel:
+            return super().forward(x, step)
+        return x + self.attn(self.ln_1(x), step) + self.mlp(self.ln_2(x), step)
+''')
+    drop('scaled', HEADER + 'class Block(model.Block):\n    def mlp_out(self, y, step):\n        return 2 * y\n')
+    if refusing:
+        assert 'Block.mlp_out' in refused(load_classes, f'{name}+scaled')
+    else:
+        assert load_classes(f'{name}+scaled')
+
+
 def test_a_partner_that_is_still_called_is_not_refused(drop):
     """By the new forward itself, through another hook, or through super()."""
     drop('scaled', HEADER + 'class Block(model.Block):\n    def mlp_out(self, y, step):\n        return 2 * y\n')
@@ -705,6 +728,60 @@ class GPT(model.GPT):
         return first(first(first(x, step), step), step)
 ''')
     assert_decodes(small('tied', shake=0.3).eval())
+
+
+def test_the_readmes_embedding_of_pairs(drop):
+    """It sees the token before, and no other, also when decoding token by token."""
+    page = (ROOT / 'README.md').read_text(encoding='utf-8')
+    example, = (block for block in re.findall('```python\n(.*?)```', page, re.DOTALL) if 'with_past' in block)
+    drop('pairs', HEADER + 'from core.nn.embedding import Embedding\n' + example)
+    one = small('pairs', shake=0.3).eval()
+    assert_decodes(one)
+    step, looked_up = Step(), []
+    one.pairs.register_forward_pre_hook(lambda module, args: looked_up.append(args[0]))
+    idx = torch.tensor([[3, 5, 5, 3, 5]])
+    one(idx, step=step)
+    assert looked_up[0][0].tolist() == [93, 31 * 5 + 3, 31 * 5 + 5, 31 * 3 + 5, 31 * 5 + 3]
+
+
+@pytest.mark.parametrize('n', [0, 1, 3])
+def test_the_past_of_a_tensor_is_what_earlier_passes_had(n):
+    """Of ids and of activations, however the text is cut into passes; n positions, and no more are kept."""
+    for x, fill in (torch.arange(14).view(2, 7), -1), (torch.randn(2, 7, 4), 0.0):
+        padded = torch.cat((x.new_full((2, n, *x.shape[2:]), fill), x), dim=1)
+        assert torch.equal(Step().with_past(0, 'x', x, n, fill), padded)
+        cache = [{}]
+        for begin, end in (0, 4), (4, 5), (5, 7):
+            got = Step(cache=cache).with_past(0, 'x', x[:, begin:end], n, fill)
+            assert torch.equal(got, padded[:, begin:end + n])
+            assert cache[0]['x'].size(1) == n
+
+
+def test_tokens_are_in_step_and_streams_in_blocks(drop):
+    """A module anywhere reads the ids of its pass; blocks take what widen() makes, the last norm what narrow() does."""
+    drop('streams', HEADER + '''
+class Block(model.Block):
+    def forward(self, x, step):
+        assert x.shape[:2] == step.idx.shape and x.ndim == 4
+        return torch.stack([super(Block, self).forward(x[:, :, 0], step), x[:, :, 1]], dim=2)
+class GPT(model.GPT):
+    def widen(self, x, step):
+        return torch.stack([x, torch.zeros_like(x)], dim=2)
+    def narrow(self, x, step):
+        return x.sum(2)
+''')
+    one, base = small('streams', shake=0.3), small(shake=0.3)
+    idx = checks.tokens(base)
+    assert torch.equal(one(idx, idx)[0], base(idx, idx)[0])
+    assert_decodes(one.eval())
+
+
+def test_progress_is_the_share_of_the_schedule():
+    one, idx = small(), torch.zeros(1, 3, dtype=torch.long)
+    for n, it, share in (None, 5.0, 0.0), (0, 5.0, 0.0), (20, 5.0, 0.25), (20, 20.0, 1.0), (20, 21.0, 1.0):
+        one.schedule_iters, step = n, Step(it=torch.tensor(it))
+        one(idx, step=step)
+        assert step.progress.item() == share and step.progress.shape == ()
 
 
 def assert_decodes(one):

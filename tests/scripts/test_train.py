@@ -471,6 +471,17 @@ def test_muon_is_resumed(go, resume, tmp_path):
     assert any(name.endswith('.momentum_buffer') for name in weights(tmp_path / 'muon', 12, OPTIM))
 
 
+def test_a_variants_schedule_is_a_share_of_lr_decay_iters(go, resume, tmp_path):
+    """In training, from where it was when a run goes on, and in sampling."""
+    assert go(variant='mtp_weighted', max_iters=2, lr_decay_iters=6, log_interval=1).code == 0
+    assert resume('run', max_iters=5).code == 0
+    records = [record for record in RunFolder(tmp_path / 'run').read_log() if 'loss' in record]
+    # the third token's weight is 0 from a third of the schedule on, the second's from two thirds
+    assert [record['loss.mtp_3'] > 0 for record in records] == [True, True, False, False, False]
+    assert [record['loss.mtp_2'] > 0 for record in records] == [True, True, True, True, False]
+    assert sample.open_run(tmp_path / 'run', 'auto', 'cpu', 'auto', 'mtp_weighted')[0].schedule_iters == 6
+
+
 def other_optimizer(make):
     """Returns configure_optimizers() of a variant whose optimizer is make(groups, lr)."""
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer='adamw'):
@@ -1644,8 +1655,8 @@ SUMS = [
      ['loss.prior', 'loss.router', 'stats.routed']),
     (dict(variant='surprise+hard_window+canon+value_residual+head_scaling+glu+post_norm', gate='row', block_loss=0.1),
      ['loss.prior', 'loss.block', 'stats.window', 'stats.first_value', 'stats.head_scale']),
-    (dict(variant='relative_location+adaptive_span+noise_embedding+relu2', dtype='float16'),
-     ['loss.span', 'stats.span'])]
+    (dict(variant='relative_location+adaptive_span+noise_embedding+relu2+mtp_weighted', dtype='float16'),
+     ['loss.span', 'stats.span', 'loss.mtp_3'])]
 
 
 def trained_stopped_resumed_sampled(data, folder, **options):

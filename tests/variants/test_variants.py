@@ -291,7 +291,9 @@ def hooks_of(name):
 
 
 HOOKS = dict(collect(lambda name: [hooks_of(name)]))
-NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise')]
+# the last three: ideas that read tokens, and one that runs blocks of several streams over again
+NAMED = [('rope', 'soft_window'), ('dropconnect', 'surprise'),
+         ('smear', 'value_embed'), ('bigram', 'engram'), ('hyper', 'loop')]
 
 
 def meetings(one, two):
