@@ -29,7 +29,9 @@ NEUTRAL = {}
 @dataclass
 class GPTConfig(model.GPTConfig):
     features: Literal['log', 'source'] = 'log' # distances as log(1 + tokens), or in the source's units
+    norm: bool = True                   # LayerNorm of each statistic over the heads, as in the source
     static: bool = False                # sham: a learned constant for each head instead
+    detach: bool = False                # the loss does not reach attention through its statistics
     shuffle_stats: bool = False         # sham: the statistics of an earlier position, picked by its number
 
 
@@ -40,9 +42,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if config.static:
             self.scale = nn.Parameter(torch.zeros(config.n_head))
         else:
-            self.ln_importance = classes.LayerNorm(config, config.n_head)
-            self.ln_rel = classes.LayerNorm(config, config.n_head)
-            self.ln_std = classes.LayerNorm(config, config.n_head)
+            self.ln_importance, self.ln_rel, self.ln_std = (
+                classes.LayerNorm(config, config.n_head) if config.norm else nn.Identity() for _ in range(3))
             self.mlp_scale = SmallMLP(config, classes, 3 * config.n_head, config.n_head)
 
     def attend(self, q, k, v, x, pos_k, step):

@@ -45,6 +45,7 @@ class GPTConfig(model.GPTConfig):
     router: Literal['threshold', 'topk', 'random'] = 'threshold' # how tokens are chosen; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen; the paper's is 0.125
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
+    whole: bool = False                # chosen tokens take the whole update; sigmoid(r) keeps its gradient
     z_loss: NonNegative = 1e-4          # weight of the mean square of the router's logits
     router_loss: NonNegative = 0.01     # topk: weight of the cross entropies of both routers with the choice
 

@@ -29,6 +29,7 @@ NEUTRAL = dict(noise_std=0.0)
 class GPTConfig(model.GPTConfig):
     noise_std: NonNegative = 0.01       # standard deviation of the noise on embeddings
     noise: Literal['normal', 'uniform'] = 'normal' # its distribution; NEFTune's is uniform
+    relative: bool = False              # noise_std in units of each token's root mean square
 
 
 class GPT(model.GPT):
@@ -37,7 +38,10 @@ class GPT(model.GPT):
         x = super().embed(idx, step) # (B, T, C)
         if not self.training or self.config.noise_std == 0:
             return x
-        return x + self.config.noise_std * self.noise(x)
+        z = self.noise(x)
+        if self.config.relative:
+            z = z * x.detach().square().mean(-1, keepdim=True).sqrt() # (B, T, C) x (B, T, 1)
+        return x + self.config.noise_std * z
 
     def noise(self, x):
         if self.config.noise == 'normal':

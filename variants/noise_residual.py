@@ -25,6 +25,7 @@ NEUTRAL = dict(residual_std=0.0)
 @dataclass
 class GPTConfig(model.GPTConfig):
     residual_std: NonNegative = 0.1     # standard deviation of the noise after each residual sum
+    relative: bool = False              # residual_std in units of each token's root mean square
 
 
 class Block(model.Block):
@@ -33,7 +34,10 @@ class Block(model.Block):
         x = super().add(x, y)
         if not self.training or self.config.residual_std == 0:
             return x
-        return x + self.config.residual_std * self.noise(x)
+        z = self.noise(x)
+        if self.config.relative:
+            z = z * x.detach().square().mean(-1, keepdim=True).sqrt() # (B, T, C) x (B, T, 1)
+        return x + self.config.residual_std * z
 
     def noise(self, x):
         return noise_like(x)

@@ -33,6 +33,7 @@ class GPTConfig(model.GPTConfig):
     features: Literal['log', 'source'] = 'log' # log(1 + tokens), or centred over the row so far, weights by position
     stream: Literal['pre', 'post'] = 'pre' # post: the second LayerNorm replaces the residual stream, as in the source
     wide_hidden: bool = False           # 4 (n_embd + 2 n_head) hidden units in the MLP, as in the source; else 4 n_embd
+    detach: bool = False                # the loss does not reach attention through its statistics
     shuffle_stats: bool = False         # sham: the statistics of an earlier position, picked by its number
 
 

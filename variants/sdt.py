@@ -51,6 +51,7 @@ class GPTConfig(model.GPTConfig):
     router: Literal['threshold', 'topk', 'random'] = 'threshold' # how tokens are chosen; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
+    whole: bool = False                # chosen tokens take the whole update; g keeps its gradient
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
     posterior_variance: Positive = 1.0  # gaussian: variance of the update around itself
