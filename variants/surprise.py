@@ -47,6 +47,7 @@ class GPTConfig(model.GPTConfig):
     prior_loss: NonNegative = 0.1       # weight of the prior's loss
     predicts: Literal['output', 'update'] = 'output' # what the prior predicts: the block's output, or its change
     gate: Literal['token', 'straight', 'row', 'soft', 'learned', 'random'] = 'token' # see above; random: sham
+    per_channel: bool = False           # learned gate: one for each channel
     half: Literal['block', 'attn', 'mlp'] = 'block' # what is gated: the block's update, or that of one half
     closed: NonNegative = 0.0           # share of the update that a token takes whose gate is closed
     opened: Positive = 1.0              # and of one whose gate is open
@@ -74,8 +75,8 @@ class Block(model.Block):
             self.prior_fc = classes.Linear(config, config.n_embd, hidden)
             self.prior_proj = classes.Linear(config, hidden, config.n_embd)
             if config.gate == 'learned':
-                # of expected and unexpected change, and of neither
-                self.weigh = nn.Parameter(torch.zeros(3))
+                self.weigh = nn.Parameter(torch.zeros(3, config.n_embd if config.per_channel else 1))
+                self.weigh.no_decay = True
 
     def forward(self, x, step):
         if not self.gated:
@@ -97,13 +98,17 @@ class Block(model.Block):
         before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1] # (B, T, C)
         prior = self.prior_proj(self.mlp.gelu(self.prior_fc(self.ln_3(before))))
         target = post if c.predicts == 'output' else post - x
-        gate = self.open(((post - x) ** 2).mean(-1), ((target - prior) ** 2).mean(-1), step) # (B, T) or (B, 1)
-        step.stat('gate', gate)
+        d_st, d_ch = ((post - x) ** 2).mean(-1), ((target - prior) ** 2).mean(-1) # (B, T)
+        if c.gate == 'learned':
+            gate = self.weighed(d_st, d_ch, step) # (B, T, 1 or C)
+        else:
+            gate = self.open(d_st, d_ch, step)[..., None] # (B, T or 1, 1)
+        step.stat('gate', gate.squeeze(-1))
         step.loss('prior', c.prior_loss / c.n_layer * F.mse_loss(prior, target.detach()))
         if c.gate_loss:
             balance = torch.where(step.it < c.gate_warmup, 1 - gate.mean(), gate.mean())
             step.loss('gate', c.gate_loss / c.n_layer * balance)
-        share = (c.closed + (c.opened - c.closed) * gate)[..., None]
+        share = c.closed + (c.opened - c.closed) * gate
         return share * post + (1 - share) * x
 
     def open(self, d_st, d_ch, step):
@@ -118,26 +123,27 @@ class Block(model.Block):
                 d_st, d_ch = d_st.mean(1, keepdim=True), d_ch.mean(1, keepdim=True) # (B, 1)
             mean_st, mean_ch = self.means(d_st, d_ch, step)
             beta, k = self.beta(mean_ch, step), self.k(step)
-            if c.units == 'log' or c.gate == 'learned':
+            # both reasons to open a gate hold where they are above 0
+            if c.units == 'log':
                 expected, unexpected = log_ratio(d_st, d_ch + beta), log_ratio(d_st, k * mean_st)
             else:
                 expected, unexpected = d_st - d_ch - beta, d_st - k * mean_st
-            gate = self.combine(expected, unexpected, step)
+            gate = ((expected > 0) | (unexpected > 0)).to(d_st.dtype)
+            if c.gate in ('soft', 'straight'):
+                sharp = sharpness(c, step.it)
+                soft = 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
+                # soft - soft is exactly 0, and has soft's gradient
+                gate = soft if c.gate == 'soft' else gate + (soft - soft.detach())
         return torch.where(step.pos == 0, 1.0, gate) if c.first_open else gate
 
-    def combine(self, expected, unexpected, step):
-        """Returns the gate for both reasons to open it, which are above 0 where they hold."""
-        c = self.config
-        if c.gate == 'learned':
-            a, b, bias = self.weigh
-            return 2 * torch.sigmoid(a * expected + b * unexpected + bias)
-        hard = ((expected > 0) | (unexpected > 0)).to(expected.dtype)
-        if c.gate not in ('soft', 'straight'):
-            return hard
-        sharp = sharpness(c, step.it)
-        soft = 1 - torch.sigmoid(-sharp * expected) * torch.sigmoid(-sharp * unexpected)
-        # soft - soft is exactly 0, and has soft's gradient
-        return soft if c.gate == 'soft' else hard + (soft - soft.detach())
+    def weighed(self, d_st, d_ch, step):
+        """Returns the learned gate, from 0 to 2, for both surprises (B, T): (B, T, 1), or (B, T, C) for channels."""
+        step.stat('surprise', d_st)
+        step.stat('change', d_ch)
+        mean_st, _ = self.means(d_st, d_ch, step)
+        a, b, bias = self.weigh # (1 or C,) each
+        expected, unexpected = log_ratio(d_st, d_ch), log_ratio(d_st, mean_st) # (B, T)
+        return 2 * torch.sigmoid(a * expected[..., None] + b * unexpected[..., None] + bias)
 
     def means(self, d_st, d_ch, step):
         """Returns the means that static and change surprise are compared with, which broadcast to (B, T)."""
