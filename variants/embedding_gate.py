@@ -7,7 +7,7 @@ attention_structure_alteration/embedding_based_on_attention.
     x = x + attn * (1 + MLP_scale(loc)) + MLP_bias(loc);   x = x + mlp + MLP_loc(loc)
 
 The numbers enter as log(1 + tokens); the source divides them by block_size (features='source'), and its three
-MLPs start at random. Here they start at 0, like the baseline.
+MLPs start at random. Here they start at 0, like the baseline. detach, position and offsets are ours.
 
 Claim: none; its README sees no change from the baseline, one seed.
 Expect: nothing beyond seed noise; the position features let it learn another position embedding in every

@@ -6,7 +6,8 @@ Source: github.com/tomhartke/transformer-modifications, attention_structure_alte
     y_h *= 2 * sigmoid(MLP(f))_h                           MLP: 3 n_head -> 12 n_head -> n_head
 
 Distance and deviation enter as log(1 + tokens); the source divides them by block_size (features='source'),
-and its MLP starts at random. Here it starts at 0, like the baseline.
+and its MLP starts at random. Here it starts at 0, like the baseline. detach and norm=False are ours: the
+LayerNorms divide by how much heads differ, which is little at first, and so multiply what flows back into scores.
 
 Claim: none; its README sees no change from the baseline, one seed.
 Expect: nothing beyond seed noise. Without the kernel, scores and statistics are T x T in float32, and slow.

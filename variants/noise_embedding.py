@@ -6,7 +6,8 @@ NEFTune (arXiv 2310.05914).
     x = dropout(tok + pos) + noise_std * z      z: mean 0, variance 1 for each element
 
 NEFTune, a method for fine-tuning, adds alpha / sqrt(T C) * U(-1, 1), which is noise='uniform' with
-noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092 at T = 256, C = 384.
+noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092 at T = 256, C = 384. relative is ours: embeddings can
+then not outgrow the noise.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: no change in loss: 0.01 is a third of the standard deviation that embeddings start with, and they

@@ -7,7 +7,11 @@ embeddings.
     batch   x   = lam x   + (1 - lam) x[rows shuffled] + mix_std * z     one lam and one coin per batch
 
 The source's form is mix='batch', mix_std=0.01; it lets a row see another row. Targets are not mixed, there or
-here: this is noise made of embeddings, not the mixup of that paper.
+here: this is noise made of embeddings. targets='mixed' is the mixup of that paper, for rows of tokens:
+
+    loss = lam * cross entropy with the row's targets + (1 - lam) * with its partner's
+
+The paper draws lam from Beta(alpha, alpha), which is uniform for alpha = 1; mix_least is ours.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: a loss no better than the baseline's, perhaps less overfitting at a small dropout.

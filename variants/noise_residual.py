@@ -5,7 +5,7 @@ Source: the noise notebook of github.com/MeghnaAllamudi/COMS6998_FinalProject, n
     x = x + y + residual_std * z        after attention and the MLP; z: mean 0, variance 1 for each element
 
 The source also adds it in evaluation and sampling, so that one input can have two losses; here those are
-without noise.
+without noise. relative is ours: the stream can then not outgrow the noise.
 
 Claim: none that holds; the notebook compares one run of each of its noises, and evaluates this one with its
 noise on.

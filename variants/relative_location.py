@@ -9,7 +9,7 @@ attention_structure_alteration/autoregressive_relative_location.
 Distance and deviation enter as log(1 + tokens). The source (features='source') divides them by block_size,
 subtracts their mean over the row so far, and has a weight and a bias for each absolute position. Its MLP is
 wider (wide_hidden=True), and it normalises the residual stream itself, post-norm, which confounds its result
-(stream='post').
+(stream='post'). detach is ours.
 
 Claim: 1.51 nats on Shakespeare where its baseline has 1.46 to 1.47, one seed each: worse.
 Expect: nothing beyond seed noise.

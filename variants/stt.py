@@ -10,9 +10,11 @@ Source: Subjective Timescale Transformer, arXiv 2511.21408; github.com/frederico
 
 Means are over channels. The choice is known only after the block has run, so training runs it twice, for all
 tokens and for the chosen ones, as the source does, and saves nothing. Evaluation and decoding ask a network
-trained to predict the choice, and skip the block. Training compares g with a threshold that follows earlier
-iterations; the source takes the best `capacity` of a row (router='topk'), which looks at later tokens. The
-repository's head has gate='ce' and change='gaussian'.
+trained to predict the choice, and skip the block; in place of g they have its probability, as in the source.
+Training compares g with a threshold that follows earlier iterations; the source takes the best `capacity` of a
+row (router='topk'), which looks at later tokens. The repository's head has gate='ce' and change='gaussian'.
+Ours are whole, which makes training and evaluation alike but for the choice, and evaluation='computed', which
+makes them alike and saves nothing. In the source chosen tokens see every key (keys='all').
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
 Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings only in
