@@ -86,9 +86,8 @@ class Block(model.Block):
             self.prior_fc = classes.Linear(config, config.n_embd, hidden)
             self.prior_proj = classes.Linear(config, hidden, config.n_embd)
             if config.gate == 'learned':
-                # a, b and the bias, of all channels or of each
-                self.weigh = nn.Parameter(torch.zeros(3, config.n_embd if config.per_channel else 1))
-                self.weigh.no_decay = True
+                # a, b and the bias, one for all channels or each; vectors neither decay nor go to Muon
+                self.weigh = nn.Parameter(torch.zeros(3 * (config.n_embd if config.per_channel else 1)))
 
     def forward(self, x, step):
         if not self.gated:
@@ -153,7 +152,7 @@ class Block(model.Block):
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
         mean_st, _ = self.means(d_st, d_ch, step)
-        a, b, bias = self.weigh # (1 or C,) each
+        a, b, bias = self.weigh.view(3, -1) # (1 or C,) each
         expected, unexpected = log_ratio(d_st, d_ch), log_ratio(d_st, mean_st) # (B, T)
         return 2 * torch.sigmoid(a * expected[..., None] + b * unexpected[..., None] + bias)
 

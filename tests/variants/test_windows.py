@@ -294,7 +294,7 @@ def test_a_learned_gate_starts_as_the_baseline_and_follows_surprise(channels):
     assert torch.equal(*(m.eval()(checks.tokens(base))[0] for m in (model, base)))
     # opened by change that is large beside the prior's error, and closed by change that is small beside it
     block = model.transformer.h[0]
-    block.weigh.data[0] = 1.0
+    block.weigh.data.view(3, -1)[0] = 1.0
     d_st, d_ch = torch.tensor([[[4.0, 1.0, 1.0]], [[1.0, 1.0, 3.0]]], dtype=torch.float64)
     gate = block.weighed(d_st, d_ch, Step())
     torch.testing.assert_close(gate[0, :, 0], gate.new_tensor([1.6, 1.0, 0.5]))
