@@ -58,11 +58,11 @@ class GPTConfig(model.GPTConfig):
     prior_loss: NonNegative = 0.1       # weight of the prior's loss
     predicts: Literal['output', 'update'] = 'output' # what the prior predicts: the block's output, or its change
     gate: Literal['token', 'straight', 'row', 'soft', 'learned', 'random'] = 'token' # how it opens; random: a sham
+    units: Literal['square', 'log'] = 'square' # soft gates compare surprises, or their logarithms
     per_channel: bool = False           # learned gate: one for each channel
     half: Literal['block', 'attn', 'mlp'] = 'block' # what is gated: the block's update, or that of one half
     closed: NonNegative = 0.0           # share of the update that a token takes whose gate is closed
     opened: Positive = 1.0              # and of one whose gate is open
-    units: Literal['square', 'log'] = 'square' # soft gates compare surprises, or their logarithms
     means: Literal['past', 'row'] = 'past' # what a token is compared with in training: its row so far, or all of it
     first_open: bool = False            # the first position's gate is open, as in v1_2
     open_rate: Share = 0.5              # random gate: share of positions, always the same ones, where it is open
