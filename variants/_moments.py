@@ -10,12 +10,13 @@ def attend_and_measure(attn, q, k, v, x, pos_k, step):
     """Returns y (B, nh, T, hs), as attn.attend() does, and three statistics of the weights before dropout.
 
     These are the mean distance to the keys, in tokens, its variance, in tokens^2, and the mean score, scaled
-    as for the softmax; (B, nh, T) each, in float32 or wider.
+    as for the softmax; (B, nh, T) each, in float32 or wider. detach=True: they have no gradient.
     """
     score_mod = attn.score_mod(x, pos_k, step)
     y, distance, variance, mean_score = attn.compute_attention(q, k, v, score_mod, pos_k, step, moments=True)
     step.stat('distance', distance)
-    return y, distance, variance, mean_score
+    stats = distance, variance, mean_score
+    return y, *(s.detach() if attn.config.detach else s for s in stats)
 
 
 def deviation(variance):

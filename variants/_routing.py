@@ -158,10 +158,12 @@ def run_chosen(block, forward, x, mask, gate, step):
 
     Chosen tokens see only chosen ones. Training takes the first SLACK * capacity * T of each row. With a
     cache, nothing is computed if no row chooses a token. keys='all': forward runs for all tokens, and chosen
-    ones see them all.
+    ones see them all. whole=True: the gate's value is 1, and its gradient is as before.
     """
     c, T = block.config, x.size(1)
     step.stat('routed', mask.float())
+    if c.whole:
+        gate = 1 + (gate - gate.detach())
     if c.keys == 'all':
         return x + (mask * gate)[..., None] * (forward(x, step) - x)
 

@@ -6,7 +6,8 @@ Source: github.com/tomhartke/transformer-modifications, attention_structure_alte
     y_h *= 2 * sigmoid(MLP(f))_h                           MLP: 3 n_head -> 12 n_head -> n_head
 
 Distance and deviation enter as log(1 + tokens); the source divides them by block_size (features='source'),
-and its MLP starts at random. Here it starts at 0, like the baseline.
+and its MLP starts at random. Here it starts at 0, like the baseline. detach and norm=False are ours: the
+LayerNorms divide by how much heads differ, which is little at first, and so multiply what flows back into scores.
 
 Claim: none; its README sees no change from the baseline, one seed.
 Expect: nothing beyond seed noise. Without the kernel, scores and statistics are T x T in float32, and slow.
@@ -29,7 +30,9 @@ NEUTRAL = {}
 @dataclass
 class GPTConfig(model.GPTConfig):
     features: Literal['log', 'source'] = 'log' # distances as log(1 + tokens), or in the source's units
+    norm: bool = True                   # LayerNorm of each statistic over the heads, as in the source
     static: bool = False                # sham: a learned constant for each head instead
+    detach: bool = False                # the loss does not reach attention through its statistics
     shuffle_stats: bool = False         # sham: the statistics of an earlier position, picked by its number
 
 
@@ -40,9 +43,8 @@ class CausalSelfAttention(model.CausalSelfAttention):
         if config.static:
             self.scale = nn.Parameter(torch.zeros(config.n_head))
         else:
-            self.ln_importance = classes.LayerNorm(config, config.n_head)
-            self.ln_rel = classes.LayerNorm(config, config.n_head)
-            self.ln_std = classes.LayerNorm(config, config.n_head)
+            self.ln_importance, self.ln_rel, self.ln_std = (
+                classes.LayerNorm(config, config.n_head) if config.norm else nn.Identity() for _ in range(3))
             self.mlp_scale = SmallMLP(config, classes, 3 * config.n_head, config.n_head)
 
     def attend(self, q, k, v, x, pos_k, step):

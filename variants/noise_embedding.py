@@ -6,7 +6,8 @@ NEFTune (arXiv 2310.05914).
     x = dropout(tok + pos) + noise_std * z      z: mean 0, variance 1 for each element
 
 NEFTune, a method for fine-tuning, adds alpha / sqrt(T C) * U(-1, 1), which is noise='uniform' with
-noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092 at T = 256, C = 384.
+noise_std = alpha / sqrt(3 T C): its alpha = 5 is 0.0092 at T = 256, C = 384. relative is ours: embeddings can
+then not outgrow the noise.
 
 Claim: none that holds; the notebook compares one run of each of its noises.
 Expect: no change in loss: 0.01 is a third of the standard deviation that embeddings start with, and they
@@ -29,6 +30,7 @@ NEUTRAL = dict(noise_std=0.0)
 class GPTConfig(model.GPTConfig):
     noise_std: NonNegative = 0.01       # standard deviation of the noise on embeddings
     noise: Literal['normal', 'uniform'] = 'normal' # its distribution; NEFTune's is uniform
+    relative: bool = False              # noise_std in units of each token's root mean square
 
 
 class GPT(model.GPT):
@@ -37,7 +39,10 @@ class GPT(model.GPT):
         x = super().embed(idx, step) # (B, T, C)
         if not self.training or self.config.noise_std == 0:
             return x
-        return x + self.config.noise_std * self.noise(x)
+        z = self.noise(x)
+        if self.config.relative:
+            z = z * x.detach().square().mean(-1, keepdim=True).sqrt() # (B, T, C) x (B, T, 1)
+        return x + self.config.noise_std * z
 
     def noise(self, x):
         if self.config.noise == 'normal':

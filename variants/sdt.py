@@ -10,7 +10,7 @@ Source: Subjective Depth Transformer, arXiv 2511.21408; github.com/fredericowies
 d_st is static surprise, d_ch change surprise. The paper chooses the best `capacity` of a row, which looks at
 later tokens (router='topk'; evaluation and decoding then ask a network that predicts the choice). Here g is
 compared with a threshold that follows earlier iterations, one causal rule everywhere. The repository's head
-has gate='ce' and change='gaussian'.
+has gate='ce' and change='gaussian'. In the source chosen tokens see every key (keys='all'); whole is ours.
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
 Expect: a higher loss than the baseline at equal steps for about a quarter fewer FLOPs.
@@ -51,6 +51,7 @@ class GPTConfig(model.GPTConfig):
     router: Literal['threshold', 'topk', 'random'] = 'threshold' # how tokens are chosen; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
+    whole: bool = False                # chosen tokens take the whole update; g keeps its gradient
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
     posterior_variance: Positive = 1.0  # gaussian: variance of the update around itself

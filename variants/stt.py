@@ -10,9 +10,11 @@ Source: Subjective Timescale Transformer, arXiv 2511.21408; github.com/frederico
 
 Means are over channels. The choice is known only after the block has run, so training runs it twice, for all
 tokens and for the chosen ones, as the source does, and saves nothing. Evaluation and decoding ask a network
-trained to predict the choice, and skip the block. Training compares g with a threshold that follows earlier
-iterations; the source takes the best `capacity` of a row (router='topk'), which looks at later tokens. The
-repository's head has gate='ce' and change='gaussian'.
+trained to predict the choice, and skip the block; in place of g they have its probability, as in the source.
+Training compares g with a threshold that follows earlier iterations; the source takes the best `capacity` of a
+row (router='topk'), which looks at later tokens. The repository's head has gate='ce' and change='gaussian'.
+Ours are whole, which makes training and evaluation alike but for the choice, and evaluation='computed', which
+makes them alike and saves nothing. In the source chosen tokens see every key (keys='all').
 
 Claim: a quarter of the attention and half of the KV cache in the blocks that skip, accuracy "preliminary".
 Expect: a higher loss than the baseline at equal steps, at 1.25 times its training FLOPs; savings only in
@@ -54,13 +56,15 @@ class GPTConfig(model.GPTConfig):
     router: Literal['threshold', 'topk', 'random'] = 'threshold' # how training chooses tokens; random: a sham
     capacity: Annotated[float, '(0, 1]'] = 0.5 # share of the tokens that are chosen
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
+    whole: bool = False                # chosen tokens take the whole update; g keeps its gradient
     gate: Literal['or', 'ce'] = 'or'    # the paper's noisy OR, or expected change alone, as the repository has now
     change: Literal['mse', 'gaussian'] = 'mse' # the prior predicts a mean, or a mean and a variance
     posterior_variance: Positive = 1.0  # gaussian: variance of the update around itself
     prior_width: Positive = 0.0625      # hidden units of the prior over n_embd
     prior_loss: NonNegative = 0.05      # weight of the prior's loss
     router_loss: NonNegative = 0.01     # weight of the cross entropy of the network that predicts the choice
-    causal_threshold: Share = 0.5       # least probability with which evaluation chooses a token
+    evaluation: Literal['predicted', 'computed'] = 'predicted' # threshold: how evaluation knows g; computed: skips none
+    causal_threshold: Share = 0.5       # predicted: least probability with which evaluation chooses a token
     o_ce_init: Positive = 1.025         # initial value of o_ce
     m_cu_init: Positive = 1.1           # initial value of m_cu
     ma_window: Count = 100              # tokens whose mean surprise a token's own is compared with
@@ -88,13 +92,14 @@ class Block(model.Block):
         if c.router == 'random':
             mask = random_mask(step.pos, self.layer, c.capacity)
             g = torch.ones_like(x[..., 0])
-        elif not self.training:
+        elif not self.training and (c.router == 'topk' or c.evaluation == 'predicted'):
             g = torch.sigmoid(self.causal_router(x))
             mask = g >= c.causal_threshold
         else:
             h = super().forward(x, step)
+            past, = step.extend(self.layer, h=h) # (B, Tk, C)
             # h of the token before, zeros before the first
-            before = F.pad(h, (0, 0, 1, -1))
+            before = F.pad(past, (0, 0, 1, 0))[:, -1 - x.size(1):-1]
             g = self.score(h - x, self.prior(before), step)
             mask = self.threshold(g, step.it) if c.router == 'threshold' else top_k_mask(g, c.capacity)
             foreseen = F.binary_cross_entropy_with_logits(self.causal_router(x.detach()), mask.to(x.dtype))
@@ -108,5 +113,7 @@ class Block(model.Block):
         step.stat('surprise', d_st)
         step.stat('change', d_ch)
         step.loss('prior', c.prior_loss / c.n_layer * change_surprise(c, r.detach(), *prior).mean())
-        mean_st, sharp = moving_average(d_st.detach(), c.ma_window), sharpness(c, step.it)
+        past, = step.extend(self.layer, d_st=d_st.detach()) # (B, Tk)
+        mean_st = moving_average(past, c.ma_window)[:, -d_st.size(1):]
+        sharp = sharpness(c, step.it)
         return self.surprise(d_st, d_ch, mean_st, sharp, sharp)

@@ -1,11 +1,13 @@
 """Routed blocks: skipped tokens are not computed, options decide which those are, nothing is seen early."""
+from functools import partial
+
 import pytest
 import torch
 
 from lab.checks import iteration, tokens
-from model import Step, build
+from model import Block, Step, build
 from variants import _routing as routing
-from variants._moments import shuffle_stats
+from variants._moments import attend_and_measure, shuffle_stats
 
 SIZE = dict(block_size=160, vocab_size=65, n_layer=4, n_head=2, n_embd=32)
 PAIR = SIZE | dict(block_size=32, n_layer=2)
@@ -136,3 +138,40 @@ def test_the_sources_other_constants_are_options():
     model.eval()(tokens(model), step=step)
     # the router is new, and says about 0.5 of every token
     assert not step.stats['routed'][0].any()
+
+
+@pytest.mark.parametrize('variant', ROUTED)
+def test_a_whole_update_has_the_gates_gradient(variant):
+    """Its value is the block's own update; the gate learns as it does when it multiplies."""
+    found = {}
+    for whole in True, False:
+        options = dict(keys='all', whole=whole, router='random' if variant == 'mod' else 'threshold')
+        model = build(variant, 1, **PAIR, **options).double().train()
+        block = model.transformer.h[1]
+        x = torch.randn(2, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        gate = torch.full((2, 32), 0.3, dtype=torch.float64, requires_grad=True)
+        step = Step(it=iteration(0))
+        step.pos = torch.arange(32).expand(2, 32)
+        mask = step.pos % 2 == 0
+        y = routing.run_chosen(block, partial(Block.forward, block), x, mask, gate, step)
+        found[whole] = y - x, torch.autograd.grad(y.sum(), gate)[0]
+    torch.testing.assert_close(0.3 * found[True][0], found[False][0])
+    torch.testing.assert_close(found[True][1], found[False][1])
+
+
+def test_stt_can_evaluate_as_it_trains():
+    model = trained('stt', 60, evaluation='computed', keys='all')
+    idx, it, logits = tokens(model, 2, 64), iteration(60), []
+    for training in False, True:
+        model.train(training)
+        logits.append(model(idx, step=Step(it=it, all_positions=True))[0])
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize('variant', ['head_scaling', 'embedding_gate', 'relative_location'])
+def test_statistics_can_be_read_without_a_gradient(variant):
+    for detach in False, True:
+        attn = build(variant, 1, **PAIR, detach=detach).transformer.h[0].attn
+        x, pos = torch.randn(2, 32, 32), torch.arange(32).expand(2, 32)
+        y, *stats = attend_and_measure(attn, *attn.qkv(x), x, pos, Step(pos))
+        assert y.requires_grad and all(s.requires_grad != detach for s in stats)

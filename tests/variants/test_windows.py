@@ -247,3 +247,55 @@ def test_the_first_gate_can_be_held_open(gate):
         model.train(training)(checks.tokens(model), step=step)
         assert all((g[:, 0] == 1).all() and not (g[:, 1:] == 1).all() for g in step.stats['gate'])
     checks.cached_decoding(model)
+
+
+def test_a_straight_gate_is_hard_with_the_soft_gates_gradient():
+    d_st, d_ch = torch.rand(2, 3, T, dtype=torch.float64, generator=generator(0))
+    d_st.requires_grad_()
+    gates, slopes = {}, {}
+    for name in 'token', 'straight', 'soft':
+        block = small('surprise', gate=name, sharp_min=2.0).transformer.h[0]
+        gate = gates[name] = block.open(d_st, d_ch, Step(it=iteration(0)))
+        if gate.requires_grad:
+            slopes[name], = torch.autograd.grad((gate * torch.arange(T)).sum(), d_st)
+    assert torch.equal(gates['token'], gates['straight']) and set(slopes) == {'straight', 'soft'}
+    torch.testing.assert_close(slopes['straight'], slopes['soft'])
+
+
+def test_one_half_is_gated_and_the_other_is_whole():
+    x = torch.randn(2, T, 24, dtype=torch.float64, generator=generator(0))
+    for half in 'attn', 'mlp':
+        block = small('surprise', 0.3, half=half, closed=0.25, k=1e9).transformer.h[0]
+        # the prior's promise is worse than no change: all gates are closed
+        block.prior_proj.weight.data.mul_(1e6)
+        step = Step(it=iteration(0))
+        step.pos = torch.arange(T).expand(2, T)
+        m = block.attn_residual(x, step)
+        want = m + 0.25 * (block.mlp_residual(m, step) - m)
+        if half == 'attn':
+            want = block.mlp_residual(x + 0.25 * (m - x), step)
+        # nothing is promised for the first position, whose gate may open
+        torch.testing.assert_close(block(x, step)[:, 1:], want[:, 1:])
+
+
+def test_k_rises_during_its_warmup():
+    model = small('surprise', 0.3, k=1e9, k_warmup=1000)
+    gates = []
+    for it in 0, 1000:
+        step = Step(it=iteration(it), stats={})
+        model(checks.tokens(model), step=step)
+        gates.append(torch.stack(step.stats['gate']))
+    assert (gates[0] == 1).all() and (gates[1] == 0).any()
+
+
+@pytest.mark.parametrize('channels', [False, True])
+def test_a_learned_gate_starts_as_the_baseline_and_follows_surprise(channels):
+    model, base = small('surprise', gate='learned', per_channel=channels), small()
+    assert torch.equal(*(m.eval()(checks.tokens(base))[0] for m in (model, base)))
+    # opened by change that is large beside the prior's error, and closed by change that is small beside it
+    block = model.transformer.h[0]
+    block.weigh.data.view(3, -1)[0] = 1.0
+    d_st, d_ch = torch.tensor([[[4.0, 1.0, 1.0]], [[1.0, 1.0, 3.0]]], dtype=torch.float64)
+    gate = block.weighed(d_st, d_ch, Step())
+    torch.testing.assert_close(gate[0, :, 0], gate.new_tensor([1.6, 1.0, 0.5]))
+    assert gate.size(-1) == (24 if channels else 1)
