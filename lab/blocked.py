@@ -683,7 +683,7 @@ def judge_arm(cells, baseline, arm, delta, alpha):
         # from the largest to the smallest
         steps = over.mean - over.se * scipy.stats.t.ppf((np.arange(POINTS) + 0.5) / POINTS, over.df)
         # an idea whose effects vary by tau between texts has effects of that size
-        belief = believe(steps, float(np.hypot(fit.sd_base, over.tau)), delta)
+        belief = believe(steps, float(np.hypot(fit.sd_base, over.tau or 0.0)), delta)
         a.shrunk, a.shrunk_interval = belief.mean, belief.interval
         a.p_better, a.p_within = belief.p_better, belief.p_within
     else:
