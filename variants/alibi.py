@@ -7,7 +7,9 @@ Source: ALiBi, Press, Smith and Lewis, arXiv 2108.12409.
 No parameters. Learned position embeddings stay, as in the baseline.
 
 Claim: trained on 1024 tokens, it reads 2048 as well as sinusoidal positions trained on 2048.
-Expect: most of soft_window's gain. Whatever that has over this comes from slopes that depend on the query.
+Measured: 0.0158 nats worse [0.0071, 0.0245] on Shakespeare's characters after 2,000 iterations, 6 runs,
+though 0.13 ahead at iteration 500. What `soft_window` has over this comes from slopes that depend on the
+query.
 Control: `static_slope`, whose slopes are learned.
 """
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ x is what the block's norm passes to attention (A) or to the MLP (C). W starts a
 
 Claim: twice the reasoning depth on its synthetic tasks; no position embeddings with Canon layers as good as
 RoPE.
-Expect: a gain, because characters make words only with their neighbours; 2 * kernel * n_embd parameters per
-layer.
+Measured: 0.087 nats worse [0.075, 0.099] on Shakespeare's characters after 2,000 iterations, 5 runs: it has
+the lowest training loss, and overfits most. 2 * kernel * n_embd parameters per layer.
 Control: `relative_location`, whose claim it tests: if this is as good, a cue to position was enough. `rope`.
 """
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ c_i cancels in softmax, so the bias depends on the key alone. The paper has forg
 token forgets half, and no position embeddings; 3 forgets a twentieth.
 
 Claim: better than RoPE Transformers on long-context language modelling, up to 760M parameters on 48B tokens.
-Expect: at T=256 most of what `alibi` gives. Whatever it has over that comes from rates that depend on the
-tokens between.
+Measured: -0.0047 nats [-0.0103, 0.0009] on Shakespeare's characters after 2,000 iterations, 8 runs: can't
+tell. Whatever it has over `alibi` comes from rates that depend on the tokens between.
 Control: `alibi`, `static_slope`; `soft_window`, where the query decides and not what lies between.
 Logged: `forget`, the mean of f.
 """

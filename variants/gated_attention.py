@@ -9,7 +9,8 @@ so that the model starts like the baseline.
 
 Claim: lower perplexity, larger stable learning rates and no attention sinks, at 1.7B (dense) and 15B (MoE)
 parameters.
-Expect: no gain in loss at this scale; nanochat saw none.
+Measured: 0.0058 nats worse [0.0014, 0.0099] on Shakespeare's characters after 2,000 iterations, 6 runs;
+nanochat saw no gain.
 Control: `head_scaling` and `embedding_gate`, which make gates from other things than the token's state, and
 whose control this is in turn.
 Logged: `gate`.

@@ -8,8 +8,8 @@ rope_share=0.25 rotates a quarter of the channels, as GPT-NeoX does; 0 rotates n
 only the causal mask tells where a token is.
 
 Claim: none with a number at this size; the default of nearly every open model since 2021.
-Expect: a clear gain at equal steps, one of the few switches that shows on Shakespeare; fewer parameters by
-block_size * n_embd.
+Measured: 0.0107 nats worse [0.0057, 0.0157] on Shakespeare's characters after 2,000 iterations, 8 runs. It
+has fewer parameters by block_size * n_embd.
 Control: `alibi`; rope_share=0, no positions at all.
 """
 from dataclasses import dataclass

@@ -9,7 +9,8 @@ Source: github.com/tomhartke/transformer-modifications, query_dependent_attentio
 The source has window_init = block_size / 2, and with dropout = 0 it silently computes the baseline.
 
 Claim: validation loss 1.457 on Shakespeare characters, the baseline 1.46 to 1.47; one seed.
-Expect: a small gain at 256 tokens, most of which a fixed slope for each head gives too.
+Measured: 0.0105 nats worse [0.0025, 0.0175] on Shakespeare's characters after 2,000 iterations, 8 runs,
+though 0.14 ahead at iteration 500: it learns faster, and overfits earlier.
 Control: `static_slope`, whose slopes do not depend on the query; `alibi`, whose slopes are not learned.
 Logged: `window`, in tokens.
 """

@@ -7,8 +7,8 @@ Source: Value Residual Learning, Zhou et al., arXiv 2410.17897, the learnable fo
 a starts at value_mix, b at 1 - value_mix.
 
 Claim: a Transformer's loss with 16 % fewer parameters, or with 20 % less training data.
-Expect: a small gain, and the one most likely to be real: a positive control. A comparison that misses it will
-miss most others.
+Measured: 0.0023 nats [-0.0040, 0.0087] on Shakespeare's characters after 2,000 iterations, 8 runs: can't
+tell.
 Control: the baseline; `wide_mlp`, although two numbers per layer add no capacity.
 Logged: `first_value`, a.
 """

@@ -3,9 +3,7 @@
 A study's folder says which arms it has; their runs lie beside it, in the store. All stored runs of an arm are
 taken, not only those that the study looked at. What is there already stays as it is.
 """
-import ast
-import io
-import tokenize
+import os
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -13,9 +11,9 @@ from pathlib import Path
 from configurator import construct
 from core import ROOT
 from core.errors import Stop
-from core.run.files import read_json, sha256, to_json
+from core.run.files import read_json, to_json
 from lab.study.results import time_ratio_of
-from lab.study.store import DONE, FAILED as FAILURE, read_run, run_state
+from lab.study.store import DONE, FAILED as FAILURE, code_hash, read_run, run_state
 from lab.verdicts.records import DIVERGED, FAILED, Arm, Recipe, Records, Version, digest, recipe_id, rounded
 from model import load_classes
 
@@ -102,8 +100,7 @@ def add_refusal(records, folder, variant, why):
     if recipe.id not in records.recipes or version.id not in records.versions:
         raise Stop(f'{folder}: add it first')
     created = min(arm.created for arm in study.arms.values())
-    files = [file.__file__ for file in load_classes(variant).files]
-    entry = Arm(recipe.id, version.id, variant, todays_options(variant, recipe), file_hash(files), created, {},
+    entry = Arm(recipe.id, version.id, variant, todays_options(variant, recipe), file_hash(variant), created, {},
                 refused=' '.join(why.split()))
     if entry.key in records.arms and records.arms[entry.key].runs:
         raise Stop(f'{variant}: has runs in {recipe.id}')
@@ -154,18 +151,9 @@ class StoredArm:
                 if name != 'variant' and (name not in baseline.settings or baseline.settings[name] != value)}
 
     def file_beside(self, baseline):
-        """Returns a hash of what its variant's files compute, '' of the baseline.
-
-        If the files have changed since it was trained, that is another hash than theirs.
-        """
+        """Returns a hash of what its variant's files compute, '' of the baseline."""
         own = {name: code for name, code in self.identity['code'].items() if name not in baseline.identity['code']}
-        config = self.run_config()
-        # older versions call it sha256
-        trained = config.get('code') or config.get('sha256', {})
-        same = all((ROOT / name).exists() and sha256(ROOT / name) == trained.get(name) for name in own)
-        if not own:
-            return ''
-        return file_hash([ROOT / name for name in own]) if same else digest(own)
+        return digest(own) if own else ''
 
 
 def recipe_of(baseline, levels):
@@ -208,27 +196,7 @@ def short(x):
     return float(f'{x:.5g}')
 
 
-# -----------------------------------------------------------------------------
-# what a file computes
-
-def file_hash(paths):
-    """Returns a hash of Python files without comments, docstrings and empty lines.
-
-    lab.study.store.code_hash() will not do: it changes with a docstring, and from one version of Python to the
-    next.
-    """
-    return digest([code_lines(Path(path).read_text(encoding='utf-8')) for path in paths])
-
-
-def code_lines(source):
-    """Returns the lines of a Python source without comments, docstrings and empty lines."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            first = node.body[0]
-            lines[first.lineno - 1:first.end_lineno] = [''] * (first.end_lineno - first.lineno + 1)
-    return [line.rstrip() for line in lines if line.strip()]
+def file_hash(variant):
+    """Returns a hash of what a variant's files compute, as StoredArm.file_beside() does."""
+    paths = [Path(file.__file__) for file in load_classes(variant).files]
+    return digest({os.path.relpath(path, ROOT): code_hash(path) for path in paths})

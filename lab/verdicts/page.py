@@ -13,7 +13,6 @@ from lab.verdicts.collect import file_hash, todays_options
 from lab.verdicts.records import DIVERGED, FAILED
 from lab.verdicts.rows import ALPHA, DELTA, SHAKESPEARE, SINGLE_EPOCH, judge_all, losses_of
 from lab.verdicts.sentences import agreement, headline, outcome, title, verb
-from model import load_classes
 from variants.__main__ import markdown_table, parse_docstring
 
 INTRO = """
@@ -86,8 +85,7 @@ def order(rows):
 def main_row(r, variant):
     """Returns a variant's cells."""
     rows = [r.row(recipe, variant) for recipe in r.main]
-    now = file_hash([file.__file__ for file in load_classes(variant).files])
-    stale = ' †' if any(row and row.arm.file != now for row in rows) else ''
+    stale = ' †' if any(row and row.arm.file != file_hash(variant) for row in rows) else ''
     price = next((row.arm.price for row in rows if row and row.arm.price), {})
     claim = f'<br>claims {r.records.claims[variant]}' if variant in r.records.claims else ''
     return [f'<a id="{variant}"></a>[`{variant}`](../variants/{variant}.py){stale}{claim}',

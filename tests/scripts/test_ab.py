@@ -229,11 +229,14 @@ def test_studies_share_runs(data, no_page):
 
 def test_a_comment_does_not_make_another_run(tmp_path):
     """The identity of a run has what its code computes, not how it is written."""
-    one, two, three = (tmp_path / name for name in ('one.py', 'two.py', 'three.py'))
-    one.write_text('x = 1 + 2\n')
-    two.write_text('# a sum\nx = (1 +\n     2)\n')
-    three.write_text('x = 1 + 3\n')
-    assert code_hash(one) == code_hash(two) != code_hash(three)
+    def hashed(name, source):
+        (tmp_path / name).write_text(source)
+        return code_hash(tmp_path / name)
+
+    plain = hashed('a.py', 'def f():\n    return 1 + 2\n')
+    assert hashed('b.py', '"""Sums."""\n\ndef f():\n    """Adds."""\n    return (1 + # one\n       2)\n') == plain
+    assert hashed('c.py', 'def f():\n    return 1 + 3\n') != plain
+    assert hashed('d.py', 'def f():\n    """Nothing."""\n') == hashed('e.py', 'def f():\n    pass\n')
 
 
 def test_studies_at_the_same_time_train_each_run_once(data):
