@@ -1,7 +1,7 @@
 """Differential attention, V1 and V2, with the source's grouped keys and rotary positions."""
 import re
 
-from golden_common import Source, attention_pass, fill, new_step, spy
+from golden_common import Source, attention_pass, fill, new_step, rope_base, spy
 from torch import nn
 
 from model import build
@@ -36,6 +36,7 @@ def joined_name(name, queries, keys):
 
 def first_level(golden, source):
     module, _ = source.module(golden)
+    module.config.rope_base = rope_base(golden)
     x, weights, norms = golden('in')['x'].requires_grad_(), [], []
     spy(module, 'weight_of_second', weights)
     spy(module, 'norm_heads', norms)
@@ -57,7 +58,7 @@ class Second(Source):
             for i, name in enumerate(('q_proj', 'c_query')):
                 arrays[f'{kind}.{name}.weight'] = maps[:, i].reshape(-1, C)
         model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head,
-                      n_kv_head=c['n_kv_head'], rope_share=float(c['rope'])).double()
+                      n_kv_head=c['n_kv_head'], rope_share=float(c['rope']), rope_base=rope_base(golden)).double()
         attn = model.transformer.h[0].attn
         for name, linear in list(attn.named_children()):
             if name in ('c_attn', 'c_query', 'lambda_proj'):

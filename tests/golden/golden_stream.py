@@ -34,7 +34,8 @@ def stack_name(name, config):
 
 def attnres_options(config):
     c = dict(config, block_size=1024, vocab_size=1)
-    return dict(c, attnres_size={'full': 1, 'block': config['block_size']}[c.pop('mode')])
+    # the source's blocks are of block_size // 2 whole layers
+    return dict(c, attnres_size={'full': 1, 'block': config['block_size'] // 2 * 2}[c.pop('mode')])
 
 
 def attnres_name(name, config):
