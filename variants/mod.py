@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from configurator import NonNegative, Whole
+from configurator import NonNegative, Share, Whole
 from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
@@ -47,6 +47,7 @@ class GPTConfig(model.GPTConfig):
     keys: Literal['chosen', 'all'] = 'chosen' # what chosen tokens see; all: every token's keys, and nothing is saved
     z_loss: NonNegative = 1e-4          # weight of the mean square of the router's logits
     router_loss: NonNegative = 0.01     # topk: weight of the cross entropies of both routers with the choice
+    causal_threshold: Share = 0.5       # topk: least probability with which evaluation chooses a token
 
 
 class Block(model.Block):
@@ -79,5 +80,5 @@ class Block(model.Block):
             step.loss('router', c.router_loss / c.n_layer * losses)
         else:
             logits = self.causal_router(x)
-            mask = logits >= 0
+            mask = torch.sigmoid(logits) >= c.causal_threshold
         return run_chosen(self, super().forward, x, mask, torch.sigmoid(logits), step)
