@@ -81,6 +81,6 @@ def second_level(golden, source):
 
 SOURCES = {
     'diff': Source('diff_attention+gqa+rope', first_options, last_block_first, first_name,
-                   levels=dict(attn=first_level)),
+                   constants=dict(rms_eps=1e-5), levels=dict(attn=first_level)),
     'diff2': Second('diff_attention_v2+gqa+rope', name=second_name, levels=dict(attn=second_level)),
 }

@@ -85,8 +85,12 @@ def bigram_name(name, config):
     return f'transformer.{name}' if name.startswith('h.') else name, ...
 
 
+# ids whose product with 36313 fits in int32
+EXACT_IDS = 2 ** 31 // 36313
+
+
 def hash_of_source(idx, rows, pair_at_1):
-    """Returns the rows as the source computes them, in int32, where products of ids above 59137 wrap around.
+    """Returns the rows as the source computes them, in int32, where products of large ids wrap around.
 
     Its code has the last row's number before position 1 ('index'), its text the token ('token').
     """
@@ -101,7 +105,7 @@ def hash_level(golden, source):
     assert idx.max() < c['vocab_size']
     rows = c['bigram_vocab_size']
     outs = {form: hash_of_source(idx, rows, form) for form in ('token', 'index')}
-    if c['vocab_size'] <= 59137:
+    if c['vocab_size'] <= EXACT_IDS:
         outs['token'] = pair_hash(idx, F.pad(idx, (1, -1), value=-1), rows)
     source.compare(golden, nn.Module(), outs)
 
@@ -109,8 +113,9 @@ def hash_level(golden, source):
 def bigram_level(golden, source):
     _, model = source.module(golden)
     x = golden('in')['x'].requires_grad_()
-    if golden.meta['config']['pair_at_1'] == 'index':
-        model.rows = lambda step: hash_of_source(step.idx, model.config.bigram_rows, 'index')
+    c = golden.meta['config']
+    if c['pair_at_1'] == 'index' or c['vocab_size'] > EXACT_IDS:
+        model.rows = lambda step: hash_of_source(step.idx, c['bigram_vocab_size'], c['pair_at_1'])
     step, hashes, outs = new_step(golden, x), [], {}
     spy(model, 'rows', hashes)
     for i, block in enumerate(model.transformer.h):
@@ -182,5 +187,5 @@ SOURCES = {
     'value_embed': Source('value_embed', value_options, name=value_name, levels=dict(attn=value_level)),
     'bigram': Source('bigram', bigram_options, name=bigram_name, not_ours=AROUND,
                      levels=dict(hash=hash_level, stack=bigram_level)),
-    'engram': Streams('engram', name=engram_name, levels=dict(module=engram_level)),
+    'engram': Streams('engram', name=engram_name, constants=dict(conv_norm_eps=1e-5), levels=dict(module=engram_level)),
 }

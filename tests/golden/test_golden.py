@@ -31,6 +31,7 @@ def test_golden(path, monkeypatch):
     variant, level = kind(path)
     golden, source = Golden(path), SOURCES[variant]
     assert (golden.meta['variant'], golden.meta['level']) == (variant, level)
+    assert golden.meta.get('constants', {}) == source.constants
     extra = (monkeypatch,) if level == 'generate' else ()
     config = golden.config
     source.levels[level](golden, source, *extra)

@@ -136,3 +136,10 @@ def test_the_sources_other_constants_are_options():
     model.eval()(tokens(model), step=step)
     # the router is new, and says about 0.5 of every token
     assert not step.stats['routed'][0].any()
+
+
+@pytest.mark.parametrize('threshold, chosen', [(0.4, True), (0.6, False)])
+def test_mod_has_the_sources_threshold_in_evaluation(threshold, chosen):
+    model, step = build('mod', **PAIR, router='topk', causal_threshold=threshold), Step(stats={})
+    model.eval()(tokens(model), step=step)
+    assert (step.stats['routed'][0] == chosen).all()
