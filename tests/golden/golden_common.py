@@ -101,7 +101,8 @@ class Source:
     not_ours: tuple = ()                        # parameters that the source does not have
     # outputs that our modules keep to themselves; others depend on them
     not_shown: tuple = ()
-    constants: dict = field(default_factory=dict) # meta.constants, numbers that are no options in our code either
+    # meta.constants, which are no options in our code either
+    constants: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
 
     def module(self, golden):

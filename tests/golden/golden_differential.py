@@ -57,8 +57,8 @@ class Second(Source):
             maps = arrays.pop(f'{kind}.q_proj.weight').view(n_head, 2, hd, C)
             for i, name in enumerate(('q_proj', 'c_query')):
                 arrays[f'{kind}.{name}.weight'] = maps[:, i].reshape(-1, C)
-        model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head,
-                      n_kv_head=c['n_kv_head'], rope_share=float(c['rope']), rope_base=rope_base(golden)).double()
+        model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head, n_kv_head=c['n_kv_head'],
+                      rope_share=float(c['rope']), rope_base=rope_base(golden)).double()
         attn = model.transformer.h[0].attn
         for name, linear in list(attn.named_children()):
             if name in ('c_attn', 'c_query', 'lambda_proj'):

@@ -35,9 +35,9 @@ class Fractal(Source):
         n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
         norm, options = NORMS[c['norm_type']]
         options = options | dict(
-            block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1), fractal_scale='head',
+            block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1),
             bias=c['norm_bias'] and c['norm_affine'], n_layer=c['num_layers'] if level == 'model' else 1,
-            rope_base=c['theta'], rope_share=float(c['rope']),
+            split=c['fractal_split'], fractal_scale='head', rope_base=c['theta'], rope_share=float(c['rope']),
             embedding_scale=None if c['scale_first_resid'] else 1.0)
         parts, curve, eps = [self.variant, norm], c['mlp_nonlinearity'], c['eps']
         if norm == 'rmsnorm':

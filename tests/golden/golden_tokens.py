@@ -187,5 +187,6 @@ SOURCES = {
     'value_embed': Source('value_embed', value_options, name=value_name, levels=dict(attn=value_level)),
     'bigram': Source('bigram', bigram_options, name=bigram_name, not_ours=AROUND,
                      levels=dict(hash=hash_level, stack=bigram_level)),
-    'engram': Streams('engram', name=engram_name, constants=dict(conv_norm_eps=1e-5), levels=dict(module=engram_level)),
+    'engram': Streams('engram', name=engram_name, constants=dict(conv_norm_eps=1e-5),
+                      levels=dict(module=engram_level)),
 }
