@@ -22,7 +22,8 @@ ATTENTION = parameters('attn.c_attn', 'attn.c_proj')
 
 
 def smear_options(config):
-    assert config['source'] in ('nanochat', 'modded') # one formula, on embeddings after or before a norm
+    # one formula, on embeddings after or before a norm
+    assert config['source'] in ('nanochat', 'modded'), f'source={config["source"]}: not known'
     return dict(n_embd=config['n_embd'], n_head=1, n_layer=1, smear_channels=config['gate_channels'])
 
 
@@ -76,7 +77,7 @@ def value_level(golden, source):
 
 
 def bigram_options(config):
-    assert config['pair_at_1'] in ('token', 'index')
+    assert config['pair_at_1'] in ('token', 'index'), f'pair_at_1={config["pair_at_1"]}: not known'
     c = {name: config[name] for name in ('n_embd', 'n_head', 'n_layer', 'vocab_size', 'bias')}
     return c | dict(bigram_rows=config['bigram_vocab_size'])
 

@@ -48,3 +48,5 @@ def test_a_field_that_nobody_reads_is_noticed():
     assert config['bias'] and config.unread == {'variance'}
     # what becomes our options is checked by build()
     assert dict(config, more=1)['variance'] == 2.0 and config.unread == set()
+    with pytest.raises(AssertionError, match='variance=2.0: our code has 1.0 alone'):
+        config.only(bias=True, variance=1.0)
