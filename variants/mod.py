@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from configurator import NonNegative, Whole
+from configurator import NonNegative, Share, Whole
 from core.nn.layers import in_every_nth
 from variants._routing import (  # noqa: F401
     CLASHES,
@@ -49,6 +49,7 @@ class GPTConfig(model.GPTConfig):
     whole: bool = False                # chosen tokens take the whole update; sigmoid(r) keeps its gradient
     z_loss: NonNegative = 1e-4          # weight of the mean square of the router's logits
     router_loss: NonNegative = 0.01     # topk: weight of the cross entropies of both routers with the choice
+    causal_threshold: Share = 0.5       # topk: least probability with which evaluation chooses a token
 
 
 class Block(model.Block):
@@ -81,5 +82,5 @@ class Block(model.Block):
             step.loss('router', c.router_loss / c.n_layer * losses)
         else:
             logits = self.causal_router(x)
-            mask = logits >= 0
+            mask = torch.sigmoid(logits) >= c.causal_threshold
         return run_chosen(self, super().forward, x, mask, torch.sigmoid(logits), step)

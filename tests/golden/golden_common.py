@@ -37,7 +37,8 @@ class Config(UserDict):
 
     def only(self, **values):
         """Asserts that fields for which we have no option have the values that our code assumes."""
-        assert {name: self[name] for name in values} == values
+        for name, value in values.items():
+            assert self[name] == value, f'{name}={self[name]!r}: our code has {value!r} alone'
 
 
 class Golden:
@@ -55,17 +56,25 @@ class Golden:
 
 
 def fill(module, values, name_of, config):
-    """Copies a source's parameters into a module of ours, which must then be full.
+    """Copies a source's parameters into a module of ours, all of whose own that train must then be filled.
 
     name_of: as Source.name.
     """
-    missing = {name: p.numel() for name, p in module.named_parameters()}
+    missing = {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, value in values.items():
             ours, rows = name_of(name, config)
             module.get_parameter(ours)[rows].copy_(value)
             missing[ours] -= value.numel()
     assert not any(missing.values()), missing
+
+
+def rope_base(golden):
+    """Returns the base of the file's rotations: the second of n / 2 pairs turns by base^(-2 / n) a token."""
+    cos, sin = golden('in')['freqs_cos'], golden('in')['freqs_sin']
+    if min(cos.shape) == 1 or not golden.config['rope']:
+        return 10000.0
+    return torch.atan2(sin[1, 1], cos[1, 1]).double().item() ** -cos.size(1)
 
 
 def close(name, got, want):
@@ -93,6 +102,8 @@ class Source:
     not_ours: tuple = ()                        # parameters that the source does not have
     # outputs that our modules keep to themselves; others depend on them
     not_shown: tuple = ()
+    # meta.constants, which are no options in our code either
+    constants: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
 
     def module(self, golden):

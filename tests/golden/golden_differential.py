@@ -1,7 +1,7 @@
 """Differential attention, V1 and V2, with the source's grouped keys and rotary positions."""
 import re
 
-from golden_common import Source, attention_pass, fill, new_step, spy
+from golden_common import Source, attention_pass, fill, new_step, rope_base, spy
 from torch import nn
 
 from model import build
@@ -36,6 +36,7 @@ def joined_name(name, queries, keys):
 
 def first_level(golden, source):
     module, _ = source.module(golden)
+    module.config.rope_base = rope_base(golden)
     x, weights, norms = golden('in')['x'].requires_grad_(), [], []
     spy(module, 'weight_of_second', weights)
     spy(module, 'norm_heads', norms)
@@ -56,8 +57,8 @@ class Second(Source):
             maps = arrays.pop(f'{kind}.q_proj.weight').view(n_head, 2, hd, C)
             for i, name in enumerate(('q_proj', 'c_query')):
                 arrays[f'{kind}.{name}.weight'] = maps[:, i].reshape(-1, C)
-        model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head,
-                      n_kv_head=c['n_kv_head'], rope_share=float(c['rope'])).double()
+        model = build(self.variant, n_layer=1, n_embd=n_head * hd, n_head=n_head, n_kv_head=c['n_kv_head'],
+                      rope_share=float(c['rope']), rope_base=rope_base(golden)).double()
         attn = model.transformer.h[0].attn
         for name, linear in list(attn.named_children()):
             if name in ('c_attn', 'c_query', 'lambda_proj'):
@@ -80,6 +81,6 @@ def second_level(golden, source):
 
 SOURCES = {
     'diff': Source('diff_attention+gqa+rope', first_options, last_block_first, first_name,
-                   levels=dict(attn=first_level)),
+                   constants=dict(rms_eps=1e-5), levels=dict(attn=first_level)),
     'diff2': Second('diff_attention_v2+gqa+rope', name=second_name, levels=dict(attn=second_level)),
 }

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from golden_common import Source, new_step, spy
+from golden_common import Source, fill, new_step, spy
 from torch import nn
 
 import model
@@ -12,11 +12,14 @@ from configurator import construct_checked
 from core.nn.attention import attend
 from model import load_classes
 
-GATES = dict(SiLU='silu', GELU='gelu', ReLU='relu')
+# norm_type -> our variant and its options; a cosine norm's epsilon is the least length that it divides by
+NORMS = dict(RMSNorm=('rmsnorm', dict(rms_center=False)), LayerNorm=('rmsnorm', dict(rms_center=True)),
+             CosineNorm=('cosine_norm', dict(cosine_eps=1e-30)))
+CURVES = dict(SiLU=nn.SiLU, GeLU=nn.GELU, GELU=nn.GELU, ReLU=nn.ReLU)
 
 
 class Fractal(Source):
-    """A source whose heads need not fill its residual stream.
+    """A source whose heads need not fill its residual stream, and whose norms and MLP are options.
 
     Attention is made for a stream of n_q * hd channels, and then gets maps from and to one of dim channels.
     The MLP is as wide as the file's.
@@ -24,19 +27,28 @@ class Fractal(Source):
 
     def module(self, golden):
         c, params = golden.meta['config'], golden('param')
-        norm_and_mlp = c['norm_type'], c['norm_affine'], c['mlp_gated'], c['second_resid_norm']
-        assert norm_and_mlp == ('RMSNorm', True, True, False)
         # its dropout never acts in a layer, and its sizes are those of the arrays
         c.ignore('dropout_rate', 'mlp_hidden_mult', 'vocab_len', 'num_layers')
+        # FORMAT.md: the source's slices are right for 2 alone
+        c.only(fractal_split=2)
         c['mlp_hidden'] = max((len(w) for name, w in params.items() if name.endswith('Wup.weight')), default=1)
         n_q, n_kv, hd, dim, level = c['num_q_heads'], c['num_kv_heads'], c['head_dim'], c['dim'], golden.meta['level']
-        options = dict(
-            block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1), bias=c['norm_bias'],
-            n_layer=c['num_layers'] if level == 'model' else 1, split=c['fractal_split'], fractal_scale='head',
-            rms_eps=c['eps'], rope_base=c['theta'], rope_share=float(c['rope']), glu_gate=GATES[c['mlp_nonlinearity']],
+        norm, options = NORMS[c['norm_type']]
+        options = options | dict(
+            block_size=c['max_seq_len'], vocab_size=golden.meta.get('vocab', 1),
+            bias=c['norm_bias'] and c['norm_affine'], n_layer=c['num_layers'] if level == 'model' else 1,
+            split=c['fractal_split'], fractal_scale='head', rope_base=c['theta'], rope_share=float(c['rope']),
             embedding_scale=None if c['scale_first_resid'] else 1.0)
+        parts, curve, eps = [self.variant, norm], c['mlp_nonlinearity'], c['eps']
+        if norm == 'rmsnorm':
+            options['rms_eps'] = eps
+        if c['mlp_gated']:
+            parts.append('glu')
+            options['glu_gate'] = curve.lower()
+        if c['second_resid_norm']:
+            parts.append('post_norm')
         # our own, two of which are replaced below
-        classes = SimpleNamespace(**vars(load_classes(self.variant)))
+        classes = SimpleNamespace(**vars(load_classes('+'.join(parts))))
         stream = construct_checked(classes.GPTConfig, options | dict(n_embd=dim, n_head=1))
         heads = construct_checked(classes.GPTConfig, options | dict(n_embd=n_q * hd, n_head=n_q, n_kv_head=n_kv))
 
@@ -47,23 +59,21 @@ class Fractal(Source):
             return module
 
         def mlp(config, classes, layer, made=classes.MLP):
-            module = made(config, classes, layer)
-            module.c_fc = nn.Linear(dim, 2 * c['mlp_hidden'], bias=c['mlp_bias'])
-            module.c_proj = nn.Linear(c['mlp_hidden'], dim, bias=c['mlp_bias'])
+            module, hidden = made(config, classes, layer), c['mlp_hidden']
+            module.gelu = CURVES[curve]()
+            module.c_fc = nn.Linear(dim, (1 + c['mlp_gated']) * hidden, bias=c['mlp_bias'])
+            module.c_proj = nn.Linear(hidden, dim, bias=c['mlp_bias'])
             return module
 
         classes.CausalSelfAttention, classes.MLP = attention, mlp
         model = classes.GPT(stream, classes).double().train()
+        if not c['norm_affine']:
+            for part in model.modules():
+                if isinstance(part, classes.LayerNorm):
+                    part.weight.requires_grad_(False) # stays 1
         block = model.transformer.h[0]
         module = dict(attn=block.attn, layer=block, model=model)[level]
-        mine = dict(module.named_parameters())
-        missing = {name: p.numel() for name, p in mine.items()}
-        with torch.no_grad():
-            for name, value in params.items():
-                ours, rows = self.name(name, c)
-                mine[ours][rows].copy_(value)
-                missing[ours] -= value.numel()
-        assert not any(missing.values()), missing
+        fill(module, params, self.name, c)
         return module, model
 
 
@@ -72,13 +82,14 @@ def fractal_name(name, c):
     for theirs, ours in {
         r'^layers\.': 'transformer.h.', r'^token_embedder\.': 'transformer.wte.', r'^final_norm\.': 'transformer.ln_f.',
         r'\bpre_attn_norm\.': 'ln_1.', r'\bpre_mlp_norm\.': 'ln_2.', r'\bw$': 'weight', r'\bb$': 'bias',
+        r'\bpost_attn_norm\.': 'ln_attn_out.', r'\bpost_mlp_norm\.': 'ln_mlp_out.',
         r'\b(Wo|Wdown)\.': 'c_proj.',
     }.items():
         name = re.sub(theirs, ours, name)
     kv, hidden = c['num_kv_heads'] * c['head_dim'], c['mlp_hidden']
     for ours, sizes in {
         'c_attn': dict(Wq=c['num_q_heads'] * c['head_dim'], Wk=kv, Wv=kv),
-        'c_fc': dict(Wgate=hidden, Wup=hidden),
+        'c_fc': dict(Wgate=hidden, Wup=hidden) if c['mlp_gated'] else dict(Wup=hidden),
     }.items():
         start = 0
         for theirs, size in sizes.items():
@@ -129,6 +140,6 @@ def model_level(golden, source):
 
 
 SOURCES = {
-    'fha': Fractal('fractal_heads+gqa+rope+rmsnorm+glu+scaled_embedding', name=fractal_name,
+    'fha': Fractal('fractal_heads+gqa+rope+scaled_embedding', name=fractal_name,
                    levels=dict(attn=attn_level, layer=layer_level, model=model_level)),
 }

@@ -32,12 +32,14 @@ def weighted_level(golden, source):
     schedule = torch.stack([torch.ones_like(progress), *model.weights(progress)], dim=1)
 
     assert wanted.tolist() == c['weights']
-    model.weights = lambda progress: wanted[1:]
+    # ours has a weight of 1 for the next token
+    first = wanted[0]
+    model.weights = lambda progress: wanted[1:] / first
     step = Step(it=progress[0])
     step.model = model
     # the source sums over tokens
     parts = [model.loss(logits, targets, None, step), *step.losses.values()]
-    loss = sum(parts) * targets.numel()
+    loss = first * sum(parts) * targets.numel()
     loss.backward()
     each = torch.stack([model.nll_ahead(logits, targets, k) for k in range(len(wanted))], dim=2)
     module = nn.ParameterDict(dict(logits=logits))

@@ -193,8 +193,8 @@ def generate_level(golden, source, monkeypatch):
     meta, want, idx = golden.meta, golden('out'), golden('in')['idx']
     new, probs = meta['max_new_tokens'], {}
     for name in want:
-        if form := re.fullmatch(r'probs_t([\d.]+)_k(\d+)', name):
-            probs[name] = float(form[1]), int(form[2])
+        if form := re.fullmatch(r'probs_t([\d.]+)_k(\d+|None)', name):
+            probs[name] = float(form[1]), 0 if form[2] == 'None' else int(form[2])
     outs = dict(logits_last=model(idx)[0], greedy=model.generate(idx, new, temperature=0))
     assert torch.equal(outs['greedy'], model.generate(idx, new, top_k=1))
     for name, (temperature, top_k) in probs.items():

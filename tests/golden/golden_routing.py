@@ -4,6 +4,7 @@ The source's tokens see all keys (keys='all'). Its repository has a Gaussian pri
 only reason.
 """
 import importlib
+import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -43,13 +44,12 @@ class Layers(Source):
         options = dict(block_size=config['block_size'], n_embd=config['n_embd'], n_head=config['n_head'],
                        bias=config['bias'], capacity=config['capacity'], n_layer=pair, every=pair,
                        router='topk', keys='all', vocab_size=8)
+        options['causal_threshold'] = config['causal_threshold']
         if self.variant == 'mod':
             # the source's layers share one config; these are those of stt and sdt
             config.ignore(*SURPRISE)
-            config.only(causal_threshold=0.5)
         else:
-            config.only(learn_o_ce=True, learn_m_cu=True, rms_norm_eps=1e-6)
-            options |= {name: config[name] for name in ('causal_threshold', 'o_ce_init', 'm_cu_init')}
+            options |= {name: config[name] for name in ('o_ce_init', 'm_cu_init')}
             options |= dict(posterior_variance=config['posterior_variance_c'],
                             gate='ce', change='gaussian', prior_width=config['prior_ffn_intermediate_size_factor'],
                             ma_window=config['ma_window'], sharp_min=golden('in')['beta_ce'].item())
@@ -57,7 +57,14 @@ class Layers(Source):
         module = nn.ModuleDict(dict(decision=blocks[0], dynamic=blocks[1])) if pair == 2 else blocks[0]
         unused = golden.meta['grad_none'] # expected change alone leaves m_cu out
         weights = {self.our_name(name, config): value for name, value in golden('param').items() if name not in unused}
-        module.load_state_dict(weights)
+        # what is not learned keeps its initial value, and is no parameter there
+        fixed = [name for name in ('o_ce', 'm_cu') if self.variant != 'mod' and not config[f'learn_{name}']]
+        absent, unknown = module.load_state_dict(weights, strict=False)
+        assert not unknown and all(name.split('.')[-1] in fixed for name in absent), (absent, unknown)
+        if self.variant != 'mod':
+            for part in module.modules():
+                if isinstance(part, nn.RMSNorm):
+                    part.eps = config['rms_norm_eps']
         golden.arrays = {name: a for name, a in golden.arrays.items() if not name.startswith('param.')}
         golden.meta = golden.meta | dict(grad_none=[])
         return module, blocks, unused
@@ -92,21 +99,22 @@ def layer_level(golden, source):
     if source.variant == 'mod':
         outs |= dict(router_logits=last.router(x)[..., 0], mod_z_loss=losses['z'],
                      mod_router_aux_loss=losses['router'] - outs['causal_router_loss'])
-        objective = 0.01 * losses['router'] + 1e-4 * losses['z']
     else:
         torch.testing.assert_close(losses['router'], outs['causal_router_loss'])
-        objective = 0.01 * losses['router'] + 0.05 * losses['prior']
+        outs['causal_router_loss'] = losses['router']
         decides = blocks[0]
         h = Block.forward(decides, x, new_step(golden, x))
         r = h - x
         prior = decides.prior(x if source.variant == 'sdt' else F.pad(h, (0, 0, 1, -1)))
         beta, raw = golden('in')['beta_ce'], [value for name, value in params.items() if name.endswith('raw_m_cu')]
-        outs |= vpr_outs(decides.surprise, raw[0], step.stats['surprise'][0], step.stats['change'][0],
+        m_cu = raw[0] if raw else torch.tensor(config['m_cu_init']).to(y.dtype)
+        outs |= vpr_outs(decides.surprise, m_cu, step.stats['surprise'][0], step.stats['change'][0],
                          config['ma_window'], beta, golden('in')['beta_cu'], g)
         outs |= dict(processed=h, mu_q=prior[0], log_var_q=prior[1], D_st=routing.static_surprise(r),
                      D_ch=step.stats['change'][0])
         outs['stt_tpn_loss' if source.variant == 'stt' else 'sdt_prior_loss'] = losses['prior']
-    objective = (y * golden('in')['gy']).sum() + objective
+    terms = re.findall(r'([\d.e-]+)\*(\w+_loss)', golden.meta['objective'])
+    objective = (y * golden('in')['gy']).sum() + sum(float(weight) * outs[name] for weight, name in terms)
     objective.backward()
     module.eval()
     again, _, kept, _ = run(blocks, x.detach(), golden)

@@ -34,7 +34,8 @@ def stack_name(name, config):
 
 def attnres_options(config):
     c = dict(config, block_size=1024, vocab_size=1)
-    return dict(c, attnres_size={'full': 1, 'block': config['block_size']}[c.pop('mode')])
+    # the source's blocks are of block_size // 2 whole layers
+    return dict(c, attnres_size={'full': 1, 'block': config['block_size'] // 2 * 2}[c.pop('mode')])
 
 
 def attnres_name(name, config):
@@ -176,7 +177,6 @@ def hyper_level(golden, source):
 
 
 def mhc_level(golden, source):
-    assert set(golden.meta['constants'].values()) == {mhc.EPS}
     _, model = source.module(golden)
     seen, mixed, sinkhorn = streams_of(model), [], mhc.sinkhorn
     for i, block in enumerate(model.transformer.h):
@@ -208,14 +208,15 @@ def loop_level(golden, source):
 
 SOURCES = {
     'attnres': Source('attnres', attnres_options, name=attnres_name, not_ours=NOT_IN_STACK,
-                      levels=dict(stack=attnres_level)),
+                      constants=dict(rms_eps=1e-6), levels=dict(stack=attnres_level)),
     'lns': Source('lns', lns_options, last_block, levels=dict(block=lns_level)),
     'hyper': Source('hyper', hyper_options, name=hyper_name, not_ours=NOT_IN_STACK,
-                    levels=dict(stack=hyper_level)),
+                    constants=dict(ln_eps=1e-5), levels=dict(stack=hyper_level)),
     'hyper_lucid': Source('hyper', lucid_options, name=hyper_name, not_ours=NOT_IN_STACK,
                           levels=dict(stack=hyper_level)),
     'loop': Source('loop+post_norm', loop_options, name=loop_name, not_ours=('wte.weight', 'wpe.weight'),
                    levels=dict(stack=loop_level)),
-    'mhc': Source('mhc', mhc_options, name=mhc_name, not_ours=NOT_IN_STACK, levels=dict(stack=mhc_level)),
+    'mhc': Source('mhc', mhc_options, name=mhc_name, not_ours=NOT_IN_STACK,
+                  constants=dict(hc_eps=mhc.EPS, rms_eps=mhc.EPS), levels=dict(stack=mhc_level)),
     'x0': Source('x0', x0_options, name=stack_name, not_ours=NOT_IN_STACK, levels=dict(stack=x0_level)),
 }

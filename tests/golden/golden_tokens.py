@@ -22,7 +22,8 @@ ATTENTION = parameters('attn.c_attn', 'attn.c_proj')
 
 
 def smear_options(config):
-    assert config['source'] in ('nanochat', 'modded') # one formula, on embeddings after or before a norm
+    # one formula, on embeddings after or before a norm
+    assert config['source'] in ('nanochat', 'modded'), f'source={config["source"]}: not known'
     return dict(n_embd=config['n_embd'], n_head=1, n_layer=1, smear_channels=config['gate_channels'])
 
 
@@ -76,7 +77,7 @@ def value_level(golden, source):
 
 
 def bigram_options(config):
-    assert config['pair_at_1'] in ('token', 'index')
+    assert config['pair_at_1'] in ('token', 'index'), f'pair_at_1={config["pair_at_1"]}: not known'
     c = {name: config[name] for name in ('n_embd', 'n_head', 'n_layer', 'vocab_size', 'bias')}
     return c | dict(bigram_rows=config['bigram_vocab_size'])
 
@@ -85,10 +86,18 @@ def bigram_name(name, config):
     return f'transformer.{name}' if name.startswith('h.') else name, ...
 
 
-def hash_of_source(idx, rows):
-    """Returns the rows as the source's code has them: the last row's number before position 1, in int32."""
+# ids whose product with 36313 fits in int32
+EXACT_IDS = 2 ** 31 // 36313
+
+
+def hash_of_source(idx, rows, pair_at_1):
+    """Returns the rows as the source computes them, in int32, where products of large ids wrap around.
+
+    Its code has the last row's number before position 1 ('index'), its text the token ('token').
+    """
     before = F.pad(idx, (1, -1), value=-1)
-    before[:, 1:2] = rows - 1
+    if pair_at_1 == 'index':
+        before[:, 1:2] = rows - 1
     return pair_hash(idx.int(), before.int(), rows)
 
 
@@ -96,15 +105,18 @@ def hash_level(golden, source):
     c, idx = golden.meta['config'], golden('in')['idx']
     assert idx.max() < c['vocab_size']
     rows = c['bigram_vocab_size']
-    token = pair_hash(idx, F.pad(idx, (1, -1), value=-1), rows)
-    source.compare(golden, nn.Module(), dict(token=token, index=hash_of_source(idx, rows)))
+    outs = {form: hash_of_source(idx, rows, form) for form in ('token', 'index')}
+    if c['vocab_size'] <= EXACT_IDS:
+        outs['token'] = pair_hash(idx, F.pad(idx, (1, -1), value=-1), rows)
+    source.compare(golden, nn.Module(), outs)
 
 
 def bigram_level(golden, source):
     _, model = source.module(golden)
     x = golden('in')['x'].requires_grad_()
-    if golden.meta['config']['pair_at_1'] == 'index':
-        model.rows = lambda step: hash_of_source(step.idx, model.config.bigram_rows)
+    c = golden.meta['config']
+    if c['pair_at_1'] == 'index' or c['vocab_size'] > EXACT_IDS:
+        model.rows = lambda step: hash_of_source(step.idx, c['bigram_vocab_size'], c['pair_at_1'])
     step, hashes, outs = new_step(golden, x), [], {}
     spy(model, 'rows', hashes)
     for i, block in enumerate(model.transformer.h):
@@ -176,5 +188,6 @@ SOURCES = {
     'value_embed': Source('value_embed', value_options, name=value_name, levels=dict(attn=value_level)),
     'bigram': Source('bigram', bigram_options, name=bigram_name, not_ours=AROUND,
                      levels=dict(hash=hash_level, stack=bigram_level)),
-    'engram': Streams('engram', name=engram_name, levels=dict(module=engram_level)),
+    'engram': Streams('engram', name=engram_name, constants=dict(conv_norm_eps=1e-5),
+                      levels=dict(module=engram_level)),
 }

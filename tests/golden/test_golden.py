@@ -31,6 +31,7 @@ def test_golden(path, monkeypatch):
     variant, level = kind(path)
     golden, source = Golden(path), SOURCES[variant]
     assert (golden.meta['variant'], golden.meta['level']) == (variant, level)
+    assert golden.meta.get('constants', {}) == source.constants
     extra = (monkeypatch,) if level == 'generate' else ()
     config = golden.config
     source.levels[level](golden, source, *extra)
@@ -47,3 +48,5 @@ def test_a_field_that_nobody_reads_is_noticed():
     assert config['bias'] and config.unread == {'variance'}
     # what becomes our options is checked by build()
     assert dict(config, more=1)['variance'] == 2.0 and config.unread == set()
+    with pytest.raises(AssertionError, match='variance=2.0: our code has 1.0 alone'):
+        config.only(bias=True, variance=1.0)

@@ -175,3 +175,10 @@ def test_statistics_can_be_read_without_a_gradient(variant):
         x, pos = torch.randn(2, 32, 32), torch.arange(32).expand(2, 32)
         y, *stats = attend_and_measure(attn, *attn.qkv(x), x, pos, Step(pos))
         assert y.requires_grad and all(s.requires_grad != detach for s in stats)
+
+
+@pytest.mark.parametrize('threshold, chosen', [(0.4, True), (0.6, False)])
+def test_mod_has_the_sources_threshold_in_evaluation(threshold, chosen):
+    model, step = build('mod', **PAIR, router='topk', causal_threshold=threshold), Step(stats={})
+    model.eval()(tokens(model), step=step)
+    assert (step.stats['routed'][0] == chosen).all()
