@@ -9,7 +9,7 @@ from model import CausalSelfAttention, Step
 
 
 def eager(model):
-    """Returns the model below torch.compile's wrapper, which has the same weights: hooks do not reach what is compiled."""
+    """Returns the model below torch.compile's wrapper, with the same weights: hooks do not reach what is compiled."""
     return getattr(model, '_orig_mod', model)
 
 

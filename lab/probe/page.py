@@ -151,7 +151,8 @@ class Page:
 
     def html(self):
         """Returns the page."""
-        charts = [i for section in self.sections for i in section.items if hasattr(i, 'draw') and not isinstance(i, Maps)]
+        items = [item for section in self.sections for item in section.items]
+        charts = [item for item in items if hasattr(item, 'draw') and not isinstance(item, Maps)]
         return load_template().render(page=self, svg=draw_all(charts), texts=texts)
 
 
