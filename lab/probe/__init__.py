@@ -1,0 +1,18 @@
+"""Looks inside trained models: probe.py's commands, and their parts for a notebook.
+
+    from lab.probe import open_runs, record
+    run, = open_runs('out-surprise')
+    with record(run.model, '*.attn') as acts:
+        run.logits(run.encode('ROMEO:'))
+
+runs.py         a trained model with its data, of a run folder or a study
+hooks.py        what modules compute, recorded or replaced; the patterns of attention
+page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
+seeds.py        means over seeds, with intervals
+
+One file for each command: attention, activations, ablate, patch, induction, shapes, tokens, compare, why, task.
+"""
+from lab.probe.hooks import attention_patterns, record, replace
+from lab.probe.runs import Run, open_runs
+
+__all__ = ['Run', 'attention_patterns', 'open_runs', 'record', 'replace']
