@@ -31,6 +31,18 @@ def over_seeds(values, comparisons=1):
     return Mean(mean, half, n)
 
 
+def most_different(differences, scale):
+    """Returns the column in which differences (n, m) are largest, their Mean with joint intervals, and if it is sure.
+
+    It is the largest relative to scale (m,) of those whose interval excludes 0; without any, that whose interval
+    comes nearest to it.
+    """
+    d = over_seeds(differences, np.shape(differences)[1])
+    sure = np.abs(d.mean) > d.half
+    ranks = np.where(sure, np.abs(d.mean / scale), -1) if sure.any() else np.abs(d.mean) / (d.half + 1e-12)
+    return int(np.argmax(ranks)), d, bool(sure.any())
+
+
 def by_arm(runs):
     """Returns {arm: [its Runs]}, in the order of the runs."""
     arms = {}
