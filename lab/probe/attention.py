@@ -433,16 +433,18 @@ def draw_patterns(patterns, logged, names=(), label=''):
 
     names: of the tokens; label: in the titles and files' names, as of the arm.
     """
-    layers, note = {}, ''
+    layers, notes = {}, {}
     for name, weights in patterns.items():
         layer, n = place(name)
         title, (over, lines) = f'map {n}, ' if n > 1 else '', lines_over(name, weights, logged)
         if over:
-            note = f'Orange marks where the {over} ends, so many tokens back, if that is within the text.'
+            notes[layer] = f'Orange marks where the {over} ends, so many tokens back, if that is within the text.'
+        elif weights.isnan().any():
+            notes[layer] = 'Empty rows: tokens that do not come to this layer.'
         layers.setdefault(layer, []).extend(
             Panel(f'{title}head {h}', w.float().numpy(), lines[h]) for h, w in enumerate(weights[0]))
     return [Maps(slug('attention', label, f'layer_{layer}'), f'{f"{label}, " if label else ""}layer {layer}',
-                 panels, 'key', 'query', note, most=1.0, x_names=names, y_names=names)
+                 panels, 'key', 'query', notes.get(layer, ''), most=1.0, x_names=names, y_names=names)
             for layer, panels in layers.items()]
 
 
