@@ -296,7 +296,7 @@ def pair(base_runs, base_heads, runs, heads):
 
 def in_short(arm, heads):
     """Returns a sentence on the heads of an arm's runs."""
-    title, digits, *_ = MEASURES['distance']
+    _, digits, *_ = MEASURES['distance']
     distance = over_seeds([all_heads(run)[0] for run in heads])
     counts = [f'{over_seeds([len(kinds(run)[measure][0]) for run in heads]).text(1)} {title}'
               for measure, (title, *_) in KINDS.items()]
