@@ -9,6 +9,7 @@ runs.py         a trained model with its data, of a run folder or a study
 hooks.py        what modules compute, recorded or replaced; the patterns of attention
 page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
 seeds.py        means over seeds, with intervals
+lens.py         every operation of a pass, by torchlens
 
 One file for each command: attention, activations, ablate, patch, induction, shapes, tokens, compare, why, task.
 """
