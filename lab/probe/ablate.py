@@ -342,8 +342,7 @@ def sentences_on(s, what):
     means = s.changes['mean']
     if not np.isnan(means[0].half):
         matter, harm = (sum(sign * m.mean > m.half for m in means) for sign in (1, -1))
-        yield (f'{s.arm}: at their means {matter} of {len(means)} cost more than their interval is wide to one side; '
-               f'{harm} make the loss surely lower.')
+        yield f'{s.arm}: at their means {matter} of {len(means)} have an interval above 0, and {harm} one below 0.'
     away, total = s.together['mean'], sum(m.mean for m in means)
     if what == 'heads':
         yield (f'{s.arm}: these numbers do not add up. One at a time the heads cost {total:.4f} nats in sum, all '
@@ -393,11 +392,22 @@ def maps_of(summaries, what):
             for site, mean in zip(s.sites, s.changes[way], strict=True):
                 values[site.layer, labels.index(site.label)] = mean.mean
             panels.append(Panel(f'{s.arm}, {way}', values))
-    across = 'attention, MLP, block'
+    several = 'rank' in summaries[0].sites[0].label
+    names = names_of(panels, several)
     if what == 'heads':
-        across = 'heads of the layer by rank' if 'rank' in summaries[0].sites[0].label else 'head'
-    return Maps(f'ablate_{what}', 'Change of the loss, in nats', panels, across, 'layer, the first on top',
-                signed=True)
+        across = 'heads of the layer by rank' if several else 'head'
+    else:
+        across, names = 'what is taken away', names | dict(x_names=labels) if names else {}
+    return Maps(f'ablate_{what}', 'Change of the loss, in nats', panels, across, 'layer', signed=True, **names)
+
+
+def names_of(panels, several):
+    """Returns the names of layers and heads, or ranks of heads, for Maps of Panels that are all of one shape."""
+    shapes = {panel.values.shape for panel in panels}
+    if len(shapes) > 1:
+        return {}
+    layers, heads = shapes.pop()
+    return dict(y_names=list(map(str, range(layers))), x_names=[str(i + several) for i in range(heads)])
 
 
 def chart_of(summaries, what):

@@ -139,7 +139,7 @@ def closing(kinds, what):
             texts.append((start + middle + a[0] + end, start + middle + b[0] + end, a[1], b[1]))
         first, second = (repr(text.strip()) for text in texts[0][:2])
         return texts, (f'{what} what was opened last, as in {first} and then {texts[0][2]!r}; corrupt: {second} and '
-                       f'then {texts[0][3]!r}.'), {3: 'outer', 6: 'inner'}
+                       f'then {texts[0][3]!r}.'), {3: 'outer', 6: 'inner', 9: 'last'}
     return task
 
 

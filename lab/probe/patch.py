@@ -20,7 +20,7 @@ from configurator import Count, Whole
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.errors import Stop
-from lab.probe.ablate import heads_of
+from lab.probe.ablate import heads_of, names_of
 from lab.probe.hooks import eager
 from lab.probe.options import RunOptions, folder_of, open_from, read_options
 from lab.probe.page import Cell, Maps, Page, Panel, Section, Table
@@ -185,7 +185,7 @@ def trace_rows(run, pairs, some, places, where):
 
     where: (R, T), the positions that are patched in each of R rows.
     """
-    # (n R, T): passes of one shape, in which equal rows are equal to the bit
+    # (n R, T)
     clean, corrupt, answers = (x[some].repeat_interleave(len(where), 0) for x in pairs[:3])
     where, R, kept, patches = where.repeat(len(clean) // len(where), 1), len(where), {}, {}
 
@@ -194,11 +194,13 @@ def trace_rows(run, pairs, some, places, where):
         return (first - second).view(-1, R).cpu().numpy()
 
     with watched(run, places, kept):
-        of_clean = difference(clean)[:, 0]
+        of_clean = difference(clean)[:, -1]
+    of_corrupt = difference(corrupt)
     for place in places:
         with patched(run, place, kept[place], where):
-            patches[place] = difference(corrupt)
-    return of_clean, difference(corrupt)[:, 0], patches
+            # equal rows of a pass are equal up to rounding, which is taken off
+            patches[place] = difference(corrupt) + (of_corrupt[:, -1:] - of_corrupt)
+    return of_clean, of_corrupt[:, -1], patches
 
 
 def number_heads(places):
@@ -308,7 +310,7 @@ def sentences_on(arm, traced, pairs, several):
     if right < 0.5:
         yield f'{arm}: it does not tell the prompts apart, so that there is nothing to find.'
         return
-    for part, name in PARTS.items():
+    for part in PARTS:
         share = mean_over(traced, lambda t, part=part: t.parts[part])
         if np.isnan(share.mean).all():
             continue
@@ -319,6 +321,7 @@ def sentences_on(arm, traced, pairs, several):
             yield f'{arm}: in the stream one position restores at most: {said}.'
         else:
             (row, column), best = most(share)
+            name = 'MLP' if part == 'mlp' else part
             yield f'{arm}: {name} restores most in layer {row} at {place_name(pairs, column)}: {best}.'
     share = mean_over(traced, lambda t: t.heads)
     if share.mean.size and not np.isnan(share.mean).all():
@@ -362,18 +365,17 @@ def maps_of(file, part, traced, pairs):
     means = {arm: mean_over(some, lambda t: t.parts[part]).mean for arm, some in traced.items()}
     rows = max(map(len, means.values()))
     # arms of other depths have no names in common
-    alike = all(len(m) == rows for m in means.values())
-    names = [row_name(part, i).removeprefix('after ').removeprefix('layer ') for i in range(rows)] if alike else ()
+    names = ['in', *map(str, range(rows - 1))] if part == 'stream' else list(map(str, range(rows)))
     return Maps(f'{file}_{part}', PARTS[part], [Panel(arm, m) for arm, m in means.items()], 'position',
-                'after this layer' if part == 'stream' else 'layer', signed=True, most=1.0, x_names=pairs.labels,
-                y_names=names)
+                'after which layer; in: embeddings' if part == 'stream' else 'layer', signed=True, most=1.0,
+                x_names=pairs.labels, y_names=names if all(len(m) == rows for m in means.values()) else ())
 
 
 def heads_map(file, traced, several):
     """Returns the Maps of heads, layer by head, a panel for each arm."""
-    return Maps(f'{file}_heads', 'Heads', [Panel(arm, mean_over(some, lambda t: t.heads).mean)
-                                         for arm, some in traced.items()],
-                'heads of the layer by rank' if several else 'head', 'layer, the first on top', signed=True, most=1.0)
+    panels = [Panel(arm, mean_over(some, lambda t: t.heads).mean) for arm, some in traced.items()]
+    return Maps(f'{file}_heads', 'Heads', panels, 'heads of the layer by rank' if several else 'head', 'layer',
+                signed=True, most=1.0, **names_of(panels, several))
 
 
 def cell(mean, *at):
