@@ -7,6 +7,8 @@
 
 runs.py         a trained model with its data, of a run folder or a study
 hooks.py        what modules compute, recorded or replaced; the patterns of attention
+neutral.py      a trained model without what its variant adds
+pairs.py        pairs of prompts, given or of a task
 page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
 seeds.py        means over seeds, with intervals
 lens.py         every operation of a pass, by torchlens
