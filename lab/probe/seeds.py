@@ -2,7 +2,10 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 from scipy.stats import t as student
+
+from lab.look import Look
 
 
 class Mean(NamedTuple):
@@ -24,6 +27,34 @@ def over_seeds(values):
     mean = values.mean(0)
     half = student.ppf(0.975, n - 1) / np.sqrt(n) * values.std(0, ddof=1) if n > 1 else np.full_like(mean, np.nan)
     return Mean(mean, half, n)
+
+
+def difference(arm, base, paired):
+    """Returns the Mean of arm - base, values (n, ...) and (n_base, ...) of one for each seed.
+
+    paired: both are of the same seeds, in one order. Else variances may be unequal: lab/look.py.
+    """
+    arm, base = np.asarray(arm, float), np.asarray(base, float)
+    if paired:
+        return over_seeds(arm - base)
+    mean, n, n_base = arm.mean(0) - base.mean(0), len(arm), len(base)
+    if min(n, n_base) < 2:
+        return Mean(mean, np.full_like(mean, np.nan), n)
+    squares = (np.ravel(x.var(0, ddof=1) / len(x)) for x in (arm, base))
+    looks = Look(np.zeros(np.size(mean)), *squares, np.full(np.size(mean), n), np.full(np.size(mean), n_base))
+    half = [-looks.of(i).difference_of_score(ndtri(0.975)) for i in range(np.size(mean))]
+    return Mean(mean, np.reshape(half, np.shape(mean)), n)
+
+
+def paired_by_seed(runs, base):
+    """Returns Runs of an arm and of the baseline, and whether they are pairs: those of the seeds that both have.
+
+    Without two seeds in common, all of them.
+    """
+    seeds = {run.seed for run in runs} & {run.seed for run in base}
+    if len(seeds) < 2 and (len(runs) > 1 or len(base) > 1 or not seeds):
+        return runs, base, False
+    return (*(sorted((run for run in both if run.seed in seeds), key=lambda run: run.seed) for both in (runs, base)), True)
 
 
 def by_arm(runs):
