@@ -35,7 +35,7 @@ def record(model, *patterns, inputs=False):
 
     def keep(name, x):
         calls[name] = calls.get(name, 0) + 1
-        found[name if calls[name] == 1 else f'{name}:{calls[name]}'] = x[0] if isinstance(x, tuple) else x
+        found[name if calls[name] == 1 else f'{name}:{calls[name]}'] = x[0] if isinstance(x, tuple) and x else x
 
     with ExitStack() as stack:
         for name, module in matching(model, *patterns).items():
