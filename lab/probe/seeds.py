@@ -29,20 +29,22 @@ def over_seeds(values):
     return Mean(mean, half, n)
 
 
-def difference(arm, base, paired):
-    """Returns the Mean of arm - base, values (n, ...) and (n_base, ...) of one for each seed.
+def difference(arm, base, paired, comparisons=1):
+    """Returns the Mean of arm - base, values (n, ...) and (n_base, ...), one for each seed.
 
-    paired: both are of the same seeds, in one order. Else variances may be unequal: lab/look.py.
+    paired: both are of the same seeds, in one order. Else variances may be unequal: lab/look.py. comparisons: how
+    many such intervals hold together at 95 %, as where the most striking is picked (Bonferroni).
     """
-    arm, base = np.asarray(arm, float), np.asarray(base, float)
-    if paired:
-        return over_seeds(arm - base)
-    mean, n, n_base = arm.mean(0) - base.mean(0), len(arm), len(base)
+    arm, base, level = np.asarray(arm, float), np.asarray(base, float), 1 - 0.025 / comparisons
+    n, n_base = len(arm), len(base)
+    mean = (arm - base).mean(0) if paired else arm.mean(0) - base.mean(0)
     if min(n, n_base) < 2:
         return Mean(mean, np.full_like(mean, np.nan), n)
+    if paired:
+        return Mean(mean, student.ppf(level, n - 1) / np.sqrt(n) * (arm - base).std(0, ddof=1), n)
     squares = (np.ravel(x.var(0, ddof=1) / len(x)) for x in (arm, base))
     looks = Look(np.zeros(np.size(mean)), *squares, np.full(np.size(mean), n), np.full(np.size(mean), n_base))
-    half = [-looks.of(i).difference_of_score(ndtri(0.975)) for i in range(np.size(mean))]
+    half = [-looks.of(i).difference_of_score(ndtri(level)) for i in range(np.size(mean))]
     return Mean(mean, np.reshape(half, np.shape(mean)), n)
 
 
@@ -54,7 +56,8 @@ def paired_by_seed(runs, base):
     seeds = {run.seed for run in runs} & {run.seed for run in base}
     if len(seeds) < 2 and (len(runs) > 1 or len(base) > 1 or not seeds):
         return runs, base, False
-    return (*(sorted((run for run in both if run.seed in seeds), key=lambda run: run.seed) for both in (runs, base)), True)
+    runs, base = (sorted((run for run in both if run.seed in seeds), key=lambda run: run.seed) for both in (runs, base))
+    return runs, base, True
 
 
 def by_arm(runs):

@@ -160,8 +160,8 @@ def by_position(tokens):
 
 def by_confidence(sure, title='confidence'):
     """Returns the Split by the probability of the likeliest token, (windows, T), NaN for no target."""
-    ends = [f'{x:.0%}' for x in (*SURE, 1.0)]
-    names = tuple(f'{a} to {b}' for a, b in zip(ends, ends[1:]))
+    ends = [f'{100 * x:.0f}' for x in (*SURE, 1.0)]
+    names = tuple(f'{a} to {b} %' for a, b in zip(ends, ends[1:]))
     index = np.searchsorted(SURE, np.nan_to_num(sure), side='right') - 1
     return Split(title, names, np.where(np.isnan(sure), -1, index)).present()
 

@@ -20,6 +20,7 @@ MOST_SHOWN = 20_000     # tokens of a text: more make a page that browsers scrol
 
 @dataclass
 class Options(RunOptions):
+    windows: Count = 256                # of the validation split that are looked at, spread over it
     versus: FilePath = ''               # another run folder: colors show the difference of loss to it
     arm: str = ''                       # of a study: the arm whose text is colored; '': the first
     text: str = ''                      # the text to color; '': a stretch of the validation split
