@@ -63,15 +63,14 @@ def main(argv):
 
 def open_groups(folders, o):
     """Returns {name: [Runs]}: a run folder's, or those of each arm of a study. Stop unless there are 2 to MOST."""
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise Stop(f'{" ".join(folders)}: one of them is named twice')
     groups = {}
     for folder in folders:
         runs = open_runs(folder, o.ckpt, o.device, 'float32' if o.dtype == 'auto' else o.dtype, o.variant)
         for arm, of_arm in by_arm(runs).items():
             # out-a/x and out-b/x have one name
-            name = f'{folder} {arm}' if arm in groups else arm
-            if name in groups:
-                raise Stop(f'{folder}: is named twice')
-            groups[name] = of_arm
+            groups[f'{arm} of {folder}' if arm in groups else arm] = of_arm
     if not 2 <= len(groups) <= MOST:
         raise Stop(f'{" ".join(folders)}: {count(len(groups), "run or arm")}; allowed: 2 to {MOST}')
     return groups

@@ -11,7 +11,7 @@ CLASSES = ('speaker: first letter', 'speaker: the rest', 'first letter of a line
            'apostrophe or hyphen', 'end of a sentence', 'other punctuation', 'beyond ASCII')
 WORD_CLASSES = ('word after a space', 'word at the start of a line', 'continued word', 'number', 'space', 'line break',
                 'punctuation', 'beyond ASCII')
-SURE = 0.0, 0.25, 0.5, 0.75, 0.9, 0.99      # lower ends of the bins of confidence
+FIFTHS = 5              # groups by confidence, of equally many targets
 REPEATS = 'context is new', 'context seen, then this token', 'context seen, then other tokens'
 
 
@@ -159,10 +159,12 @@ def by_position(tokens):
 
 
 def by_confidence(sure, title='confidence'):
-    """Returns the Split by the probability of the likeliest token, (windows, T), NaN for no target."""
-    ends = [f'{100 * x:.0f}' for x in (*SURE, 1.0)]
-    names = tuple(f'{a} to {b} %' for a, b in zip(ends, ends[1:]))
-    index = np.searchsorted(SURE, np.nan_to_num(sure), side='right') - 1
+    """Returns the Split into fifths by the probability of the likeliest token, (windows, T), NaN for no target."""
+    known = sure[np.isfinite(sure)]
+    ends = np.unique(np.quantile(known, np.arange(1, FIFTHS) / FIFTHS))
+    edges = [f'{100 * x:.1f}' for x in (known.min(), *ends, known.max())]
+    names = tuple(f'{a} to {b} %' for a, b in zip(edges, edges[1:]))
+    index = np.searchsorted(ends, np.nan_to_num(sure), side='right')
     return Split(title, names, np.where(np.isnan(sure), -1, index)).present()
 
 

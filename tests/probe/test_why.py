@@ -1,0 +1,119 @@
+"""probe.py why: parts sum to the difference, and what a gain does not come from is not named as its cause."""
+import numpy as np
+import pytest
+import torch
+from helpers import call
+
+import probe
+from core.errors import Stop
+from lab.probe import open_runs, why
+from lab.probe.scores import validation_scores, validation_tokens
+from lab.probe.seeds import difference
+from lab.probe.splits import by_class, by_confidence, by_position, by_repetition
+
+WINDOWS = 100
+
+
+@pytest.fixture(scope='module')
+def runs(study):
+    found = {}
+    for run in open_runs(study, 'latest', 'cpu', 'float32', variant=str(study.parent / 'planted.py')):
+        found.setdefault(run.arm, []).append(run)
+    return found
+
+
+@pytest.fixture(scope='module')
+def nats(runs):
+    return {arm: [validation_scores(run, WINDOWS).nats for run in of_arm] for arm, of_arm in runs.items()}
+
+
+@pytest.mark.parametrize('paired', [True, False])
+def test_parts_sum_to_the_whole_and_hold_every_token(runs, nats, paired):
+    first = runs['base'][0]
+    tokens = validation_tokens(first, WINDOWS)
+    sure = np.mean([validation_scores(run, WINDOWS).sure for run in runs['base']], 0)
+    base = nats['base'] if paired else nats['base'][:2]
+    for arm in 'bigram', 'planted':
+        gap = why.Gap(nats[arm], base, paired)
+        by_hand = (np.mean([np.nanmean(x) for x in nats[arm]]) - np.mean([np.nanmean(x) for x in base]))
+        assert gap.whole().mean == pytest.approx(by_hand, abs=1e-12) and np.isfinite(gap.whole().half)
+        for split in (by_class(tokens, first.tokenizer), by_position(tokens), by_confidence(sure),
+                      by_repetition(tokens, 2)):
+            parts = gap.parts(split)
+            assert abs(parts.mean.sum() - by_hand) < 1e-9, split.title
+            assert split.shares.sum() == pytest.approx(1) and len(split.names) > 1
+            assert np.isfinite(parts.half).all()
+            # a part is its tokens' share times their difference
+            assert split.shares @ gap.inside(split).mean == pytest.approx(by_hand)
+
+
+def test_a_gain_that_the_module_makes_goes_with_it(runs, nats):
+    # every weight but the table's is the baseline's
+    gap = why.Gap(nats['bigram'], nats['base'], True)
+    removal = why.take_out(gap, runs['bigram'], 'bigram', WINDOWS)
+    assert gap.whole().mean < -0.02 and abs(removal.left.mean) < 1e-6
+    said = why.removal_sentence(removal, gap.whole(), why.Pair('bigram', 'base', ''), [])
+    assert 'goes with bigram: without bigram the difference is ' in said and 'not the cause' not in said
+
+
+@pytest.mark.parametrize('neutral', [True, False])
+def test_a_gain_of_a_wider_mlp_is_not_put_down_to_the_module(runs, nats, monkeypatch, neutral):
+    # by NEUTRAL's options that fit its weights, or without NEUTRAL by its own modules
+    if not neutral:
+        monkeypatch.delattr(runs['planted'][0].model.classes.files[0], 'NEUTRAL')
+    gap = why.Gap(nats['planted'], nats['base'], True)
+    removal = why.take_out(gap, runs['planted'], 'planted', WINDOWS)
+    assert ('gate=False' if neutral else 'modules of its own') in removal.how
+    whole = gap.whole()
+    assert whole.mean < -0.02 and removal.left.mean < 0.9 * whole.mean
+    brought = why.brought_along(runs['planted'][0], runs['base'][0])
+    said = why.removal_sentence(removal, whole, why.Pair('planted', 'base', ''), brought)
+    assert said.startswith('planted is not the cause: without planted the difference is -0.')
+    assert 'brings along: transformer.h.*.mlp.c_fc.weight is 1024 × 16, in base 64 × 16' in said
+
+
+def test_what_was_taken_out_leaves_the_runs_as_they_were(runs, nats):
+    run = runs['planted'][0]
+    weights = {name: p.clone() for name, p in run.model.state_dict().items()}
+    why.without(run, 'planted')
+    assert all(torch.equal(p, weights[name]) for name, p in run.model.state_dict().items())
+    assert np.array_equal(validation_scores(run, WINDOWS).nats, nats['planted'][0], equal_nan=True)
+
+
+@pytest.mark.slow
+def test_unpaired_intervals_hold_the_difference_as_often_as_they_say():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        arm, base = rng.normal(0.5, 0.3, (4, 5)), rng.normal(0, 0.1, (10, 5))
+        found = difference(arm, base, paired=False)
+        held += (abs(found.mean - 0.5) < found.half).sum()
+    assert 0.93 < held / 2000 < 0.985
+
+
+def test_the_command_says_which_arms_are_decided(study, monkeypatch):
+    # they take most of the time
+    monkeypatch.setattr('lab.probe.page.write_pngs', lambda charts, folder: [])
+    ended = call(probe.main, 'why', study, windows=WINDOWS)
+    assert ended.code == 0 and 'bigram minus base' in ended.out and 'planted' not in ended.out
+    assert 'The study says: better, -0.1000 [-0.2000, -0.0500] nats.' in ended.out
+    page = (study / 'probe/why.html').read_text()
+    assert 'bigram by repetition' in page and '<svg' in page
+    path = study.parent / 'planted.py'
+    monkeypatch.setattr('lab.probe.page.draw_all', lambda charts: None)
+    ended = call(probe.main, 'why', study, windows=WINDOWS, arm='planted', variant=path)
+    assert 'planted: planted is not the cause: ' in ended.out
+
+
+def test_bad_input_is_one_line(study, tmp_path):
+    assert 'which folder?' in call(probe.main, 'why').line(2)
+    assert 'is not the folder of a study' in call(probe.main, 'why', tmp_path).line(2)
+    assert 'arm=nothing: no such arm' in call(probe.main, 'why', study, arm='nothing').line(2)
+    assert 'if you trust it, add --variant=' in call(probe.main, 'why', study, arm='planted').err
+    for folder in 'study', 'report':
+        (tmp_path / f'{folder}.json').write_text((study / f'{folder}.json').read_text())
+    assert 'keep them with --keep_checkpoints=True' in call(probe.main, 'why', tmp_path).line(4)
+    (tmp_path / 'report.json').unlink()
+    assert 'no report.json' in call(probe.main, 'why', tmp_path).line(2)
+    with pytest.raises(Stop, match='no arm is decided; --arm=NAME looks into one anyway'):
+        (tmp_path / 'report.json').write_text('{"comparisons": []} ')
+        why.pairs_to_explain(tmp_path, '')
