@@ -8,7 +8,10 @@
 runs.py         a trained model with its data, of a run folder or a study
 hooks.py        what modules compute, recorded or replaced; the patterns of attention
 page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
-seeds.py        means over seeds, with intervals
+seeds.py        means over seeds, and differences of arms, with intervals
+scores.py       what models make of each token: loss, top 1 and 5, confidence
+splits.py       tokens by class of character, position, confidence and repetition
+charts.py       bars of differences by part
 
 One file for each command: attention, activations, ablate, patch, induction, shapes, tokens, compare, why, task.
 """

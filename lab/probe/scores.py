@@ -24,12 +24,13 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def score(run, x, y):
     """Returns the Scores of targets y (B, T), -1 for none, after tokens x (B, T), with tensors in place of arrays."""
-    logp = run.logits(x).double().log_softmax(-1)
+    logp = run.logits(x).float().log_softmax(-1)
     nats = -logp.gather(-1, y.clamp(min=0)[..., None])[..., 0]
     best = logp.topk(min(5, logp.size(-1)), -1)
     hits = best.indices == y[..., None] # (B, T, 5)
-    found = nats, hits[..., 0].double(), hits.any(-1).double(), best.values[..., 0].exp()
-    return Scores(*(z.masked_fill(y == -1, torch.nan).cpu() for z in found))
+    found = nats, hits[..., 0].float(), hits.any(-1).float(), best.values[..., 0].exp()
+    # float64 there, because some devices have none
+    return Scores(*(z.masked_fill(y == -1, torch.nan).cpu().double() for z in found))
 
 
 def validation_scores(run, limit=0):

@@ -336,12 +336,12 @@ def explain(pair, gap, splits, taken, brought):
         found = gap.parts(split, comparisons=len(split.names))
         i = int(np.argmax(found.mean * np.sign(whole.mean)))
         if found.half[i] < abs(found.mean[i]):
-            clear.append(f'by {split.title} at {split.names[i]} ({found.mean[i]:+.4f} ± {found.half[i]:.4f}, '
+            clear.append(f'by {split.title}, {split.names[i]} ({found.mean[i]:+.4f} ± {found.half[i]:.4f}, '
                          f'{100 * found.mean[i] / whole.mean:.0f} % from {100 * split.shares[i]:.0f} % of the tokens)')
         else:
             open_.append(split.title)
     if clear:
-        yield f'{pair.arm}: most of the difference is {"; ".join(clear)}.'
+        yield f'{pair.arm}: the largest part of the difference is {"; ".join(clear)}.'
     if open_:
         yield f'{pair.arm}: no clear place by {" nor by ".join(open_)}, with these seeds.'
 

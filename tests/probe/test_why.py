@@ -1,4 +1,6 @@
 """probe.py why: parts sum to the difference, and what a gain does not come from is not named as its cause."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import probe
 from core.errors import Stop
 from lab.probe import open_runs, why
 from lab.probe.scores import validation_scores, validation_tokens
-from lab.probe.seeds import difference
+from lab.probe.seeds import difference, paired_by_seed
 from lab.probe.splits import by_class, by_confidence, by_position, by_repetition
 
 WINDOWS = 100
@@ -78,6 +80,22 @@ def test_what_was_taken_out_leaves_the_runs_as_they_were(runs, nats):
     why.without(run, 'planted')
     assert all(torch.equal(p, weights[name]) for name, p in run.model.state_dict().items())
     assert np.array_equal(validation_scores(run, WINDOWS).nats, nats['planted'][0], equal_nan=True)
+
+
+def test_seeds_that_both_have_are_pairs_and_others_are_not():
+    def some(*seeds):
+        return [SimpleNamespace(seed=seed) for seed in seeds]
+    arm, base, paired = paired_by_seed(some(2, 1, 5), some(1, 3, 2))
+    assert paired and [[run.seed for run in both] for both in (arm, base)] == [[1, 2], [1, 2]]
+    arm, base, paired = paired_by_seed(some(101, 102), some(1, 2, 102))
+    assert not paired and len(arm) == 2 and len(base) == 3
+    # Welch's interval by hand, where both have as many runs
+    x, y = np.array([[1.0], [1.2], [1.5], [0.9]]), np.array([[0.0], [0.1], [-0.1], [0.05]])
+    found = difference(x, y, paired=False)
+    se = np.sqrt(x.var(ddof=1) / 4 + y.var(ddof=1) / 4)
+    assert found.mean[0] == pytest.approx((x - y).mean()) and 2.2 * se < found.half[0] < 3.3 * se
+    assert difference(x, y, paired=False, comparisons=5).half > 1.3 * found.half
+    assert np.isnan(difference(x[:1], y, paired=False).half).all()
 
 
 @pytest.mark.slow
