@@ -39,6 +39,7 @@ def test_each_character_has_its_class():
         return by_place[TEXT.index(part) + offset]
     assert at('o.') == 'vowel in a word' and at('.') == 'end of a sentence' and at('\n') == 'line break'
     assert at('ROMEO') == 'speaker: first letter' and {at('ROMEO', i) for i in range(1, 6)} == {'speaker: the rest'}
+    assert at('\nO, ') == 'line break'
     assert at('O, ') == 'first letter of a line' and at(', ') == 'other punctuation' and at(' it') == 'space'
     assert at("it's") == 'first letter of a word' and at("it's", 2) == 'apostrophe or hyphen'
     assert at("it's", 3) == 'consonant in a word' and at('3') == 'digit'

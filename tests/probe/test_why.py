@@ -1,4 +1,5 @@
 """probe.py why: parts sum to the difference, and what a gain does not come from is not named as its cause."""
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,9 @@ import probe
 from core.errors import Stop
 from lab.probe import open_runs, why
 from lab.probe.scores import validation_scores, validation_tokens
-from lab.probe.seeds import difference, paired_by_seed
+from lab.probe.seeds import Mean, difference, paired_by_seed
 from lab.probe.splits import by_class, by_confidence, by_position, by_repetition
+from model import build
 
 WINDOWS = 100
 
@@ -72,6 +74,61 @@ def test_a_gain_of_a_wider_mlp_is_not_put_down_to_the_module(runs, nats, monkeyp
     said = why.removal_sentence(removal, whole, why.Pair('planted', 'base', ''), brought)
     assert said.startswith('planted is not the cause: without planted the difference is -0.')
     assert 'brings along: transformer.h.*.mlp.c_fc.weight is 1024 × 16, in base 64 × 16' in said
+
+
+WIDE = """
+import torch
+import torch.nn as nn
+import model
+from dataclasses import dataclass
+
+NEUTRAL = dict(start=0.0)
+
+
+@dataclass
+class GPTConfig(model.GPTConfig):
+    start: float = 0.5      # of what is learnt
+
+
+class MLP(model.MLP):
+    def __init__(self, config, classes, layer):
+        super().__init__(config, classes, layer)
+        self.c_fc = classes.Linear(config, config.n_embd, 8 * config.n_embd)
+        self.c_proj = classes.Linear(config, 8 * config.n_embd, config.n_embd)
+        self.more = nn.Parameter(torch.full((), config.start))
+
+    def forward(self, x, step):
+        return super().forward(x, step) + self.more * x
+"""
+
+
+def test_a_parameter_of_its_own_is_neutral_and_the_wider_mlp_stays(runs, drop):
+    drop('wide', WIDE)
+    base = runs['base'][0]
+    model = build('wide', **vars(base.model.config)).eval()
+    # it was trained to another value
+    torch.nn.init.constant_(model.transformer.h[0].mlp.more, 0.7)
+    run = replace(base, model=model, options=base.options | dict(variant='wide'))
+    other, how = why.without(run, 'wide')
+    assert how == 'start=0.0 in the trained model' and model.transformer.h[0].mlp.more == torch.tensor(0.7)
+    torch.nn.init.constant_(model.transformer.h[0].mlp.more, 0.0)
+    idx = torch.arange(12)[None]
+    assert torch.equal(other.logits(idx), run.logits(idx))
+
+
+def test_what_is_said_of_a_cause_is_what_the_intervals_say():
+    def said(whole, left, half_width=0.01):
+        whole, left = Mean(whole, 0.01, 5), Mean(left, half_width, 5)
+        half = Mean(left.mean - whole.mean / 2, half_width, 5)
+        return why.removal_sentence(why.Removal('it', '', left, half), whole, why.Pair('arm', 'base', ''), [])
+    assert said(-0.1, -0.09).startswith('it is not the cause: ') and ', so 90 % of the gain stays' in said(-0.1, -0.09)
+    assert said(-0.1, 0.03).startswith('the gain goes with it')
+    assert said(-0.1, 0.005).startswith('most of the gain goes with it')
+    assert said(-0.1, -0.055).startswith('whether the gain goes with it is open')
+    assert said(0.1, 0.01).startswith('it is what makes it worse')
+    assert 'does not say that the harm comes from elsewhere' in said(0.1, 0.3)
+    assert 'no more than chance' in said(-0.005, 0.3)
+    assert 'one seed gives no interval' in said(-0.1, 0.3, np.nan)
 
 
 def test_what_was_taken_out_leaves_the_runs_as_they_were(runs, nats):
