@@ -118,7 +118,8 @@ def compared(arms, values, arm):
 def accuracy_table(arms, scores):
     """Returns the Table of means over all targets; scores: {arm: [the Scores of each run]}."""
     base, rows = next(iter(arms)), []
-    titles = ['', 'loss, nats', 'difference', 'top 1, %', 'difference', 'top 5, %', 'difference']
+    titles = ['', 'loss, nats', 'difference, nats', 'top 1, %', 'difference, points', 'top 5, %',
+              'difference, points']
     means = {arm: [(s.nats, 100 * s.top1, 100 * s.top5) for s in map(Scores.means, found)]
              for arm, found in scores.items()}
     for arm in arms:
@@ -148,7 +149,7 @@ def split_table(split, arms, scores):
     gaps = {arm: compared(arms, nats, arm) for arm in others}
     top1 = over_seeds([100 * split.means(s.top1) for s in scores[base]]).mean
     titles = [split.title, 'tokens, %', f'top 1 of {base}, %', f'{base}, nats']
-    titles += [title for arm in others for title in (f'{arm}, nats', 'difference')]
+    titles += [title for arm in others for title in (f'{arm}, nats', f'{arm} minus {base}')]
     rows = []
     for i, name in enumerate(split.names):
         row = [name, number(100 * split.shares[i], 1), number(top1[i], 1), number(means[base][i])]
