@@ -7,6 +7,8 @@
 
 runs.py         a trained model with its data, of a run folder or a study
 hooks.py        what modules compute, recorded or replaced; the patterns of attention
+neutral.py      a trained model without what its variant adds
+pairs.py        pairs of prompts, given or of a task
 page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
 seeds.py        means over seeds, and differences of arms, with intervals
 scores.py       what models make of each token: loss, top 1 and 5, confidence

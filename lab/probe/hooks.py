@@ -1,5 +1,6 @@
 """What modules compute in a pass, recorded or replaced by PyTorch's own hooks, which go when the context ends."""
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
@@ -21,8 +22,14 @@ def matching(model, *patterns):
     named = {name or 'model': module for name, module in eager(model).named_modules()}
     found = {name: module for name, module in named.items() if any(fnmatchcase(name, p) for p in patterns)}
     if lost := next((p for p in patterns if not any(fnmatchcase(name, p) for name in named)), None):
-        raise Stop(f'{lost}: names no module; there are {", ".join(list(named)[:8])} ...')
+        raise Stop(f'{lost}: names no module; {near_names(lost, list(named))}')
     return found
+
+
+def near_names(lost, named):
+    """Returns which of the names a pattern that matches none may have meant, or the first of them, as words."""
+    near = [name for name in named if lost.strip('*') in name] or get_close_matches(lost, named, 3)
+    return f'near it: {", ".join(near[:3])}' if near else f'there are {", ".join(named[:8])} ...'
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def record(model, *patterns, inputs=False):
 
     def keep(name, x):
         calls[name] = calls.get(name, 0) + 1
-        found[name if calls[name] == 1 else f'{name}:{calls[name]}'] = x[0] if isinstance(x, tuple) and x else x
+        found[name if calls[name] == 1 else f'{name}:{calls[name]}'] = x[0] if isinstance(x, tuple) else x
 
     with ExitStack() as stack:
         for name, module in matching(model, *patterns).items():
@@ -68,8 +75,11 @@ def replace(model, changes, inputs=False):
 
 
 @contextmanager
-def attention_patterns(model):
+def attention_patterns(model, positions=None):
     """A context that collects what each query attends to, {attention module's name: weights (B, heads, T, Tk)}.
+
+    positions: a dict to collect the positions of queries and keys, (B, T) and (B, Tk), under the same names; where
+    a variant routes tokens they are not 0, 1, 2 and so on.
 
     y = weights @ v, whatever a variant does to scores, so they are what attention makes of values that are the rows
     of a unit matrix: of compute_attention() where the variant calls it, else of attend(). A module that attends
@@ -77,18 +87,20 @@ def attention_patterns(model):
     """
     found, calls = {}, {}
 
-    def keep(name, y):
+    def keep(name, y, step, pos_k):
         calls[name] = calls.get(name, 0) + 1
+        name = name if calls[name] == 1 else f'{name}:{calls[name]}'
         # a variant may want statistics beside it
-        y = y[0] if isinstance(y, tuple) else y
-        found[name if calls[name] == 1 else f'{name}:{calls[name]}'] = y.detach()
+        found[name] = (y[0] if isinstance(y, tuple) else y).detach()
+        if positions is not None:
+            positions[name] = step.pos, pos_k
 
     def watch(name, attn, attend, compute):
         def unit_values(k, v):
             return torch.eye(k.size(-2), dtype=v.dtype, device=v.device).expand(*k.shape[:-1], -1)
 
         def compute_twice(q, k, v, score_mod, pos_k, step, **how):
-            keep(name, compute(q, k, unit_values(k, v), score_mod, pos_k, step, **how))
+            keep(name, compute(q, k, unit_values(k, v), score_mod, pos_k, step, **how), step, pos_k)
             return compute(q, k, v, score_mod, pos_k, step, **how)
 
         def attend_once_or_twice(q, k, v, x, pos_k, step):
@@ -96,7 +108,8 @@ def attention_patterns(model):
             y = attend(q, k, v, x, pos_k, step)
             if calls.get(name, 0) == before:
                 # what it logs and hands on is the first call's
-                keep(name, attend(q, k, unit_values(k, v), x, pos_k, Step(step.pos, step.it)))
+                y_unit = attend(q, k, unit_values(k, v), x, pos_k, Step(step.pos, step.it))
+                keep(name, y_unit, step, pos_k)
             return y
         return attend_once_or_twice, compute_twice
 

@@ -8,7 +8,7 @@ import torch
 from core.assemble import name_of
 from core.errors import Stop
 from core.rng import generator
-from lab.probe.hooks import record
+from lab.probe.hooks import eager
 from model import build, load_classes
 
 
@@ -51,7 +51,7 @@ def neutral_run(run, part=None):
 
 def neutral_model(run, name, rest):
     """Returns the run with a model of `rest` that has the trained parameters, and how. Stop if it lacks some."""
-    model, trained = build_like(run, rest), run.model.state_dict()
+    model, trained = build_like(run, rest), eager(run.model).state_dict()
     for key, value in model.state_dict().items():
         if key not in trained:
             raise Stop(f'{name}: cannot be taken out of a trained model, which has no {key}')
@@ -69,7 +69,7 @@ def model_of_idle_modules(run, name, rest):
     if not found and not own:
         raise Stop(f'{name}: has no NEUTRAL, and neither modules nor parameters of its own, so that nothing says '
                    'what a trained model is without it')
-    model = copy.deepcopy(run.model)
+    model = copy.deepcopy(eager(run.model))
     loose = [key for key in own if not any(key.startswith(module + '.') for module in found)]
     started, trained = build_like(run, run.options['variant']).state_dict(), model.state_dict()
     for key in loose:
@@ -85,29 +85,32 @@ def model_of_idle_modules(run, name, rest):
 def own_names(run, rest='base'):
     """Returns the names of the run's tensors that a model of `rest` does not have at all."""
     theirs = build_like(run, rest).state_dict().keys()
-    return [key for key in run.model.state_dict() if key not in theirs]
+    return [key for key in eager(run.model).state_dict() if key not in theirs]
 
 
 def own_modules(run, rest='base'):
     """Returns {name: f(x, y)} of modules that a model of `rest` lacks and that a pass of evaluation calls.
 
     f returns what the module puts out when idle, for its inputs x and output y: its first input where the module's
-    initial weights make it so, else 0. Modules within such modules are left out, as are those that put out no tensor.
+    initial weights make it so, else 0. Modules within such modules are left out, as are those that put out
+    anything else than one tensor of floats.
     """
     fresh = build_like(run, run.options['variant'])
     theirs = {name for name, _ in build_like(run, rest).named_modules()}
     own = [name for name, _ in fresh.named_modules() if name not in theirs]
     if not own:
         return {}
-    idx = sample_tokens(run)
-    with record(fresh, *own) as given, record(fresh, *own, inputs=True) as taken:
-        change(run, model=fresh).logits(idx)
+    seen = {}
+    # the copy goes with its hooks
+    for name in own:
+        fresh.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x, y)}))
+    change(run, model=fresh).logits(sample_tokens(run))
     found = {}
     # a module's name begins with that of the one it is in, which comes first
     for name in own:
-        y, x = given.get(name), taken.get(name)
-        if torch.is_tensor(y) and not any(name.startswith(outer + '.') for outer in found):
-            found[name] = hand_on if torch.is_tensor(x) and torch.equal(x, y) else put_out_nothing
+        x, y = seen.get(name, ((), None))
+        if torch.is_tensor(y) and y.is_floating_point() and not any(name.startswith(f'{n}.') for n in found):
+            found[name] = hand_on if x and torch.is_tensor(x[0]) and torch.equal(x[0], y) else put_out_nothing
     return found
 
 

@@ -15,6 +15,7 @@ from lab.report.labels import printable
 from lab.study.words import align
 
 HERE = Path(__file__).parent
+LINE = '#d1570a'        # the report's c2
 
 
 class Cell(NamedTuple):
@@ -59,9 +60,14 @@ class Tokens(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One map of Maps; values: (rows, columns), NaN for none."""
+    """One map of Maps; values: (rows, columns), NaN for none; line: the column to mark in each row, or None."""
     title: str
     values: np.ndarray
+    line: np.ndarray | None = None
+
+    def marks(self):
+        """Returns [(x, y)] of the line in cells, (0, 0) the upper left corner, y the upper edge of x's row."""
+        return [(x + 0.5, y) for y, x in enumerate(self.line.tolist()) if 0 <= x <= self.values.shape[1] - 1]
 
 
 @dataclass
@@ -75,6 +81,8 @@ class Maps:
     note: str = ''
     signed: bool = False
     most: float | None = None   # the value that is darkest; None: the largest of all panels
+    x_names: list = ()          # of the columns, such as tokens; (): none
+    y_names: list = ()          # of the rows
     kind: str = 'maps'
 
     @property
@@ -101,14 +109,23 @@ class Maps:
     def draw(self):
         """Returns the maps as a matplotlib Figure, eight in a row at most."""
         from matplotlib.figure import Figure
-        columns = min(len(self.panels), 8)
+        # names take room
+        most, size = (4, 3.2) if self.x_names or self.y_names else (8, 1.6)
+        columns = min(len(self.panels), most)
         rows = -(-len(self.panels) // columns)
-        figure = Figure(figsize=(1.6 * columns + 0.6, 1.85 * rows + 0.7), layout='constrained')
+        figure = Figure(figsize=(size * columns + 0.6, (size + 0.25) * rows + 0.7), layout='constrained')
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, panel in zip(axes, self.panels):
             ax.imshow(self.colors(panel.values), aspect='auto', interpolation='nearest')
             ax.set_title(printable(panel.title), fontsize=8)
+            if panel.line is not None:
+                for x, y in panel.marks():
+                    ax.plot([x - 0.5] * 2, [y - 0.5, y + 0.5], color=LINE, linewidth=1, solid_capstyle='butt')
             ax.tick_params(labelsize=6)
+            if self.x_names:
+                ax.set_xticks(range(len(self.x_names)), self.x_names, rotation=90 * (longest(self.x_names) > 1))
+            if self.y_names:
+                ax.set_yticks(range(len(self.y_names)), self.y_names)
         for ax in axes[len(self.panels):]:
             ax.set_axis_off()
         figure.suptitle(printable(self.title), fontsize=10)
@@ -160,7 +177,12 @@ class Page:
     def html(self):
         """Returns the page."""
         charts = [i for section in self.sections for i in section.items if hasattr(i, 'draw') and not isinstance(i, Maps)]
-        return load_template().render(page=self, svg=draw_all(charts), texts=texts)
+        return load_template().render(page=self, svg=draw_all(charts), texts=texts, longest=longest)
+
+
+def longest(names):
+    """Returns the number of characters of the longest name, 0 without any."""
+    return max(map(len, names), default=0)
 
 
 def texts(row):

@@ -12,6 +12,7 @@ from core.errors import NO_CHECKPOINT, Stop
 from core.run.files import read_json
 from core.run.folder import RunFolder
 from core.training.evaluation import batch_rows, token_losses
+from lab.probe.hooks import eager
 from lab.study.store import run_state
 from model import GPT, Step
 from sample import open_run
@@ -52,9 +53,12 @@ class Run:
 
     @torch.no_grad()
     def logits(self, idx, **given):
-        """Returns the logits (B, T, vocab_size) of tokens idx (B, T), as evaluation computes them."""
+        """Returns the logits (B, T, vocab_size) of tokens idx (B, T), as evaluation computes them.
+
+        Of a compiled model the one below runs, which has the same weights and which hooks reach.
+        """
         with self.machine.precision():
-            return self.model(idx, step=self.step(**given))[0]
+            return eager(self.model)(idx, step=self.step(**given))[0]
 
     def windows(self, limit=0):
         """Yields tokens and targets, (B, T) each, -1 for none, of the validation split's fixed windows.

@@ -20,12 +20,17 @@ class Mean(NamedTuple):
         return value if np.isnan(self.half) else f'{value} ± {float(self.half):.{digits}f}'
 
 
-def over_seeds(values):
-    """Returns the Mean of values (n, ...), one for each seed: t with n - 1 degrees of freedom."""
+def over_seeds(values, comparisons=1):
+    """Returns the Mean of values (n, ...), one for each seed: t with n - 1 degrees of freedom.
+
+    comparisons: how many such intervals hold together, as where the most striking is picked (Bonferroni).
+    """
     values = np.asarray(values, float)
     n = len(values)
     mean = values.mean(0)
-    half = student.ppf(0.975, n - 1) / np.sqrt(n) * values.std(0, ddof=1) if n > 1 else np.full_like(mean, np.nan)
+    if n == 1:
+        return Mean(mean, np.full_like(mean, np.nan), n)
+    half = student.ppf(1 - 0.025 / comparisons, n - 1) / np.sqrt(n) * values.std(0, ddof=1)
     return Mean(mean, half, n)
 
 

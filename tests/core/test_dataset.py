@@ -433,8 +433,8 @@ def test_bpe_sets_are_written_whole(repo, monkeypatch):
 
 def test_unknown_sets_are_named(repo):
     line = refused(find_set, 'nope')
-    assert line == ('--dataset=nope: neither a set in data (abc, code, fineweb_edu, openwebtext, poems, prose, '
-                    'shakespeare, shakespeare_char, smiles, text, tinystories) nor a folder')
+    assert line == ('--dataset=nope: neither a set in data (abc, brackets, code, fineweb_edu, openwebtext, poems, '
+                    'prose, shakespeare, shakespeare_char, smiles, text, tinystories) nor a folder')
     assert refused(find_set, 'shakespear_char').endswith('did you mean shakespeare_char?')
     assert refused(find_set, 'openwebtext') == ('data/openwebtext is not prepared: run python '
                                                 'data/openwebtext/prepare.py')

@@ -1,4 +1,6 @@
 """What is recorded of a pass is what the model computes."""
+import re
+
 import pytest
 import torch
 from helpers import shipped_variants
@@ -99,6 +101,8 @@ def test_a_replaced_output_goes_on_and_hooks_go_with_the_context(idx):
 
 
 def test_a_name_that_is_none_is_refused():
-    with pytest.raises(Stop, match=r'^transformer.h.7: names no module; there are model, transformer, '):
-        with record(moved('base'), 'transformer.h.7'):
-            pass
+    for name, near in [('transformer.h.7', 'near it: transformer.h.1, '), ('transformer.h.*.atn', 'near it: '),
+                       ('c_attn', 'near it: transformer.h.0.attn.c_attn, '), ('zzz', 'there are model, ')]:
+        with pytest.raises(Stop, match=f'^{re.escape(name)}: names no module; {near}'):
+            with record(moved('base'), name):
+                pass
