@@ -10,7 +10,10 @@ hooks.py        what modules compute, recorded or replaced; the patterns of atte
 neutral.py      a trained model without what its variant adds
 pairs.py        pairs of prompts, given or of a task
 page.py         a command's result: sentences, tables, charts and pictures, as text, PNG and page
-seeds.py        means over seeds, with intervals
+seeds.py        means over seeds, and differences of arms, with intervals
+scores.py       what models make of each token: loss, top 1 and 5, confidence
+splits.py       tokens by class of character, position, confidence and repetition
+charts.py       bars of differences by part
 lens.py         every operation of a pass, by torchlens
 
 One file for each command: attention, activations, ablate, patch, induction, shapes, tokens, compare, why, task.

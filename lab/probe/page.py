@@ -41,6 +41,14 @@ class Text(NamedTuple):
     kind: str = 'text'
 
 
+class Texts(NamedTuple):
+    """Texts side by side; texts: [(name, text)]."""
+    title: str
+    texts: list
+    note: str = ''
+    kind: str = 'texts'
+
+
 class Tokens(NamedTuple):
     """A text with a color behind each token; values from -1 (better's color) over 0 (none) to 1 (worse's)."""
     title: str

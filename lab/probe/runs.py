@@ -13,6 +13,7 @@ from core.run.files import read_json
 from core.run.folder import RunFolder
 from core.training.evaluation import batch_rows, token_losses
 from lab.probe.hooks import eager
+from lab.study.store import run_state
 from model import GPT, Step
 from sample import open_run
 
@@ -78,22 +79,23 @@ class Run:
         return torch.cat(found)
 
 
-def open_runs(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base'):
+def open_runs(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base', arms=()):
     """Returns the Runs of a run folder (one), or of a study's folder: each arm's seeds, the baseline's first.
 
-    Arguments as for sample.open_run(). Stop if there is no checkpoint, or not of every arm.
+    Arguments as for sample.open_run(); arms: names of a study's, by default all. Runs of a study that failed or
+    diverged are left out. Stop if there is no checkpoint, or not of every arm.
     """
     study = read_json(Path(out_dir) / 'study.json')
     if study is None:
         run = open_folder(Path(out_dir), None, ckpt, device, dtype, variant)
         return [run]
-    runs, without = [], []
-    for arm, seed, folder in folders_of(Path(out_dir), study):
-        if RunFolder(folder).checkpoints():
-            runs.append(open_folder(folder, arm, ckpt, device, dtype, variant))
-        else:
-            without.append(f'{arm} seed {seed}')
-    arms = {arm['name'] for arm in study['arms']}
+    names = [arm['name'] for arm in study['arms']]
+    if unknown := next((arm for arm in arms if arm not in names), None):
+        raise Stop(f'arm={unknown}: no such arm of {out_dir}; there are {", ".join(names)}')
+    arms = set(arms or names)
+    runs = [open_folder(folder, arm, ckpt, device, dtype, variant)
+            for arm, _, folder in folders_of(Path(out_dir), study)
+            if arm in arms and run_state(folder) == 'done' and RunFolder(folder).checkpoints()]
     if lost := arms - {run.arm for run in runs}:
         raise Stop(f'{out_dir}: no checkpoint of {", ".join(sorted(lost))}; its studies keep them with '
                    '--keep_checkpoints=True', NO_CHECKPOINT)

@@ -2,7 +2,10 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 from scipy.stats import t as student
+
+from lab.look import Look
 
 
 class Mean(NamedTuple):
@@ -41,6 +44,37 @@ def most_different(differences, scale):
     sure = np.abs(d.mean) > d.half
     ranks = np.where(sure, np.abs(d.mean / scale), -1) if sure.any() else np.abs(d.mean) / (d.half + 1e-12)
     return int(np.argmax(ranks)), d, bool(sure.any())
+
+
+def difference(arm, base, paired, comparisons=1):
+    """Returns the Mean of arm - base, values (n, ...) and (n_base, ...), one for each seed.
+
+    paired: both are of the same seeds, in one order. Else variances may be unequal: lab/look.py. comparisons: how
+    many such intervals hold together at 95 %, as where the most striking is picked (Bonferroni).
+    """
+    arm, base, level = np.asarray(arm, float), np.asarray(base, float), 1 - 0.025 / comparisons
+    n, n_base = len(arm), len(base)
+    mean = (arm - base).mean(0) if paired else arm.mean(0) - base.mean(0)
+    if min(n, n_base) < 2:
+        return Mean(mean, np.full_like(mean, np.nan), n)
+    if paired:
+        return Mean(mean, student.ppf(level, n - 1) / np.sqrt(n) * (arm - base).std(0, ddof=1), n)
+    squares = (np.ravel(x.var(0, ddof=1) / len(x)) for x in (arm, base))
+    looks = Look(np.zeros(np.size(mean)), *squares, np.full(np.size(mean), n), np.full(np.size(mean), n_base))
+    half = [-looks.of(i).difference_of_score(ndtri(level)) for i in range(np.size(mean))]
+    return Mean(mean, np.reshape(half, np.shape(mean)), n)
+
+
+def paired_by_seed(runs, base):
+    """Returns Runs of an arm and of the baseline, and whether they are pairs: those of the seeds that both have.
+
+    Without two seeds in common, all of them.
+    """
+    seeds = {run.seed for run in runs} & {run.seed for run in base}
+    if len(seeds) < 2 and (len(runs) > 1 or len(base) > 1 or not seeds):
+        return runs, base, False
+    runs, base = (sorted((run for run in both if run.seed in seeds), key=lambda run: run.seed) for both in (runs, base))
+    return runs, base, True
 
 
 def by_arm(runs):
