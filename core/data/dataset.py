@@ -29,7 +29,7 @@ class Dataset:
 
     name: as for find_set(); block_size: T, the tokens of a row. Stop if the set cannot be used.
 
-    A set of examples, as those of lab/probe/tasks.py, has in meta.json {"rows": {"length": T + 1, "judged": [...]}}:
+    A set of examples, as those of lab/probe/task.py, has in meta.json {"rows": {"length": T + 1, "judged": [...]}}:
     rows and windows begin where an example does, and only the targets at these positions count, others are -1.
     """
 
