@@ -51,9 +51,9 @@ class Dataset:
         else:
             self._check_gpt2(bins['train'])
         # tokens from one start of a row to the next; a text has rows anywhere, and windows side by side
-        self.stride, self.ignored = 1, None
+        self.stride, self.ignored, self.judged = 1, None, block_size
         if (rows := meta.get('rows')) is not None:
-            self.stride, self.ignored = self._read_rows(rows, bins)
+            self.stride, self.ignored, self.judged = self._read_rows(rows, bins)
         self.hash = fingerprint(self.folder, rows)
         # on the device if they are few enough, else read from the file batch by batch
         resident = lambda ids: torch.from_numpy(ids.astype(np.int32)).to(self.device)
@@ -74,9 +74,9 @@ class Dataset:
             rows = tokens.unfold(0, self.block_size + 1, 1)[starts] # (size / world, T+1)
         else:
             rows = self._rows(split, self.starts(split, it, size, seed)[rank_rows])
-        return rows[:, :-1].long(), self._judged(rows[:, 1:].long())
+        return rows[:, :-1].long(), self._only_judged(rows[:, 1:].long())
 
-    def _judged(self, targets):
+    def _only_judged(self, targets):
         """Returns targets (B, T), -1 where those of a set of examples do not count."""
         return targets if self.ignored is None else targets.masked_fill(self.ignored, -1)
 
@@ -134,8 +134,7 @@ class Dataset:
             rows, left = self._rows(split, starts), total - starts # left (B,): targets from here to the end
             past = self.span[:T] >= self._to_device(left)[:, None] # (B, T)
             x, y = rows[:, :-1].long(), rows[:, 1:].long()
-            n = left.clamp(max=T) if self.ignored is None else (~self.ignored).sum().cpu().expand(len(starts))
-            yield x.masked_fill_(past, 0), self._judged(y.masked_fill_(past, -1)), n
+            yield x.masked_fill_(past, 0), self._only_judged(y.masked_fill_(past, -1)), left.clamp(max=self.judged)
 
     def _rows(self, split, starts):
         """Returns the T + 1 tokens from each of starts (B,) on, (B, T + 1); past the end, the last token."""
@@ -181,7 +180,7 @@ class Dataset:
                 self._check_ids(split, ids)
 
     def _read_rows(self, rows, bins):
-        """Returns the length of a set's examples and which of their targets are ignored, bool (T,) on the device."""
+        """Returns the length of examples, which of their targets are ignored, bool (T,), and how many are not."""
         rows, T = rows if isinstance(rows, dict) else {}, self.block_size
         length, judged = rows.get('length'), rows.get('judged')
         if not (type(length) is int and length > 1 and isinstance(judged, list) and judged
@@ -195,7 +194,7 @@ class Dataset:
                        f'set block_size to {length - 1}')
         ignored = torch.ones(length - 1, dtype=torch.bool)
         ignored[judged] = False
-        return length, ignored[:T].to(self.device)
+        return length, ignored[:T].to(self.device), len(set(judged))
 
     def _check_files(self, files):
         """Raises Stop if a file has changed since the set was prepared; warns where meta.json does not say."""

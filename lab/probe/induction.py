@@ -281,7 +281,7 @@ def main(argv):
         Section('When', [*charts(found), transitions(found)],
                 'A band is the 95 % interval over seeds; marked is the octave of iterations in which the second '
                 'half\'s loss, less the first\'s, falls most.'),
-        Section('By which heads', [ablations(found), head_maps(found), head_table(found, arms)],
+        Section('By which heads', [ablations(found), head_maps(found, arms), head_table(found, arms)],
                 'Induction score: attention from a token of the second half to the one after its occurrence in the '
                 'first. Previous: attention to the token before. Copying: nats that the head adds, by the direct '
                 'path, to the logit of the right token over the mean of all.')]
@@ -336,13 +336,15 @@ def charts(found):
     one = len(drawn) == 1
     loss = [series('second half' if one else arm, index, of_arm, lambda x: x.second)
             for index, (arm, of_arm) in enumerate(drawn.items())]
-    loss += [series('first half' if one else f'{arm}, first half', index, of_arm, lambda x: x.first, 0.4)
-             for index, (arm, of_arm) in enumerate(drawn.items())]
+    # what cannot be predicted, and so much alike in all arms
+    arm, of_arm = next(iter(drawn.items()))
+    loss.append(series('first half' if one else f'{arm}, first half', 0, of_arm, lambda x: x.first, 0.4))
     best = [series(arm, index, of_arm, best_score) for index, (arm, of_arm) in enumerate(drawn.items())]
+    top = max(max(s.high or s.y) for s in best)
     return [DropChart('induction_loss', 'Loss on tokens that are repeated', 'iteration', 'nats', loss, log=True,
                       drops=marks),
             DropChart('induction_score', 'Largest induction score of a head', 'iteration', 'share of attention', best,
-                      log=True, drops=marks)]
+                      log=True, y_range=(0.0, max(0.2, min(top, 1.0))), drops=marks)]
 
 
 def transitions(found):
@@ -367,6 +369,9 @@ def ablations(found):
     rows = []
     for arm, of_arm in found.items():
         whole, ablated, others = ([f['final'].second for f in of_arm], *np.array([f['ablated'] for f in of_arm]).T)
+        if not any(f['heads'] for f in of_arm):
+            rows.append([arm, '0', over_seeds(whole).text(3), '–', '–', '–'])
+            continue
         rows.append([arm, f'{np.mean([len(f["heads"]) for f in of_arm]):.1f}', over_seeds(whole).text(3),
                      over_seeds(ablated).text(3), over_seeds(others).text(3),
                      over_seeds(np.subtract(ablated, others)).text(3, '+')])
@@ -383,17 +388,18 @@ def title_of(name, head):
     return f'layer {layer} head {head}' + (f' map {more}' if more else '')
 
 
-def head_maps(found, most=12):
+def head_maps(found, arms, most=12):
     """Returns the Maps of induction scores, layers by heads, of up to `most` runs."""
     panels = []
     for arm, of_arm in found.items():
-        for n, f in enumerate(of_arm):
+        for run, f in zip(arms[arm], of_arm):
             rows = [scores.induction for scores in f['final'].scores.values()]
             values = np.full((len(rows), max(map(len, rows))), np.nan)
             for row, scores in zip(values, rows):
                 row[:len(scores)] = scores
-            panels.append(Panel(f'{arm} {n + 1}' if len(of_arm) > 1 else arm, values))
-    return Maps('induction_heads', 'Induction score of every head', panels[:most], 'heads', 'layers', most=1.0)
+            panels.append(Panel(run.title, values))
+    note = f'Of {len(panels)} runs the first {most} are shown.' if len(panels) > most else ''
+    return Maps('induction_heads', 'Induction score of every head', panels[:most], 'heads', 'layers', note, most=1.0)
 
 
 def head_table(found, arms, most=3):
@@ -418,8 +424,8 @@ def sentences(arm, of_arm):
     of_runs = f' ({n} seeds, 95 % interval)' if n > 1 else ' (one run)'
     learned = gain.mean - (0 if np.isnan(gain.half) else gain.half) > LEAST_GAIN
     if not learned:
-        yield (f'{arm} has not learned to repeat: the second half is {gain.text(3, "+")} nats easier than the '
-               f'first{of_runs}.')
+        yield (f'{arm} has not learned to repeat: the loss of the first half, less the second\'s, is '
+               f'{gain.text(3, "+")} nats{of_runs}.')
         return
     yield f'{arm} repeats what it has seen: the second half is {gain.text(3)} nats easier than the first{of_runs}.'
     if drops:

@@ -659,7 +659,8 @@ def test_spaced_checkpoints_are_there_to_look_at_alone(run):
     stops(NO_CHECKPOINT, run.load, 1, optim=False)
     # those after the step that a run goes on from are written again
     run.log_open(8)
-    assert names(run.kept) == ['step_00000001', 'step_00000002', 'step_00000008'] and not (run.out_dir / 'aside').exists()
+    assert names(run.kept) == ['step_00000001', 'step_00000002', 'step_00000008']
+    assert not (run.out_dir / 'aside').exists()
     run.write_json('config.json', CONFIG)
     previous = RunFolder(run.archive_previous())
     assert len(previous.spaced()) == 3 and not run.spaced()

@@ -11,7 +11,7 @@ import train
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.run.checkpoint import model_tensors
-from lab.probe import open_runs
+from lab.probe import open_runs, task
 from lab.probe.induction import (
     copying,
     find_drop,
@@ -20,6 +20,7 @@ from lab.probe.induction import (
     induction_heads,
     kept_steps,
     look,
+    loss_without,
     losses,
     repeated_tokens,
     without_heads,
@@ -138,3 +139,28 @@ def test_the_command_looks_at_all_of_training(tmp_path):
 
 def test_bad_input_is_one_line(tmp_path):
     assert 'holds no checkpoint' in call(probe.main, 'induction', out_dir=tmp_path / 'none').line(4)
+
+
+@pytest.mark.slow
+def test_two_layers_learn_to_repeat_at_once_and_by_few_heads(tmp_path, monkeypatch):
+    """25 s a seed on one slow core."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / 'data'
+    recipe = task.RECIPE | dict(block_size=task.write_task('induction', data), dataset=data, variant='rope')
+    for seed in 1, 2:
+        out = tmp_path / str(seed)
+        done = call(train.main, **recipe | dict(max_iters=600, lr_decay_iters=600, keep='log', seed=seed, out_dir=out))
+        assert done.code == 0, done
+        run, = open_runs(out)
+        idx, steps = repeated_tokens(run), kept_steps(run)
+        looks = history(run, idx, steps)
+        final, drop = looks[-1], find_drop(steps, [x.second - x.first for x in looks])
+        gain = final.first - final.second
+        # the octave has most of what is ever gained, and does not come at once
+        assert gain > 2 and drop.start > 40 and drop.nats > 0.4 * gain
+        heads = induction_heads(final)
+        assert 1 <= len(heads) <= 4
+        # by heads of the second layer, and no others
+        assert {name for name, _ in heads} == {ATTN}
+        ablated, others = loss_without(run, idx, final, heads)
+        assert ablated - final.second > 0.5 * gain and others - final.second < 0.2 * gain

@@ -226,8 +226,8 @@ def test_checkpoints_are_kept_on_request_afterwards_too(data, no_page):
     ran(data, **options, keep_checkpoints='log', retry=True)
     for run in folders:
         assert run.load()[0]['step'] == 3 and len(run.spaced()) == 4
-    again = report_of('kept')
-    assert [arm['runs'] for arm in without_times(again)['arms']] == [arm['runs'] for arm in without_times(report)['arms']]
+    runs_of = lambda report: [arm['runs'] for arm in without_times(report)['arms']]
+    assert runs_of(report_of('kept')) == runs_of(report)
     # they are the same runs whatever is kept of them
     said = ran(data, **options, keep_checkpoints=True, retry=True)
     assert '4 of 4 runs are done already' in said.out and 'no checkpoints' not in said.out
