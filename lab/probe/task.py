@@ -2,7 +2,7 @@
 
     induction   random tokens with a period that differs from row to row: go on with it (arXiv 2209.11895)
     copy        random tokens, a delay, a sign: repeat them (arXiv 2402.01032)
-    recall      pairs of a key and a value, then keys: say their values (multi-query associative recall, 2312.04927)
+    recall      pairs of a key and a value, then keys: give their values (multi-query associative recall, 2312.04927)
 
 A task is a set of examples, of which the loss is judged only where the answer is known; it is written into
 out-tasks/TASK. The arms are trained on it by ab.py, with a small recipe that its options change, and are judged by
@@ -85,18 +85,20 @@ def copy(n, draw, count=12, delay=24, vocab=32):
     return Examples(with_start(torch.cat((tokens, empty, sign, tokens), 1)), range(T - count, T), vocab)
 
 
-def recall(n, draw, pairs=6, vocab=32):
-    """Returns Examples of pairs of a key and a value, then of any of the keys, each with its value.
+def recall(n, draw, pairs=6, asked=10, vocab=32):
+    """Returns Examples of pairs of a key and a value, then of more of the same pairs, whose values are judged.
 
-    A key may come again, or never: where each came once, what has been said already would tell what is left.
+    An example has 2 to `pairs` keys: those of few are learned first, and teach the others. A key may come again: if
+    each came once, what has been said would tell what is left.
     """
     keys = 1 + draw_once(n, pairs, vocab // 2 - 1, draw)
     values = torch.randint(vocab // 2, vocab, (n, pairs), generator=draw)
-    order = torch.randint(pairs, (n, pairs), generator=draw)
-    keys, values = (torch.cat((x, x.gather(1, order)), 1) for x in (keys, values)) # (n, 2 * pairs) each
-    both = torch.stack((keys, values), 2)
-    # position i has token i, and its target is token i + 1: values come after an odd number of tokens and the start
-    return Examples(with_start(both.flatten(1)), range(2 * pairs + 1, 4 * pairs, 2), vocab)
+    count = torch.randint(2, pairs + 1, (n, 1), generator=draw)
+    # all keys in turn, then any of them
+    order = torch.cat((torch.arange(pairs) % count, (torch.rand(n, asked, generator=draw) * count).long()), 1)
+    both = torch.stack((keys.gather(1, order), values.gather(1, order)), 2) # (n, pairs + asked, 2)
+    # after the start, keys are at odd positions, where the target is their value
+    return Examples(with_start(both.flatten(1)), range(2 * pairs + 1, 2 * (pairs + asked), 2), vocab)
 
 
 def with_start(tokens):

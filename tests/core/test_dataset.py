@@ -882,8 +882,8 @@ def test_examples_are_read_whole_and_judged_where_they_say(tmp_path):
     assert 'set block_size to 4' in refused(Dataset, str(tmp_path / 'rows'), 3)
 
 
-@pytest.mark.parametrize('rows', [5, {}, dict(length=4, judged=[1]), dict(length=5, judged=[4]), dict(length=5, judged=[]),
-                                  dict(length=1, judged=[0]), dict(length='5', judged=[1])])
+@pytest.mark.parametrize('rows', [5, {}, dict(length=4, judged=[1]), dict(length=5, judged=[4]),
+                                  dict(length=5, judged=[]), dict(length=1, judged=[0]), dict(length='5', judged=[1])])
 def test_bad_rows_are_one_line(tmp_path, rows):
     folder = make(tmp_path / 'bad', np.arange(50), meta=ROWS | dict(rows=rows))
     assert 'meta.json: rows must be' in refused(Dataset, folder, 4)

@@ -9,7 +9,7 @@ import ab
 import probe
 from core.data.dataset import Dataset
 from core.run.files import read_json
-from lab.probe import task
+from lab.probe import open_runs, task
 from lab.study import pool
 
 
@@ -86,3 +86,18 @@ def test_the_verdicts_are_those_of_a_study(monkeypatch):
 def test_bad_options_are_one_line(options, says, monkeypatch):
     monkeypatch.setattr(task, 'EXAMPLES', dict(train=30, val=4))
     assert says in call(probe.main, 'task', **options).line(2)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_look_back_far_enough_cannot_copy(monkeypatch):
+    """12 runs of 8 s on one slow core."""
+    monkeypatch.setattr(ab, 'write_page', lambda report, folder: None)
+    near = 'near: variant=sliding_window window=8 full_every=0'
+    done = call(probe.main, 'task', f'--arms=base; {near}', task='copy', name='copy', check='none', max_iters=300,
+                lr_decay_iters=300)
+    assert done.code == 0, done
+    arm, = read_json('out-ab/copy/report.json')['comparisons']
+    assert arm['verdict'] == 'worse' and arm['mean'] > 2
+    # of 30 tokens
+    right = {run.arm: task.accuracy(run) for run in open_runs('out-ab/copy')}
+    assert right['base'] > 0.95 and right['near'] < 0.1
