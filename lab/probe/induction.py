@@ -29,8 +29,8 @@ from model import CausalSelfAttention
 LEAST_SCORE = 0.1
 # nats: a model whose second half is not easier than the first by more has learned no repetition
 LEAST_GAIN = 0.1
-# the most models, of all runs together, of which each is looked at for some 0.1 s
-MODELS = 400
+# models of all runs together that are looked at: a minute, where each takes .2 s
+MODELS = 300
 
 
 @dataclass
@@ -79,25 +79,30 @@ def repeated_tokens(run, rows=16, seed=1337):
 @torch.no_grad()
 def losses(run, idx):
     """Returns the mean losses (first, second half) in nats, without the first token of each."""
+    return mean_losses(run.logits(idx), idx)
+
+
+def mean_losses(logits, idx):
+    """Returns what losses() returns, of logits (B, T, V)."""
     half = idx.size(1) // 2
-    nats = token_losses(run.logits(idx)[:, :-1], idx[:, 1:]).double() # (B, 2 * half - 1), of token 1, 2, ...
+    nats = token_losses(logits[:, :-1], idx[:, 1:]).double() # (B, 2 * half - 1), of token 1, 2, ...
     return nats[:, :half - 1].mean().item(), nats[:, half:].mean().item()
 
 
-def look(run, idx):
-    """Returns the Look at a model."""
+def look(run, idx, direct=True):
+    """Returns the Look at a model; direct=False leaves out what copying() finds, which takes several passes."""
     half = idx.size(1) // 2
     with attention_patterns(run.model) as patterns:
-        run.logits(idx)
+        logits = run.logits(idx)
     # queries of the second half whose next token is known
-    t, found, added = torch.arange(half, 2 * half - 1), {}, copying(run, idx)
+    t, found, added = torch.arange(half, 2 * half - 1), {}, copying(run, idx) if direct else {}
     for name, weights in patterns.items(): # (B, heads, T, Tk)
         # a variant may attend to more than the tokens
         if weights.size(-1) == idx.size(1):
             induction, previous = (weights[:, :, t, keys].double().mean((0, 2)).cpu().numpy()
                                    for keys in (t - half + 1, t - 1))
             found[name] = Scores(induction, previous, added.get(name, np.full(len(induction), np.nan)))
-    return Look(*losses(run, idx), found)
+    return Look(*mean_losses(logits, idx), found)
 
 
 def heads_of(run, idx):
@@ -220,7 +225,7 @@ def history(run, idx, steps):
         for step in steps:
             _, tensors, _ = RunFolder(run.folder).load(step, optim=False)
             load_model_tensors(model, tensors)
-            looks.append(look(with_fields(run, iteration=step), idx))
+            looks.append(look(with_fields(run, iteration=step), idx, direct=False))
     finally:
         load_model_tensors(model, before)
     return looks
