@@ -120,8 +120,8 @@ class Options:
     check: Literal['all', 'leaks', 'none', True, False] = 'all' # of each arm before training; True: all, False: none
     price: bool = True              # time the arms before training
     # what becomes of runs that are there
-    retry: bool = False             # train again what failed
-    keep_checkpoints: bool = False  # leave the last weights of every run, for sample.py
+    retry: bool = False             # train again what failed, and what lacks the checkpoints that are to be kept
+    keep_checkpoints: Literal[True, False, 'log'] = False # leave each run's last weights; log: and spaced ones before
     # instead of a study
     report: str = ''                # only write the report of the study in this folder
     from_csv: str = ''              # only the statistics of a file: columns arm, seed, loss, or a wide table
@@ -371,10 +371,10 @@ def fix_seeds(study, looks):
 
 
 def forget_failures(study):
-    """Makes runs that failed or diverged new again, for --retry."""
+    """Makes runs new again that failed, diverged, or lack checkpoints that are to be kept, for --retry."""
     for arm in study.arms:
         for seed in study.seeds_of(arm):
-            if study.state(arm, seed) in ('failed', 'diverged'):
+            if study.state(arm, seed) in ('failed', 'diverged') or study.lacks_checkpoints(arm, seed):
                 study.forget(arm, seed)
 
 

@@ -48,7 +48,7 @@ def open_run(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base'):
     the machine's device; state is what the checkpoint says besides its tensors.
     """
     run = RunFolder(out_dir)
-    if not run.checkpoints():
+    if not run.checkpoints() and not run.spaced():
         advice = run.nanogpt_checkpoint() or f'; train first: python train.py ... --out_dir={out_dir}'
         raise Stop(f'out_dir={out_dir}: holds no checkpoint{advice}', NO_CHECKPOINT)
     state, tensors, _ = run.load('latest' if ckpt == 'auto' else ckpt, optim=False)

@@ -39,7 +39,7 @@ from core.data.dataset import Dataset
 from core.device.flops import flops_per_token
 from core.device.machine import Machine, machine
 from core.errors import DIVERGED, NO_CHECKPOINT, Stop, printable, run_main, terminal_may_close
-from core.run.checkpoint import load_model_tensors, measured_on, model_tensors
+from core.run.checkpoint import is_spaced, load_model_tensors, measured_on, model_tensors
 from core.run.environment import describe_run
 from core.run.files import disk_errors
 from core.run.folder import RunFolder
@@ -65,6 +65,7 @@ class Options(DeviceOptions):
     eval_only: bool = False             # evaluate once and stop
     always_save_checkpoint: bool = True # at every evaluation, sample the newest; False: the best, at times the newest
     save_best: bool = True              # whenever validation improves; False: at the end, and every checkpoint_minutes
+    keep: Literal['none', 'log'] = 'none' # log: the weights of iterations 0 1 2 3 4 5 6 7 8 10 12 14 16 20 ... stay
     checkpoint_minutes: NonNegative = 5.0 # no more than these are lost to a power cut
     init_from: str = 'scratch'          # scratch, resume (out_dir's newest), gpt2, gpt2-medium, gpt2-large, gpt2-xl
     # wandb
@@ -487,15 +488,18 @@ def train_loop(s, signals):
     saved_at = time.time()
     train_step.check = signals.check
 
-    def save(it, val_loss):
-        """Begins to save a checkpoint of iteration `it`, in the background, while the next iterations run."""
+    def save(it, val_loss, spaced=False):
+        """Begins to save a checkpoint of iteration `it`, in the background, while the next iterations run.
+
+        A spaced one is without the optimizer, and the run cannot go on from it.
+        """
         nonlocal saved_at
         if name := train_step.find_nonfinite_state():
             raise diverged(s, f'its step left {name} not finite', max(it - 1, 0), '--learning_rate')
         tensors, rest = train_step.state()
         now = dict(val_loss=val_loss, seconds=time.time() - started, **rest)
-        run.save_behind(it, model_tensors(s.model), tensors, state | now)
-        saved_at = time.time()
+        run.save_behind(it, model_tensors(s.model), None if spaced else tensors, state | now)
+        saved_at = saved_at if spaced else time.time()
 
     # the loop ends with an evaluation after the last step, at max_iters
     for it in range(first, o.max_iters + 1):
@@ -503,11 +507,12 @@ def train_loop(s, signals):
         evaluating = it % o.eval_interval == 0 or last
         stopping = signals.stop_requested(s.machine.device, talk=it % o.log_interval == 0)
         checkpoint_due = stopping or time.time() - saved_at > 60 * o.checkpoint_minutes
+        keeping = o.keep == 'log' and is_spaced(it)
 
         # log the previous iteration; nothing that is not finite may reach a checkpoint
-        if evaluating or checkpoint_due or s.machine.type != 'cuda':
+        if evaluating or checkpoint_due or keeping or s.machine.type != 'cuda':
             step_log.flush()
-        if it > first and (evaluating or checkpoint_due):
+        if it > first and (evaluating or checkpoint_due or keeping):
             check_finite(s)
 
         # evaluate
@@ -538,6 +543,8 @@ def train_loop(s, signals):
             # a resumed run already has the checkpoint it starts from, but perhaps without a loss
             saving = saving and (it > first or unmeasured)
 
+        if MASTER_PROCESS and keeping:
+            save(it, val_loss, spaced=True)
         if MASTER_PROCESS and saving:
             save(it, val_loss)
         if MASTER_PROCESS and evaluating:

@@ -1,6 +1,7 @@
 """Reads token sets: finds one by name, and draws batches and evaluation windows from it."""
 import difflib
 import hashlib
+import json
 import os
 import runpy
 import sys
@@ -27,6 +28,9 @@ class Dataset:
     """Both splits of a set, as batches to train on and windows to evaluate on.
 
     name: as for find_set(); block_size: T, the tokens of a row. Stop if the set cannot be used.
+
+    A set of examples, as those of lab/probe/task.py, has in meta.json {"rows": {"length": T + 1, "judged": [...]}}:
+    rows and windows begin where an example does, and only the targets at these positions count, others are -1.
     """
 
     def __init__(self, name, block_size, device='cpu'):
@@ -46,7 +50,11 @@ class Dataset:
             self._check_files(meta.get('files'))
         else:
             self._check_gpt2(bins['train'])
-        self.hash = fingerprint(self.folder)
+        # tokens from one start of a row to the next; a text has rows anywhere, and windows side by side
+        self.stride, self.ignored, self.judged = 1, None, block_size
+        if (rows := meta.get('rows')) is not None:
+            self.stride, self.ignored, self.judged = self._read_rows(rows, bins)
+        self.hash = fingerprint(self.folder, rows)
         # on the device if they are few enough, else read from the file batch by batch
         resident = lambda ids: torch.from_numpy(ids.astype(np.int32)).to(self.device)
         self.tokens = {split: resident(ids) if 4 * len(ids) <= RESIDENT else ids
@@ -66,12 +74,16 @@ class Dataset:
             rows = tokens.unfold(0, self.block_size + 1, 1)[starts] # (size / world, T+1)
         else:
             rows = self._rows(split, self.starts(split, it, size, seed)[rank_rows])
-        return rows[:, :-1].long(), rows[:, 1:].long()
+        return rows[:, :-1].long(), self._only_judged(rows[:, 1:].long())
+
+    def _only_judged(self, targets):
+        """Returns targets (B, T), -1 where those of a set of examples do not count."""
+        return targets if self.ignored is None else targets.masked_fill(self.ignored, -1)
 
     def starts(self, split, it, size, seed):
         """Returns the positions where a batch's rows begin, (size,) on the CPU, the same on every machine."""
-        return torch.randint(len(self.tokens[split]) - self.block_size, (size,),
-                             generator=generator(seed, 'batch', split, it))
+        places = (len(self.tokens[split]) - self.block_size - 1) // self.stride + 1
+        return self.stride * torch.randint(places, (size,), generator=generator(seed, 'batch', split, it))
 
     def _starts_on_device(self, split, it, size, seed):
         """Returns starts() on the device, drawn and sent for AHEAD iterations at a time.
@@ -101,7 +113,9 @@ class Dataset:
         return text['val'] / len(ids) if is_length else None
 
     def count_windows(self, split):
-        """Returns the number of windows of a split: ceil((tokens - 1) / T)."""
+        """Returns the number of windows of a split: ceil((tokens - 1) / T); of examples, how many there are."""
+        if self.ignored is not None:
+            return len(self.tokens[split]) // self.stride
         return (len(self.tokens[split]) - 2) // self.block_size + 1
 
     def windows(self, split, size, limit=0):
@@ -111,15 +125,16 @@ class Dataset:
         which the cross entropy ignores. limit: how many windows, evenly spaced and always the same; 0: all.
         """
         total, count, T = len(self.tokens[split]) - 1, self.count_windows(split), self.block_size
+        stride = T if self.ignored is None else self.stride
         chosen = torch.arange(count)
         if 0 < limit < count:
             # the middle of each of `limit` equal parts
             chosen = (2 * torch.arange(limit) + 1) * count // (2 * limit)
-        for starts in (chosen * T).split(size):
+        for starts in (chosen * stride).split(size):
             rows, left = self._rows(split, starts), total - starts # left (B,): targets from here to the end
             past = self.span[:T] >= self._to_device(left)[:, None] # (B, T)
             x, y = rows[:, :-1].long(), rows[:, 1:].long()
-            yield x.masked_fill_(past, 0), y.masked_fill_(past, -1), left.clamp(max=T)
+            yield x.masked_fill_(past, 0), self._only_judged(y.masked_fill_(past, -1)), left.clamp(max=self.judged)
 
     def _rows(self, split, starts):
         """Returns the T + 1 tokens from each of starts (B,) on, (B, T + 1); past the end, the last token."""
@@ -163,6 +178,23 @@ class Dataset:
             # larger files are checked batch by batch
             if ids.nbytes <= CHECKED:
                 self._check_ids(split, ids)
+
+    def _read_rows(self, rows, bins):
+        """Returns the length of examples, which of their targets are ignored, bool (T,), and how many are not."""
+        rows, T = rows if isinstance(rows, dict) else {}, self.block_size
+        length, judged = rows.get('length'), rows.get('judged')
+        if not (type(length) is int and length > 1 and isinstance(judged, list) and judged
+                and all(type(i) is int and 0 <= i < length - 1 for i in judged)
+                and not any(len(ids) % length for ids in bins.values())):
+            raise Stop(f'{short_path(self.folder)}/meta.json: rows must be the length of each example, of which the '
+                       'splits hold a whole number, and positions below length - 1 of targets that are judged')
+        # who wants to know what a set is asks with a context of 1
+        if T not in (1, length - 1):
+            raise Stop(f'block_size={T}: each example of {short_path(self.folder)} has {length} tokens: '
+                       f'set block_size to {length - 1}')
+        ignored = torch.ones(length - 1, dtype=torch.bool)
+        ignored[judged] = False
+        return length, ignored[:T].to(self.device), len(set(judged))
 
     def _check_files(self, files):
         """Raises Stop if a file has changed since the set was prepared; warns where meta.json does not say."""
@@ -241,9 +273,12 @@ def how_to_prepare(folder):
     return f'python {short_path(DATA / "text/prepare.py")} FILE... --out={short_path(folder)}'
 
 
-def fingerprint(folder):
-    """Returns a hash of each split's size and of 16 MiB spread evenly over it, enough to notice a change."""
-    digest = hashlib.sha256()
+def fingerprint(folder, rows=None):
+    """Returns a hash of each split's size and of 16 MiB spread evenly over it, enough to notice a change.
+
+    rows: meta.json's, which say what of it is judged.
+    """
+    digest = hashlib.sha256(b'' if rows is None else json.dumps(rows, sort_keys=True).encode())
     for split in SPLITS:
         with open(folder / f'{split}.bin', 'rb') as f:
             size = f.seek(0, os.SEEK_END)

@@ -161,7 +161,8 @@ def write_pieces(folder, pieces, meta):
             meta_json.unlink()
         for name in names:
             os.replace(folder / f'{name}.tmp', folder / name)
-    kind = dict(char=f'{meta["vocab_size"]:,} characters', bytes='bytes', gpt2='GPT-2 BPE')[meta['kind']]
+    kind = dict(char=f'{meta["vocab_size"]:,} characters', bytes='bytes', gpt2='GPT-2 BPE',
+                ids=f'{meta["vocab_size"]:,} ids')[meta['kind']]
     sizes = f'{tokens["train"]:,} + {tokens["val"]:,} tokens'
     print(f'prepared {short_path(folder)}: {sizes}, {kind}', flush=True)
 

@@ -5,6 +5,7 @@
     ckpt/step_00000250.old/     one that a save is replacing
     ckpt/.tmp-<pid>/            one that is being written, and that nobody reads
     ckpt/.tmp-step_00000250/    one that is being deleted, and that nobody reads
+    kept/step_00000256/         a spaced one, the same without optim.safetensors: to look at, not to resume from
 
 A checkpoint gets its name by one rename after everything in it is on the disk, so none is incomplete. Nothing
 in it is executed.
@@ -39,7 +40,7 @@ class Checkpoints:
 
     def __init__(self, out_dir):
         self.out_dir = Path(out_dir).expanduser()
-        self.ckpt = self.out_dir / 'ckpt'
+        self.ckpt, self.kept = self.out_dir / 'ckpt', self.out_dir / 'kept'
         self.log_path = self.out_dir / 'log.jsonl'
         self._saver, self._saving = ThreadPoolExecutor(1), None
 
@@ -48,16 +49,17 @@ class Checkpoints:
     def save(self, step, model, optim, state):
         """Writes ckpt/step_<step>/ from two dicts of tensors and a dict for JSON; returns the folder.
 
-        Stop if the disk is full.
+        Without an optimizer, optim=None, it is kept/step_<step>/. Stop if the disk is full.
         """
-        tmp, final = self.ckpt / f'.tmp-{os.getpid()}', self.ckpt / f'step_{step:08d}'
-        tensors = {MODEL_FILE: to_cpu(model), OPTIM_FILE: to_cpu(optim)}
+        place = self.kept if optim is None else self.ckpt
+        tmp, final = place / f'.tmp-{os.getpid()}', place / f'step_{step:08d}'
+        tensors = {MODEL_FILE: to_cpu(model)} | ({} if optim is None else {OPTIM_FILE: to_cpu(optim)})
         need = sum(t.nbytes for part in tensors.values() for t in part.values()) + MARGIN
         try:
-            with disk_errors(self.ckpt, need):
+            with disk_errors(place, need):
                 # 1) room for all of it, before the first byte
-                self.ckpt.mkdir(exist_ok=True)
-                if shutil.disk_usage(self.ckpt).free < need:
+                place.mkdir(exist_ok=True)
+                if shutil.disk_usage(place).free < need:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 # 2) the log first: a run that resumes from this checkpoint relies on the records before it
                 if self.log_path.exists():
@@ -68,8 +70,7 @@ class Checkpoints:
                 tmp.mkdir()
                 with ThreadPoolExecutor() as pool:
                     write = lambda name: write_tensors(tmp / name, tensors[name], pool)
-                    entries = pool.map(write, TENSOR_FILES)
-                    files = dict(zip(TENSOR_FILES, entries, strict=True))
+                    files = dict(zip(tensors, pool.map(write, tensors), strict=True))
                 # 4) state.json last, with their sizes and checksums; write_atomic() syncs the folder too
                 raw = seal({**state, 'step': step, 'files': files})
                 if len(raw) > STATE_LIMIT:
@@ -81,7 +82,7 @@ class Checkpoints:
                     final.rename(final.with_suffix('.old'))
                 # 6) its name, by one rename; then the folders' lists of names go to the disk
                 tmp.rename(final)
-                fsync(self.ckpt)
+                fsync(place)
                 fsync(self.out_dir)
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
@@ -98,7 +99,7 @@ class Checkpoints:
         self.wait()
         # the next training step changes the tensors in place
         copy = lambda tensors: {name: t.detach().to('cpu', copy=True) for name, t in tensors.items()}
-        copies = copy(model), copy(optim)
+        copies = copy(model), None if optim is None else copy(optim)
         self._saving = self._saver.submit(lambda: (self.save(step, *copies, state), self.prune()))
 
     def wait(self):
@@ -119,7 +120,7 @@ class Checkpoints:
 
     def finish_replace(self):
         """Deletes a replaced checkpoint if the new one is in place; else gives it its name back."""
-        for old in self.ckpt.glob('step_*.old'):
+        for old in (*self.ckpt.glob('step_*.old'), *self.kept.glob('step_*.old')):
             new = old.with_suffix('')
             if new.exists():
                 delete(old)
@@ -128,7 +129,7 @@ class Checkpoints:
 
     def remove_unfinished(self):
         """Cleans up after killed processes. Only the process that holds the lock may call it."""
-        for stale in self.ckpt.glob('.tmp-*'):
+        for stale in (*self.ckpt.glob('.tmp-*'), *self.kept.glob('.tmp-*')):
             # of a process, or of a checkpoint that is being deleted
             if re.fullmatch(r'\.tmp-(\d+|step_\d{8,}(\.old)?)', stale.name):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -147,10 +148,11 @@ class Checkpoints:
 
     def checkpoints(self):
         """Returns the step folders, newest first, which may turn out damaged when they are read."""
-        is_checkpoint = lambda f: re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()
-        found = filter(is_checkpoint, self.ckpt.glob('step_*'))
-        # a replaced one comes after the one that replaces it
-        return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
+        return checkpoints_in(self.ckpt)
+
+    def spaced(self):
+        """Returns the step folders of spaced checkpoints, newest first; prune() and resuming leave them alone."""
+        return checkpoints_in(self.kept)
 
     def holds_run(self):
         """Returns True if there is a checkpoint, or the config.json of a run that has none yet."""
@@ -166,8 +168,8 @@ class Checkpoints:
     def load(self, which='latest', optim=True):
         """Returns (state, model tensors, optimizer tensors or None) of 'latest', 'best' or a step, verified.
 
-        If it is damaged, 'latest' and 'best' warn and take the next one. Stop if none is left, or if the step
-        asked for is damaged or missing.
+        A step without its optimizer may be a spaced one. If it is damaged, 'latest' and 'best' warn and take the
+        next one. Stop if none is left, or if the step asked for is damaged or missing.
         """
         folders = self.checkpoints()
         if which == 'best':
@@ -176,6 +178,7 @@ class Checkpoints:
         elif which != 'latest':
             if not re.fullmatch(r'(step_)?\d{1,18}', str(which)):
                 raise Stop(f"checkpoint {which!r}: allowed are 'latest', 'best' and a step")
+            folders += [] if optim else self.spaced()
             folders = [f for f in folders if step_of(f) == int(str(which).removeprefix('step_'))]
         # the first that is intact
         for folder in folders:
@@ -186,6 +189,8 @@ class Checkpoints:
             except CheckpointError as error:
                 warn(f'skipped {error}')
         present = ', '.join(f.name for f in self.checkpoints()) or 'none'
+        if spaced := self.spaced():
+            present += f'; spaced: {" ".join(str(step_of(f)) for f in reversed(spaced))}'
         raise Stop(f'--out_dir={self.out_dir}: no usable checkpoint for {which!r} (found: {present})',
                    NO_CHECKPOINT)
 
@@ -327,6 +332,21 @@ def measured_on(state):
     eval_iters, curve_iters, rows = (value if type(value := options.get(name)) is int else 0
                                      for name in ('eval_iters', 'curve_iters', 'batch_size'))
     return str(state.get('data')), (curve_iters or eval_iters) * rows, eval_iters * rows
+
+
+def is_spaced(step):
+    """Returns True for 0 to 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 ...: four an octave, 13 a decade."""
+    # numbers of three binary digits, and zeros after them
+    zeros = max(step.bit_length() - 3, 0)
+    return step >> zeros << zeros == step
+
+
+def checkpoints_in(place):
+    """Returns the step folders in a folder, newest first."""
+    is_checkpoint = lambda f: re.fullmatch(r'step_\d{8,}(\.old)?', f.name) and f.is_dir()
+    found = filter(is_checkpoint, place.glob('step_*'))
+    # a replaced one comes after the one that replaces it
+    return sorted(found, key=lambda f: (step_of(f), f.suffix == ''), reverse=True)
 
 
 def step_of(folder):

@@ -2,7 +2,7 @@
 
     config.json, result.json    one JSON object each, replaced in one step
     log.jsonl                   a JSON object per line; what is not finite is "NaN", "Infinity" or "-Infinity"
-    ckpt/                       checkpoints, see core/run/checkpoint.py
+    ckpt/, kept/                checkpoints, and spaced ones with --keep=log, see core/run/checkpoint.py
     aside/                      checkpoints later than the one that a run was resumed from
     previous/, previous.1/ ...  the runs before this one, the oldest first, moved there by archive_previous()
     .lock                       "pid host" of the process that writes here
@@ -19,13 +19,13 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from core.errors import BAD_INPUT, BUSY, DISK_FULL, Stop
-from core.run.checkpoint import MARGIN, Checkpoints, is_readable, step_of
+from core.run.checkpoint import MARGIN, Checkpoints, delete, is_readable, step_of
 from core.run.files import FULL, disk_errors, free_name, from_json, read_json, seal, to_json, warn, write_atomic
 
 # where the text of .lock begins: Windows lets no other process read the locked byte, the first
 LOCK_TEXT = 1 if os.name == 'nt' else 0
 # what archive_previous() moves; ckpt comes last, so that until then a resume finds it
-OF_A_RUN = 'result.json', 'config.json', 'log.jsonl', 'aside', 'ckpt'
+OF_A_RUN = 'result.json', 'config.json', 'log.jsonl', 'aside', 'kept', 'ckpt'
 
 
 class RunFolder(Checkpoints):
@@ -43,7 +43,7 @@ class RunFolder(Checkpoints):
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             # a folder made by others must not lead elsewhere
-            for name in 'ckpt', 'aside', 'previous', '.moving':
+            for name in 'ckpt', 'kept', 'aside', 'previous', '.moving':
                 place = self.out_dir / name
                 if place.is_symlink():
                     raise Stop(f'{place} is a link; give the place itself as --out_dir')
@@ -102,8 +102,11 @@ class RunFolder(Checkpoints):
         """Opens the log to continue at `step`. Records from `step` on are removed, and a line cut short too.
 
         Later checkpoints move to aside/. In place, a later resume would jump to them, and prune() would count
-        a damaged one as the newest.
+        a damaged one as the newest. Later spaced ones are removed, because the run writes them again.
         """
+        for folder in self.spaced():
+            if step_of(folder) > step:
+                delete(folder)
         for folder in self.checkpoints():
             if step_of(folder) > step:
                 superseded = free_name(self.out_dir / 'aside' / folder.name)

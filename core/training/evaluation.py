@@ -35,23 +35,22 @@ def evaluate(forward, data, machine, split, batch_size, limit=0):
 def launch(forward, data, machine, split, batch_size, limit=0):
     """Launches what evaluate() computes; returns a function that waits for the device and returns the Evaluation."""
     losses, targets, stats = [], [], {}
-    for x, y, n in data.windows(split, batch_rows(machine, data, batch_size), limit):
+    for x, y, _ in data.windows(split, batch_rows(machine, data, batch_size), limit):
         found = {}
         with machine.precision():
             logits = forward(x, found)
         # both stay on the device: reading a number would wait for it
         losses.append(token_losses(logits, y))
-        targets.append(n)
+        targets.append(y != -1)
         for name, layers in found.items():
             means = torch.stack([t.float().mean() for t in layers])
             stats.setdefault(name, []).append(means * len(x))
 
     def finish():
-        per_window = torch.cat(targets) # (W,)
-        nats = torch.cat(losses).cpu().double() # (W, T)
+        nats, is_target = torch.cat(losses).cpu().double(), torch.cat(targets).cpu() # (W, T) each
         # a batch counts by its rows
         means = {f'stats.{name}': (sum(batches) / len(nats)).tolist() for name, batches in stats.items()}
-        return Evaluation(*mean_losses(nats, per_window, data.bytes_per_token), means)
+        return Evaluation(*mean_losses(nats, is_target, data.bytes_per_token), means)
     return finish
 
 
@@ -70,14 +69,13 @@ def token_losses(logits, targets):
     return losses.view(targets.shape)
 
 
-def mean_losses(nats, targets, bytes_per_token):
+def mean_losses(nats, is_target, bytes_per_token):
     """Returns the first four fields of an Evaluation.
 
-    nats: float64 (W, T), 0 where there is no target; targets: how many each window has, at its beginning, (W,).
+    nats: float64 (W, T), 0 where there is no target; is_target: bool (W, T).
     """
-    totals = nats.sum(1) # (W,)
+    totals, targets = nats.sum(1), is_target.sum(1) # (W,) each
     loss = (totals.sum() / targets.sum()).item()
     bits_per_byte = loss / math.log(2) / bytes_per_token if bytes_per_token else None
-    is_target = torch.arange(nats.size(1)) < targets[:, None] # (W, T)
     at_position = zip(nats.sum(0).tolist(), is_target.sum(0).tolist(), strict=True)
     return loss, bits_per_byte, (totals / targets).tolist(), [total / n if n else None for total, n in at_position]

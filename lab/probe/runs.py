@@ -98,7 +98,7 @@ def open_runs(out_dir, ckpt='auto', device='auto', dtype='auto', variant='base',
             if arm in arms and run_state(folder) == 'done' and RunFolder(folder).checkpoints()]
     if lost := arms - {run.arm for run in runs}:
         raise Stop(f'{out_dir}: no checkpoint of {", ".join(sorted(lost))}; its studies keep them with '
-                   '--keep_checkpoints=True', NO_CHECKPOINT)
+                   '--keep_checkpoints=True, runs that are done with --retry=True as well', NO_CHECKPOINT)
     return runs
 
 

@@ -19,13 +19,13 @@ from lab.study.store import code_hash, device_kind
 from model import GPTConfig, build, load_classes
 
 # options that a study sets itself
-SET_BY_AB = 'seed', 'out_dir', 'init_from'
+SET_BY_AB = 'seed', 'out_dir', 'init_from', 'keep'
 # options that change what is measured: losses of arms that differ in one cannot be compared
 MEASURED = 'dataset', 'block_size', 'eval_iters', 'curve_iters', 'eval_train', 'eval_only'
 # options that change where and how a run runs, not what it computes
 NOT_COMPUTED = ('out_dir', 'init_from', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device',
                 'backend', 'eval_only', 'log_interval', 'checkpoint_minutes', 'save_best',
-                'always_save_checkpoint')
+                'always_save_checkpoint', 'keep')
 
 
 @dataclass
@@ -130,7 +130,8 @@ def parse_arms(o, given):
     specs.sort(key=lambda spec: spec[0] != baseline)
 
     if wrong := next((g for g in given if g.name in SET_BY_AB and g.origin == COMMAND_LINE), None):
-        raise Stop(f'{wrong.name}={wrong.value}: is set by ab.py, for each run; --first_seed moves all seeds')
+        raise Stop(f'{wrong.name}={wrong.value}: is set by ab.py, for each run; --first_seed moves all seeds, and '
+                   '--keep_checkpoints=log keeps spaced checkpoints')
     # an option that no arm has is a typo; an option that some arms have goes to those
     known = []
     for _, own in specs:

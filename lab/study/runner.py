@@ -87,6 +87,10 @@ class Runner:
             failed = f', {counts["failed"]} failed; --retry=True trains them again' * (counts['failed'] > 0)
             print(f'{counts["done"]} of {total} runs are done already{failed}')
 
+        if lacking := sum(self.study.lacks_checkpoints(arm, seed) for arm, seed in arm_seeds):
+            print(f'{lacking} of these have no checkpoints, because they were trained without '
+                  f'--keep_checkpoints={self.study.options.keep_checkpoints}; --retry=True trains them again')
+
         tasks = [self.train_task(arm, seed) for arm, seed in todo]
         with contextlib.closing(ProgressLine(tasks, total, counts)) as progress:
             for task, result in self.train_tasks(tasks, progress.update):

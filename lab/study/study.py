@@ -124,6 +124,12 @@ class Study:
         """Returns new, partial, done, diverged or failed."""
         return run_state(self.run_folder(arm, seed))
 
+    def lacks_checkpoints(self, arm, seed):
+        """Returns True for a run that is done, whose checkpoints this study keeps and another has deleted."""
+        keep, run = self.options.keep_checkpoints, RunFolder(self.run_folder(arm, seed))
+        there = run.checkpoints() and (keep != 'log' or run.spaced())
+        return bool(keep) and not there and self.state(arm, seed) == 'done'
+
     def ended(self, arm):
         """Returns the seeds of the arm's runs that have a loss or diverged, in their order."""
         return [seed for seed in self.seeds_of(arm) if self.state(arm, seed) in ('done', 'diverged')]

@@ -45,7 +45,7 @@ class TrainTask:
     folder: str                 # the run's
     first: bool = False         # the arm's first run: some text of its model is kept
     check: bool = False         # its trained model is checked
-    keep_checkpoints: bool = False
+    keep_checkpoints: bool | str = False # log: spaced ones, too
 
 
 @dataclass
@@ -245,9 +245,10 @@ def train_claimed_run(task, device, signals):
     resume = (folder / STARTED).exists() and (folder / 'config.json').exists()
     write_json(folder / STARTED, dict(arm=arm.name, seed=seed))
     o = dataclasses.replace(arm.options, seed=seed, out_dir=str(folder), device=device,
-                            init_from='resume' if resume else 'scratch')
+                            init_from='resume' if resume else 'scratch',
+                            keep='log' if task.keep_checkpoints == 'log' else 'none')
     # all model options count as given, because a resumed run compares only given ones with its config.json
-    origin = arm.origin | dict(out_dir='command line', seed='ab.py')
+    origin = arm.origin | dict(out_dir='command line', seed='ab.py', keep='ab.py')
     origin |= {name: 'ab.py' for name in arm.model_args if origin.get(name, 'default') == 'default'}
     config = SimpleNamespace(options=o, model_args=arm.model_args, origin=origin)
     m, data, model, val = yield from train.train(config, signals)
@@ -262,7 +263,8 @@ def train_claimed_run(task, device, signals):
         sample=sample, no_sample=no_sample,
         checks=checked(checks.check_trained(model, m, o, data)) if task.check else None))
     if not task.keep_checkpoints:
-        shutil.rmtree(RunFolder(folder).ckpt, ignore_errors=True)
+        for place in RunFolder(folder).ckpt, RunFolder(folder).kept:
+            shutil.rmtree(place, ignore_errors=True)
     return result['val_loss']
 
 

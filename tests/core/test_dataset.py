@@ -855,3 +855,35 @@ def test_gpu_gets_the_same_data_without_waiting(counting, monkeypatch):
     for other in (windows, streamed.windows('val', 3)):
         for a, b in zip(cpu.windows('val', 3), other, strict=True):
             assert torch.equal(a[0], b[0].cpu()) and torch.equal(a[1], b[1].cpu()) and torch.equal(a[2], b[2])
+
+
+# -- sets of examples
+
+ROWS = dict(kind='ids', vocab_size=100, rows=dict(length=5, judged=[1, 3]))
+
+
+def test_examples_are_read_whole_and_judged_where_they_say(tmp_path):
+    ds = Dataset(make(tmp_path / 'rows', np.arange(50), np.arange(50, 85), ROWS), 4)
+    X, Y = ds.batch('train', 3, 64, 1)
+    assert (X[:, 0] % 5 == 0).all() and set(X[:, 0].tolist()) == set(range(0, 50, 5))
+    assert torch.equal(X, X[:, :1] + torch.arange(4))
+    assert torch.equal(Y, torch.where(torch.tensor([False, True, False, True]), X + 1, -1))
+    windows = list(ds.windows('val', 3))
+    X, Y, n = map(torch.cat, zip(*windows, strict=True))
+    assert X[:, 0].tolist() == list(range(50, 85, 5)) and len(X) == ds.count_windows('val') == 7
+    assert torch.equal(Y[:, [1, 3]], X[:, [1, 3]] + 1) and (Y[:, [0, 2]] == -1).all() and n.tolist() == [2] * 7
+    assert torch.cat([x for x, _, _ in ds.windows('val', 3, 2)])[:, 0].tolist() == [55, 75]
+    # the same tokens, judged elsewhere, are another set
+    other = make(tmp_path / 'other', np.arange(50), np.arange(50, 85), ROWS | dict(rows=dict(length=5, judged=[3])))
+    text = make(tmp_path / 'text', np.arange(50), np.arange(50, 85), dict(kind='ids', vocab_size=100))
+    assert len({ds.hash, Dataset(other, 4).hash, Dataset(text, 4).hash}) == 3
+    # whoever asks what the set is needs no context
+    assert Dataset(str(tmp_path / 'rows'), 1).hash == ds.hash
+    assert 'set block_size to 4' in refused(Dataset, str(tmp_path / 'rows'), 3)
+
+
+@pytest.mark.parametrize('rows', [5, {}, dict(length=4, judged=[1]), dict(length=5, judged=[4]),
+                                  dict(length=5, judged=[]), dict(length=1, judged=[0]), dict(length='5', judged=[1])])
+def test_bad_rows_are_one_line(tmp_path, rows):
+    folder = make(tmp_path / 'bad', np.arange(50), meta=ROWS | dict(rows=rows))
+    assert 'meta.json: rows must be' in refused(Dataset, folder, 4)

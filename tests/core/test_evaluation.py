@@ -94,3 +94,14 @@ def test_batches_fill_the_machine():
     # as many as it trains with, where the logits of one row are many already
     assert batch_rows(gpu, gpt2, 12) == 12
     assert batch_rows(CPU, char, 12) == 4 * torch.get_num_threads()
+
+
+def test_only_what_is_judged_counts():
+    split = Split(left=T)
+    split.y[:, [0, 2, 3]] = -1
+    found = evaluate(bigram, split, CPU, 'val', 2)
+    losses = -TABLE.double().log_softmax(-1)[split.x, split.y.clamp(min=0)][:, [1, 4, 5, 6, 7]]
+    assert found.loss == pytest.approx(losses.mean().item(), abs=1e-6)
+    assert found.windows == pytest.approx(losses.mean(1).tolist(), abs=1e-6)
+    assert [i for i, loss in enumerate(found.positions) if loss is None] == [0, 2, 3]
+    assert [x for x in found.positions if x is not None] == pytest.approx(losses.mean(0).tolist(), abs=1e-6)

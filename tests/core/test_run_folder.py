@@ -128,7 +128,11 @@ def test_killed_inside_a_save(tmp_path, spawn, capsys):
     assert 'skipped' not in capsys.readouterr().err     # never half a checkpoint under its final name
 
 
-def die_at(out, n):
+def save_spaced(run, step, content=None):
+    return run.save(step, tensors(content or step), None, {'val_loss': None})
+
+
+def die_at(out, n, spaced):
     """Replaces checkpoint 7 and prunes 6, and dies by SIGKILL at the n-th call that touches the disk."""
     seen = 0
 
@@ -141,20 +145,23 @@ def die_at(out, n):
     run = RunFolder(out)
     run.lock()
     sys.addaudithook(hook)
-    run.save(7, tensors(70), tensors(70, part='optim'), {'val_loss': 0})
-    run.prune(keep=1)
+    if spaced:
+        save_spaced(run, 7, 70)
+    else:
+        run.save(7, tensors(70), tensors(70, part='optim'), {'val_loss': 0})
+        run.prune(keep=1)
 
 
-def die_everywhere(pipe, folder):
+def die_everywhere(pipe, folder, spaced):
     """Dies at each call in turn, as a fork of this process, in folder/1, folder/2 and so on, until one survives."""
     torch.set_num_threads(1)
     for n in range(1, 99):
         out = folder / str(n)
         out.mkdir()
         for step in 6, 7:
-            save(RunFolder(out), step)
+            (save_spaced if spaced else save)(RunFolder(out), step)
         if (pid := os.fork()) == 0:
-            die_at(out, n)
+            die_at(out, n, spaced)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
         if status == 0:
@@ -166,7 +173,7 @@ def die_everywhere(pipe, folder):
 @posix
 def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
     """After each kill a valid checkpoint 7 is there, old or new, and the next owner cleans up."""
-    _, pipe = spawn(die_everywhere, tmp_path)
+    _, pipe = spawn(die_everywhere, tmp_path, False)
     survived = pipe.recv()
     assert survived > 15                                # the hook does see the calls
     for n in range(1, survived):
@@ -179,6 +186,21 @@ def test_killed_at_every_call_of_a_save_that_replaces(tmp_path, spawn):
             content = 7 if state['val_loss'] else 70
             assert state['step'] == 7
             assert same(model, tensors(content)) and same(optim, tensors(content, part='optim'))
+
+
+@posix
+def test_killed_at_every_call_of_a_spaced_save_that_replaces(tmp_path, spawn):
+    _, pipe = spawn(die_everywhere, tmp_path, True)
+    survived = pipe.recv()
+    assert survived > 10
+    for n in range(1, survived):
+        out = tmp_path / str(n)
+        for cleaned in False, True:
+            if cleaned:
+                RunFolder(out).lock()
+                assert names(out / 'kept') == ['step_00000006', 'step_00000007']
+            _, model, optim = RunFolder(out).load(7, optim=False)
+            assert optim is None and (same(model, tensors(7)) or same(model, tensors(70)))
 
 
 def test_what_is_saved_behind_is_what_the_tensors_were(run, monkeypatch):
@@ -495,10 +517,12 @@ def test_full_before_saving(run, monkeypatch):
     assert names(run.ckpt) == ['step_00000001']
 
 
+@pytest.mark.parametrize('write', [save, save_spaced])
 @pytest.mark.parametrize('step', [1, 2])
-def test_full_at_every_call_of_a_save(run, monkeypatch, step):
+def test_full_at_every_call_of_a_save(run, monkeypatch, step, write):
     """Also if the disk fills up while the only checkpoint is replaced."""
     save(run, 1)
+    save_spaced(run, 1)
     fsync, calls = os.fsync, 0
     for n in range(1, 99):
         def full(fd, n=n):
@@ -510,11 +534,12 @@ def test_full_at_every_call_of_a_save(run, monkeypatch, step):
         calls = 0
         monkeypatch.setattr(os, 'fsync', full)
         try:
-            save(run, step)
+            write(run, step)
         except Stop as stop:
-            assert stop.code == DISK_FULL and str(run.ckpt) in str(stop)
-        assert not list(run.ckpt.glob('.tmp-*'))
+            assert stop.code == DISK_FULL and str(run.kept if write is save_spaced else run.ckpt) in str(stop)
+        assert not list(run.out_dir.glob('*/.tmp-*'))
         check(run.load(1), 1)
+        assert same(RunFolder(run.out_dir).load('1', optim=False)[1], tensors(1))
         if calls < n:
             break
     assert n > 5
@@ -608,6 +633,37 @@ def test_prune(run):
     check(run.load('best'), 3)
     run.prune(keep=1)
     assert names(run.ckpt) == ['step_00000003', 'step_00000007']
+
+
+def test_spaced_checkpoints_are_there_to_look_at_alone(run):
+    assert [step for step in range(50) if core.run.checkpoint.is_spaced(step)] == [
+        *range(9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48]
+    # thirteen a decade
+    assert sum(map(core.run.checkpoint.is_spaced, range(1000, 10000))) == 13
+    for step in 4, 5, 6, 7:
+        save(run, step)
+    for step in 1, 2, 8, 10:
+        run.save_behind(step, tensors(step), None, {'val_loss': -step})
+    run.wait()
+    assert names(run.kept) == [f'step_000000{n}' for n in ('01', '02', '08', '10')]
+    assert names(run.kept / 'step_00000008') == [MODEL, STATE]
+    assert [int(f.name[5:]) for f in run.spaced()] == [10, 8, 2, 1]
+    # what one resumes from, or is best, is another
+    check(run.load(), 7)
+    assert run.load('best')[0]['step'] == 7 and [int(f.name[5:]) for f in run.checkpoints()] == [7, 6]
+    assert same(run.load(2, optim=False)[1], tensors(2))
+    assert 'spaced: 1 2 8 10)' in stops(NO_CHECKPOINT, run.load, 2)
+    stops(NO_CHECKPOINT, run.load, 3, optim=False)
+    # a damaged one is not read
+    (run.kept / 'step_00000001' / MODEL).write_bytes(b'')
+    stops(NO_CHECKPOINT, run.load, 1, optim=False)
+    # those after the step that a run goes on from are written again
+    run.log_open(8)
+    assert names(run.kept) == ['step_00000001', 'step_00000002', 'step_00000008']
+    assert not (run.out_dir / 'aside').exists()
+    run.write_json('config.json', CONFIG)
+    previous = RunFolder(run.archive_previous())
+    assert len(previous.spaced()) == 3 and not run.spaced()
 
 
 def test_prune_goes_on_when_a_delete_fails(run, monkeypatch, capsys):

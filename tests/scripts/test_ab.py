@@ -16,7 +16,7 @@ import train
 from core.data.prepare import prepare_chars
 from core.errors import BAD_INPUT, DIVERGED
 from core.run.files import read_json
-from core.run.folder import last_iteration
+from core.run.folder import RunFolder, last_iteration
 from lab.study import pool
 from lab.study.runner import ProgressLine
 from lab.study.store import code_hash, write_identity
@@ -225,6 +225,26 @@ def test_studies_share_runs(data, no_page):
     run_folder('one', 'base', 1338).joinpath('ab.json').unlink()
     pruned = call(ab.main, '--store=prune')
     assert pruned.out.startswith('3 runs removed') and '7 runs of 4 identities' in pruned.out
+
+
+def test_checkpoints_are_kept_on_request_afterwards_too(data, no_page):
+    options = dict(variants='rope', seeds=2, name='kept', max_iters=3, eval_interval=3)
+    ran(data, **options)
+    report, folders = report_of('kept'), [RunFolder(path) for path in sorted(STORE.glob('*/133[78]'))]
+    assert len(folders) == 4 and not any(run.checkpoints() or run.spaced() for run in folders)
+    # runs that are done are not trained again unasked
+    said = ran(data, **options, keep_checkpoints='log')
+    assert '4 of these have no checkpoints' in said.out and '--retry=True trains them again' in said.out
+    assert not any(run.checkpoints() for run in folders)
+    ran(data, **options, keep_checkpoints='log', retry=True)
+    for run in folders:
+        assert run.load()[0]['step'] == 3 and len(run.spaced()) == 4
+    runs_of = lambda report: [arm['runs'] for arm in without_times(report)['arms']]
+    assert runs_of(report_of('kept')) == runs_of(report)
+    # they are the same runs whatever is kept of them
+    said = ran(data, **options, keep_checkpoints=True, retry=True)
+    assert '4 of 4 runs are done already' in said.out and 'no checkpoints' not in said.out
+    assert '--keep_checkpoints=log' in ran(data, **options, keep='log').line(2)
 
 
 def test_a_comment_does_not_make_another_run(tmp_path):

@@ -419,6 +419,26 @@ def test_no_more_than_checkpoint_minutes_are_lost(go, tmp_path, monkeypatch):
     assert saved == [0, 4, 8, 12]
 
 
+def test_spaced_checkpoints_change_nothing_else(go, resume, tmp_path, whole):
+    """Nor are they others in a run that is stopped, and goes on."""
+    go(**HARD, max_iters=7, keep='log')
+    done = resume(max_iters=12, eval_interval=5, log_interval=1)
+    run = RunFolder(tmp_path / 'run')
+    assert done.code == 0 and losses(run.out_dir) == losses(whole) and hashes(run.out_dir, 12) == hashes(whole, 12)
+    assert [step_of(folder) for folder in reversed(run.spaced())] == [*range(9), 10, 12]
+    go('other', **HARD, max_iters=8, keep='log')
+    for step in run.spaced()[-9:]:
+        assert (step / MODEL).read_bytes() == (tmp_path / 'other/kept' / step.name / MODEL).read_bytes()
+    # the weights of a full one, with the loss that was measured of them
+    for step in 10, 12:
+        full, spaced = run.ckpt / f'step_{step:08d}' / MODEL, run.kept / f'step_{step:08d}' / MODEL
+        assert full.read_bytes() == spaced.read_bytes()
+    assert unseal((run.kept / 'step_00000010/state.json').read_bytes())['val_loss'] == run.load(10)[0]['val_loss']
+    said = call(sample.main, out_dir=run.out_dir, ckpt=6, num_samples=1, max_new_tokens=3)
+    assert said.code == 0
+    assert 'spaced: 0 1 2' in call(sample.main, out_dir=run.out_dir, ckpt=9).line(NO_CHECKPOINT)
+
+
 # -- what resume refuses, says, and keeps
 
 def test_resume_refuses_another_model(go, resume, tmp_path):
