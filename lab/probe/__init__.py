@@ -14,6 +14,7 @@ seeds.py        means over seeds, and differences of arms, with intervals
 scores.py       what models make of each token: loss, top 1 and 5, confidence
 splits.py       tokens by class of character, position, confidence and repetition
 charts.py       bars of differences by part
+lens.py         every operation of a pass, by torchlens
 
 One file for each command: attention, activations, ablate, patch, induction, shapes, tokens, compare, why, task.
 """

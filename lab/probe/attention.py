@@ -18,7 +18,7 @@ from lab.probe.hooks import attention_patterns, eager
 from lab.probe.options import RunOptions, folder_of, open_from, read_options
 from lab.probe.page import Cell, Maps, Page, Panel, Section, Table, Text
 from lab.probe.runs import Run, open_runs  # noqa: F401 open_runs is for notebooks
-from lab.probe.seeds import by_arm, over_seeds
+from lab.probe.seeds import by_arm, most_different, over_seeds
 from lab.report.figures import Chart, Series
 from model import CausalSelfAttention
 
@@ -49,7 +49,7 @@ class Options(RunOptions):
 
 
 class Drawn(NamedTuple):
-    """A run whose patterns are drawn: what watch() returns for tokens (1, T), which have names if they are few."""
+    """A run whose patterns are drawn: what watch() returns for tokens (1, T), with names if they are few."""
     run: Run
     idx: torch.Tensor
     names: list
@@ -71,7 +71,7 @@ def main(argv):
     arms = by_arm(open_from(o))
     runs = [run for seeds in arms.values() for run in seeds]
     if (T := min(run.model.config.block_size for run in runs)) <= FROM:
-        raise Stop(f'block_size={T}: attention is measured from the third token on; allowed: at least {FROM + 1}')
+        raise Stop(f'block_size={T}: attention is measured from the third token on; allowed: 3 or more')
     # what is drawn comes first, because a text may be refused
     texts = [(run, text_of(run, o.text)) for run, *_ in list(arms.values())[:DRAWN]]
     drawn = [Drawn(run, idx, token_names(run, idx) if o.text else (), *watch(run, idx)) for run, idx in texts]
@@ -84,8 +84,10 @@ def main(argv):
     pairs = {arm: pair(arms[base], heads[base], seeds, heads[arm])
              for arm, seeds in arms.items() if arm != base}
     base_mean = np.mean([all_heads(h) for h in heads[base]], axis=0)
-    sentences = [differs_most(arm, base, base_mean, *pair) for arm, pair in pairs.items()]
-    sentences = sentences if study else kinds_of_one(heads[base][0])
+    sentences = kinds_of_one(heads[base][0])
+    if study:
+        sentences = [in_short(base, heads[base]),
+                     *(differs_most(arm, base, base_mean, *pair) for arm, pair in pairs.items())]
     run, rows = runs[0], len(next(iter(heads[base][0].values())))
     subtitle = (f'{o.out_dir}, {counted(runs)}; measured over {rows} windows of the validation split of '
                 f'{run.options["dataset"]}, from the third token of each on')
@@ -111,7 +113,7 @@ def counted(runs):
 # one pass
 
 def watch(run, idx):
-    """Returns {module's name: patterns (B, heads, T, T)} by layer, and the Loggeds, of a pass over idx (B, T).
+    """Returns {module's name: patterns (B, heads, T, T)} by layer, and [Logged], of a pass over idx (B, T).
 
     A pattern's row is NaN where a token did not come to the module, as where a variant routes them.
     """
@@ -150,7 +152,7 @@ def by_token(weights, pos_q, pos_k, T):
 
 @contextmanager
 def stat_owners(model, stats):
-    """A context that collects which modules log, {stat's name: [module's name for each tensor in stats[name]]}."""
+    """A context that collects which modules log: {stat's name: [module's name, for each tensor of stats]}."""
     owners, running = {}, []
 
     # what has no owner was logged since the last call began or ended, by the module that was running
@@ -176,7 +178,7 @@ def stat_owners(model, stats):
 
 
 def heads_and_positions(value, B, T, n_head):
-    """Returns a logged tensor as (B, heads, T), 1 for what it does not depend on; the mean over anything else.
+    """Returns a logged tensor as (B, heads, T), 1 for what it does not depend on, the mean over all else.
 
     n_head: 0 where no dimension is that of heads.
     """
@@ -213,10 +215,10 @@ def head_name(name, head):
 # measures
 
 def measure(run, limit=0):
-    """Returns what heads look at over windows of the validation split, and the means of what the variant logs.
+    """Returns what heads look at over windows of the validation split, and the means of what is logged.
 
-    They are {pattern's name: (windows, heads, 6)}, NaN where a window has no query, and {(name, place): (heads,)}.
-    limit: how many windows; 0: all.
+    They are {pattern's name: (windows, heads, 6)}, NaN where a window has no query, and
+    {(name, place): (heads,)}. limit: how many windows; 0: all.
     """
     found, logged, rows = {}, {}, 0
     for x, y in run.windows(limit):
@@ -234,7 +236,7 @@ def measure(run, limit=0):
 def measure_heads(weights, is_text):
     """Returns the MEASURES (B, nh, 6) of weights (B, nh, T, T): means over queries from the third on.
 
-    is_text (B, T): False for queries that do not count. Weights count by their sizes, as shares of the row's sum.
+    is_text (B, T): False for queries that do not count. Weights count by size, as shares of their row's sum.
     """
     size = weights.double().abs()
     share = size / size.sum(-1, keepdim=True)
@@ -276,7 +278,7 @@ def kinds(heads):
 
 
 def pair(base_runs, base_heads, runs, heads):
-    """Returns the differences of an arm's measures to the baseline's, by common seed: (n, 6), {layer: (n, 6)}."""
+    """Returns an arm's measures minus the baseline's, by common seed: (n, 6), and {layer: (n, 6)}."""
     base = {run.seed: h for run, h in zip(base_runs, base_heads, strict=True)}
     both = [(h, base[run.seed]) for run, h in zip(runs, heads, strict=True) if run.seed in base]
     layers = {}
@@ -292,6 +294,17 @@ def pair(base_runs, base_heads, runs, heads):
 # -----------------------------------------------------------------------------
 # sentences
 
+def in_short(arm, heads):
+    """Returns a sentence on the heads of an arm's runs."""
+    _, digits, *_ = MEASURES['distance']
+    distance = over_seeds([all_heads(run)[0] for run in heads])
+    counts = [f'{over_seeds([len(kinds(run)[measure][0]) for run in heads]).text(1)} {title}'
+              for measure, (title, *_) in KINDS.items()]
+    total = sum(values.size(1) for values in heads[0].values())
+    return (f'{arm}: heads look {distance.text(digits)} tokens back in the mean; of {total} there are '
+            f'{", ".join(counts)}.')
+
+
 def differs_most(arm, base, base_mean, differences, layers):
     """Returns a sentence on the measure in which an arm's heads differ most from the baseline's.
 
@@ -299,23 +312,19 @@ def differs_most(arm, base, base_mean, differences, layers):
     """
     n = len(differences)
     if n < 2:
-        return (f'{arm}: {"no seed" if n == 0 else "one seed"} in common with {base}, so no difference has an '
-                'interval.')
+        return f'{arm}: fewer than two seeds in common with {base}, so no difference has an interval.'
     # spread is entropy on another scale
     names = [name for name in MEASURES if name != 'spread']
     columns = [list(MEASURES).index(name) for name in names]
-    d = over_seeds(differences[:, columns], len(names))
+    best, d, sure = most_different(differences[:, columns], base_mean[columns])
     relative = np.abs(d.mean / base_mean[columns])
-    sure = np.abs(d.mean) > d.half
-    # the largest of those that are sure, else the one that is nearest to it
-    best = int(np.argmax(np.where(sure, relative, -1) if sure.any() else np.abs(d.mean) / (d.half + 1e-12)))
     _, digits, unit, words = MEASURES[names[best]]
     # two digits of the interval
     digits = min(max(digits, 1 - int(np.floor(np.log10(d.half[best] + 1e-12)))), 6)
     size = (f'{words}: {d.mean[best]:+.{digits}f} ± {d.half[best]:.{digits}f}{unit}, '
             f'{100 * relative[best]:.2g} % of {base}\'s {base_mean[columns[best]]:.3g}')
     how_sure = f'{n} seeds; 95 % for all {len(names)} measures together'
-    if not sure.any():
+    if not sure:
         return (f'{arm}: no measure of its heads differs for sure from {base}\'s. '
                 f'Nearest to it comes {size} ({how_sure}).')
     by_layer = {layer: values[:, columns[best]].mean() for layer, values in layers.items()}
@@ -334,7 +343,7 @@ def kinds_of_one(heads):
         which = (f'{len(found)} of {total}: {listed}{more}.' if found else
                  f'none of {total}; nearest is {most[1]} ({most[0]:.2f}).')
         lines.append(f'{title[0].upper()}{title[1:]}, {meaning}: {which}')
-    return [*lines, 'This is one run: with another seed heads come in another order, and other numbers of them. '
+    return [*lines, 'This is one run: with another seed heads come in another order, and in other numbers. '
                     'A study\'s folder gives intervals over seeds.']
 
 
@@ -343,8 +352,8 @@ def kinds_of_one(heads):
 
 def mean_cells(values, sign=''):
     """Returns the Cells of MEASURES, of values (n, 6), one row for each seed."""
-    digits = [digits for _, digits, *_ in MEASURES.values()]
-    return [mean_cell(over_seeds(column), n, sign) for column, n in zip(np.transpose(values), digits, strict=True)]
+    return [mean_cell(over_seeds(column), digits, sign)
+            for column, (_, digits, *_) in zip(np.transpose(values), MEASURES.values(), strict=True)]
 
 
 def mean_cell(mean, digits, sign=''):
@@ -360,8 +369,8 @@ def difference_table(pairs, base):
     """Returns the Table of all arms' differences to the baseline, whole and by layer."""
     rows = []
     for arm, (whole, layers) in pairs.items():
-        rows += [[f'{arm}, {name}', *mean_cells(d, '+')]
-                 for name, d in [('all heads', whole), *((f'layer {n}', d) for n, d in layers.items())] if len(d)]
+        named = {'all heads': whole} | {f'layer {n}': d for n, d in layers.items()}
+        rows += [[f'{arm}, {name}', *mean_cells(d, '+')] for name, d in named.items() if len(d)]
     return Table(f'Differences to {base}', ['arm', *measure_titles()], rows,
                  'Seed by seed; 95 % intervals, each by itself, over seeds.')
 
@@ -389,7 +398,7 @@ def kind_table(heads):
 
 
 def head_table(heads, study):
-    """Returns the Table of each head; in a study a layer's heads are ordered by their distance, in each seed."""
+    """Returns the Table of each head; in a study a layer's heads are ordered by distance, in each seed."""
     rows, several = [], len(heads) > 1
     names = sorted({name for runs in heads.values() for name in runs[0]}, key=place)
     for name in names:
@@ -403,8 +412,8 @@ def head_table(heads, study):
                     values = [v[np.argsort(v[:, 0])] for v in values]
                 title = f'{head_name(name, "")[:-2]}, no. {rank + 1}' if study else head_name(name, rank)
                 rows.append([f'{title}{f", {arm}" * several}', *mean_cells([v[rank] for v in values])])
-    note = ('The heads of a layer have no order that seeds share, so they are ordered by how far back they look: '
-            'no. 1 looks at what is nearest.' if study else '')
+    note = ('The heads of a layer have no order that seeds share, so they are ordered by how far back they '
+            'look: no. 1 looks at what is nearest.' if study else '')
     return Table('Heads', ['head', *measure_titles()], rows, note)
 
 
@@ -412,7 +421,7 @@ def head_table(heads, study):
 # patterns and what is logged
 
 def token_names(run, idx):
-    """Returns the texts of tokens idx (1, T) with signs for blanks, () where there are too many to be written."""
+    """Returns the texts of tokens idx (1, T) with signs for blanks, () where there are too many to write."""
     if idx.size(1) > NAMED:
         return ()
     texts = [run.tokenizer.decode([i]) for i in idx[0].tolist()]
@@ -420,25 +429,27 @@ def token_names(run, idx):
 
 
 def draw_patterns(patterns, logged, names=(), label=''):
-    """Returns Maps for each layer of patterns (1, heads, T, T), with marks where what is logged in tokens ends.
+    """Returns Maps for each layer of patterns (1, heads, T, T), with marks where logged windows end.
 
     names: of the tokens; label: in the titles and files' names, as of the arm.
     """
-    layers, note = {}, ''
+    layers, notes = {}, {}
     for name, weights in patterns.items():
         layer, n = place(name)
         title, (over, lines) = f'map {n}, ' if n > 1 else '', lines_over(name, weights, logged)
         if over:
-            note = f'Orange marks where the {over} ends, so many tokens back, if that is within the text.'
+            notes[layer] = f'Orange marks where the {over} ends, so many tokens back, if that is within the text.'
+        elif weights.isnan().any():
+            notes[layer] = 'Empty rows: tokens that do not come to this layer.'
         layers.setdefault(layer, []).extend(
             Panel(f'{title}head {h}', w.float().numpy(), lines[h]) for h, w in enumerate(weights[0]))
     return [Maps(slug('attention', label, f'layer_{layer}'), f'{f"{label}, " if label else ""}layer {layer}',
-                 panels, 'key', 'query', note, most=1.0, x_names=names, y_names=names)
+                 panels, 'key', 'query', notes.get(layer, ''), most=1.0, x_names=names, y_names=names)
             for layer, panels in layers.items()]
 
 
 def lines_over(name, weights, logged):
-    """Returns the name of what a module logs in tokens, '' for none, and the key at its end: (heads, T), or Nones."""
+    """Returns the name of a distance that a module logs, and the key at its end, (heads, T); '' and Nones."""
     _, nh, T, _ = weights.shape
     stat = next((s for s in logged if s.name in IN_TOKENS and s.module == name), None)
     # of routed tokens, what is logged is not by position
@@ -474,7 +485,7 @@ def logged_sections(logged, drawn, study):
     items = [Table('Means over the windows', ['logged', 'mean', 'lowest head', 'highest head'], rows)]
     for d in drawn:
         items += draw_logged(d.patterns, d.logged, d.names, d.run.title if study else '')
-    return [Section('What the variant logs', items, 'By position it is of the text whose patterns are above.')]
+    return [Section('What the variant logs', items, 'By position: of the text whose patterns are above.')]
 
 
 def short_mean(values):
@@ -494,15 +505,16 @@ def draw_logged(patterns, logged, names=(), label=''):
         if not found or stat in IN_TOKENS and any(s.module in patterns for s in found):
             continue
         title, fade = f'{label}: {stat}' if label else stat, 0.7 / max(len(found) - 1, 1)
-        lines = [Series(s.place, 1, list(range(s.value.size(2))), s.value[0].mean(0).tolist(), alpha=1 - fade * i)
-                 for i, s in enumerate(found)]
-        items.append(Chart(slug('logged', label, stat), f'{title} by position', 'position, 0 is the first', '',
-                           lines, layers=len(lines) > 2))
+        curves = [s.value[0].mean(0).tolist() for s in found]
+        lines = [Series(s.place, 1, list(range(len(y))), y, alpha=1 - fade * i)
+                 for i, (s, y) in enumerate(zip(found, curves, strict=True))]
+        items.append(Chart(slug('logged', label, stat), f'{title} by position', 'position, 0 is the first',
+                           stat, lines, layers=len(lines) > 2))
         if all(s.value.size(1) > 1 for s in found):
-            heads = [f'H{h}' for h in range(found[0].value.size(1))]
-            items.append(Maps(slug('logged', label, stat, 'heads'), f'{title} by head and position',
-                              [Panel(s.place, s.value[0].numpy()) for s in found], 'position', 'head',
-                              signed=any(float(s.value.min()) < 0 for s in found), x_names=names, y_names=heads))
+            heads, panels = found[0].value.size(1), [Panel(s.place, s.value[0].numpy()) for s in found]
+            items.append(Maps(slug('logged', label, stat, 'heads'), f'{title} by head and position', panels,
+                              'position', 'head', signed=any((p.values < 0).any() for p in panels),
+                              x_names=names, y_names=[f'H{h}' for h in range(heads)]))
     return items
 
 

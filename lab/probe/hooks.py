@@ -21,14 +21,18 @@ def matching(model, *patterns):
     """
     named = {name or 'model': module for name, module in eager(model).named_modules()}
     found = {name: module for name, module in named.items() if any(fnmatchcase(name, p) for p in patterns)}
-    if lost := next((p for p in patterns if not any(fnmatchcase(name, p) for name in named)), None):
+    for lost in [p for p in patterns if not any(fnmatchcase(name, p) for name in named)]:
         raise Stop(f'{lost}: names no module; {near_names(lost, list(named))}')
     return found
 
 
 def near_names(lost, named):
-    """Returns which of the names a pattern that matches none may have meant, or the first of them, as words."""
+    """Returns, in words, which of the names a pattern that matches none may have meant, or the first few."""
+    last = lambda name: name.rpartition('.')[2]
     near = [name for name in named if lost.strip('*') in name] or get_close_matches(lost, named, 3)
+    if not near:
+        like = get_close_matches(last(lost), set(map(last, named)), 1)
+        near = [name for name in named if last(name) in like]
     return f'near it: {", ".join(near[:3])}' if near else f'there are {", ".join(named[:8])} ...'
 
 
@@ -78,8 +82,8 @@ def replace(model, changes, inputs=False):
 def attention_patterns(model, positions=None):
     """A context that collects what each query attends to, {attention module's name: weights (B, heads, T, Tk)}.
 
-    positions: a dict to collect the positions of queries and keys, (B, T) and (B, Tk), under the same names; where
-    a variant routes tokens they are not 0, 1, 2 and so on.
+    positions: a dict to collect the positions of queries and keys, (B, T) and (B, Tk), under the same names;
+    where a variant routes tokens they are not 0, 1, 2 and so on.
 
     y = weights @ v, whatever a variant does to scores, so they are what attention makes of values that are the rows
     of a unit matrix: of compute_attention() where the variant calls it, else of attend(). A module that attends

@@ -60,13 +60,13 @@ class Tokens(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One map of Maps; values: (rows, columns), NaN for none; line: the column to mark in each row, or None."""
+    """One map of Maps; values: (rows, columns), NaN for none; line: the column to mark in each row."""
     title: str
     values: np.ndarray
     line: np.ndarray | None = None
 
     def marks(self):
-        """Returns [(x, y)] of the line in cells, (0, 0) the upper left corner, y the upper edge of x's row."""
+        """Returns the line's [(x, y)] in cells, from the upper left corner; y is its row's upper edge."""
         return [(x + 0.5, y) for y, x in enumerate(self.line.tolist()) if 0 <= x <= self.values.shape[1] - 1]
 
 
@@ -123,7 +123,8 @@ class Maps:
                     ax.plot([x - 0.5] * 2, [y - 0.5, y + 0.5], color=LINE, linewidth=1, solid_capstyle='butt')
             ax.tick_params(labelsize=6)
             if self.x_names:
-                ax.set_xticks(range(len(self.x_names)), self.x_names, rotation=90 * (longest(self.x_names) > 1))
+                upright = longest(self.x_names) > 1
+                ax.set_xticks(range(len(self.x_names)), self.x_names, rotation=90 * upright)
             if self.y_names:
                 ax.set_yticks(range(len(self.y_names)), self.y_names)
         for ax in axes[len(self.panels):]:

@@ -90,6 +90,7 @@ class Chart:
     delta: float | None = None  # not None: draws a line at 0 and a band of +-delta
     y_range: tuple | None = None # None: all of the series
     layers: bool = False        # the series are the layers of a model, in order
+    whole: bool = False         # x is a count, with ticks at whole numbers
 
     @property
     def span(self):
@@ -125,7 +126,7 @@ class Chart:
         if self.log:
             set_log_ticks(ax)
         else:
-            set_ticks(ax.xaxis, 4)
+            set_ticks(ax.xaxis, 4, self.whole)
         set_ticks(ax.yaxis, 5)
         ax.grid(axis='y', color=COLORS['rule'], linewidth=1)
         ax.set_axisbelow(True)
@@ -429,11 +430,14 @@ def set_log_ticks(ax):
     ax.xaxis.set_major_formatter('{x:g}')
 
 
-def set_ticks(axis, most):
-    """Sets ticks at round numbers within the axis, `most` intervals at most: 0.005, 2,000 or 66 M."""
+def set_ticks(axis, most, whole=False):
+    """Sets ticks at round numbers within the axis, `most` intervals at most: 0.005, 2,000 or 66 M.
+
+    whole: at whole numbers alone.
+    """
     from matplotlib.ticker import MaxNLocator
     low, high = sorted(axis.get_view_interval())
-    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
     digits = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9))
     # as many digits as tell two ticks apart; + 0.0 turns -0 into 0
     ticks = [round(x, digits) + 0.0 for x in ticks]
