@@ -34,34 +34,21 @@ def over_seeds(values, comparisons=1):
     return Mean(mean, half, n)
 
 
-def most_different(differences, scale):
-    """Returns the column in which differences (n, m) are largest, their Mean with joint intervals, and if it is sure.
-
-    It is the largest relative to scale (m,) of those whose interval excludes 0; without any, that whose interval
-    comes nearest to it.
-    """
-    d = over_seeds(differences, np.shape(differences)[1])
-    sure = np.abs(d.mean) > d.half
-    ranks = np.where(sure, np.abs(d.mean / scale), -1) if sure.any() else np.abs(d.mean) / (d.half + 1e-12)
-    return int(np.argmax(ranks)), d, bool(sure.any())
-
-
 def difference(arm, base, paired, comparisons=1):
     """Returns the Mean of arm - base, values (n, ...) and (n_base, ...), one for each seed.
 
     paired: both are of the same seeds, in one order. Else variances may be unequal: lab/look.py. comparisons: how
     many such intervals hold together at 95 %, as where the most striking is picked (Bonferroni).
     """
-    arm, base, level = np.asarray(arm, float), np.asarray(base, float), 1 - 0.025 / comparisons
-    n, n_base = len(arm), len(base)
-    mean = (arm - base).mean(0) if paired else arm.mean(0) - base.mean(0)
+    arm, base = np.asarray(arm, float), np.asarray(base, float)
+    if paired:
+        return over_seeds(arm - base, comparisons)
+    mean, n, n_base = arm.mean(0) - base.mean(0), len(arm), len(base)
     if min(n, n_base) < 2:
         return Mean(mean, np.full_like(mean, np.nan), n)
-    if paired:
-        return Mean(mean, student.ppf(level, n - 1) / np.sqrt(n) * (arm - base).std(0, ddof=1), n)
     squares = (np.ravel(x.var(0, ddof=1) / len(x)) for x in (arm, base))
     looks = Look(np.zeros(np.size(mean)), *squares, np.full(np.size(mean), n), np.full(np.size(mean), n_base))
-    half = [-looks.of(i).difference_of_score(ndtri(level)) for i in range(np.size(mean))]
+    half = [-looks.of(i).difference_of_score(ndtri(1 - 0.025 / comparisons)) for i in range(np.size(mean))]
     return Mean(mean, np.reshape(half, np.shape(mean)), n)
 
 
@@ -75,6 +62,18 @@ def paired_by_seed(runs, base):
         return runs, base, False
     runs, base = (sorted((run for run in both if run.seed in seeds), key=lambda run: run.seed) for both in (runs, base))
     return runs, base, True
+
+
+def most_different(differences, scale):
+    """Returns the column in which differences (n, m) are largest, their Mean with joint intervals, and if it is sure.
+
+    It is the largest relative to scale (m,) of those whose interval excludes 0; without any, that whose interval
+    comes nearest to it.
+    """
+    d = over_seeds(differences, np.shape(differences)[1])
+    sure = np.abs(d.mean) > d.half
+    ranks = np.where(sure, np.abs(d.mean / scale), -1) if sure.any() else np.abs(d.mean) / (d.half + 1e-12)
+    return int(np.argmax(ranks)), d, bool(sure.any())
 
 
 def by_arm(runs):

@@ -107,12 +107,15 @@ def colored_text(tokenizer, ids, losses, shown, base):
 # -----------------------------------------------------------------------------
 # numbers over seeds
 
-def compared(arms, values, arm):
-    """Returns the Mean difference of an arm to the first one; values: {arm: [an array for each of its runs]}."""
+def compared(arms, values, arm, comparisons=1):
+    """Returns the Mean difference of an arm to the first one; values: {arm: [an array for each of its runs]}.
+
+    comparisons: as for seeds.difference().
+    """
     base = next(iter(arms))
     of_arm, of_base, paired = paired_by_seed(arms[arm], arms[base])
     at = [[values[name][arms[name].index(run)] for run in some] for name, some in ((arm, of_arm), (base, of_base))]
-    return difference(*at, paired)
+    return difference(*at, paired, comparisons)
 
 
 def accuracy_table(arms, scores):
@@ -200,7 +203,9 @@ def sentences(arms, scores, split):
         yield (f'Most of the loss: {split.names[most]}, {100 * parts[most] / parts.sum():.0f} % of it '
                f'from {100 * split.shares[most]:.0f} % of the tokens.')
     for arm in list(arms)[1:]:
-        d = compared(arms, {name: [split.parts(s.nats) for s in found] for name, found in scores.items()}, arm)
+        parts = {name: [split.parts(s.nats) for s in found] for name, found in scores.items()}
+        # the most striking class is picked, so all must hold together
+        d = compared(arms, parts, arm, comparisons=len(split.names))
         whole = compared(arms, {name: [[s.means().nats] for s in found] for name, found in scores.items()}, arm)
         i = int(np.argmin(d.mean) if whole.mean[0] < 0 else np.argmax(d.mean))
         yield (f'{arm} minus {base}: {whole.mean[0]:+.4f}{plus_minus(whole.half[0])} nats a token; of this '
