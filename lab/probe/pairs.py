@@ -15,6 +15,8 @@ KNOWN = 3               # letters of the name that are given
 LEAST = 20              # speeches of a name that a model can have learned
 SURE = 0.9              # of those names that begin alike must go on alike
 READ = 4_000_000        # tokens in which speakers are looked for
+FEW = ('this set has too few speakers, whose names stand on lines of their own after an empty one and end in a colon; '
+       'shakespeare_char has')
 
 
 class Pairs(NamedTuple):
@@ -98,11 +100,46 @@ def show(run, token):
 # -----------------------------------------------------------------------------
 # tasks: f(run, n, draw) returns ([(clean, corrupt, answer, other answer)], what it is about, {position: name})
 
-def speakers(run, n, draw):
-    """The next letter of a speaker's name after a line break; the letter before it is the same in both."""
+def text_of(run, task):
+    """Returns the text of both splits. Stop if its tokens are not characters."""
     if run.tokenizer.kind not in ('char', 'bytes'):
-        raise Stop('task=speakers: needs a set whose tokens are characters or bytes')
-    train, val = (run.tokenizer.decode(run.data.tokens[split][:READ].tolist()) for split in ('train', 'val'))
+        raise Stop(f'task={task}: needs a set whose tokens are characters or bytes')
+    return (run.tokenizer.decode(run.data.tokens[split][:READ].tolist()) for split in ('train', 'val'))
+
+
+def contexts(run, task, val, known):
+    """Returns texts of the validation split up to where a speaker's name begins, with room for some of its letters."""
+    size = min(CONTEXT, run.model.config.block_size - known)
+    found = [val[m.start() - size:m.start()] for m in re.finditer(r'(?<=\n\n)[A-Z]', val) if m.start() >= size]
+    if not found or size < 2:
+        raise Stop(f'task={task}: {FEW}')
+    return found
+
+
+def speakers(run, n, draw):
+    """After an empty line a speaker's name goes on in capitals; after a line break alone a word in small ones."""
+    train, val = text_of(run, 'speakers')
+    second = [defaultdict(Counter), defaultdict(Counter)]
+    for letters, form in zip(second, (r'\n\n([A-Z])([A-Z])', r'[^\n]\n([A-Z])([a-z])')):
+        for first, following in re.findall(form, train):
+            letters[first][following] += 1
+    names, words = second
+    both = sorted(c for c in names if min(names[c].total(), words[c].total()) >= LEAST)
+    if not both:
+        raise Stop(f'task=speakers: {FEW}')
+    texts, before = [], contexts(run, 'speakers', val, 1)
+    for _ in range(n):
+        context, c = draw.choice(before), draw.choice(both)
+        answers = [some[c].most_common(1)[0][0] for some in second]
+        texts.append((context + c, context[:-2] + ',\n' + c, *answers))
+    a, b, first, other = texts[0]
+    return texts, (f'A speaker\'s name after an empty line, as in {a[-3:]!r} and then {first!r}; corrupt prompts have a '
+                   f'comma and a new line of the same speech, as in {b[-3:]!r} and then {other!r}.'), {-1: 'first'}
+
+
+def names(run, n, draw):
+    """The next letter of a speaker's name after a line break; the letter before it is the same in both."""
+    train, val = text_of(run, 'names')
     following = defaultdict(Counter)
     for name in re.findall(r'\n\n([A-Z][A-Za-z ]{2,30}:)\n', train):
         following[name[:KNOWN]][name[KNOWN]] += 1
@@ -112,15 +149,11 @@ def speakers(run, n, draw):
         if letters.total() >= LEAST and count >= SURE * letters.total():
             sure[start] = letter
     both = [(a, b) for a, b in permutations(sorted(sure), 2) if a[-1] == b[-1] and sure[a] != sure[b]]
-    size = min(CONTEXT, run.model.config.block_size - KNOWN)
-    before = [match.start() for match in re.finditer(r'(?<=\n\n)[A-Z]', val) if match.start() >= size]
-    if not both or not before or size < 2:
-        raise Stop('task=speakers: this set has too few speakers, whose names stand on lines of their own after an '
-                   'empty one and end in a colon; Shakespeare has')
-    texts = []
+    if not both:
+        raise Stop(f'task=names: {FEW}')
+    texts, before = [], contexts(run, 'names', val, KNOWN)
     for _ in range(n):
-        (a, b), end = draw.choice(both), draw.choice(before)
-        context = val[end - size:end]
+        (a, b), context = draw.choice(both), draw.choice(before)
         texts.append((context + a, context + b, sure[a], sure[b]))
     a, b, first, second = texts[0]
     return texts, ('The next letter of a speaker\'s name, '
@@ -163,5 +196,5 @@ def indirect_object(run, n, draw):
                    f'gives, and then {texts[0][3]!r}.'), {1: 'first', 3: 'second', 7: 'place', 9: 'giver', 12: 'thing'}
 
 
-TASKS = dict(speakers=speakers, brackets=closing(['()', '[]', '{}'], 'The bracket that closes'),
+TASKS = dict(speakers=speakers, names=names, brackets=closing(['()', '[]', '{}'], 'The bracket that closes'),
              quotes=closing(['""', "''"], 'The quote that closes'), indirect_object=indirect_object)

@@ -182,11 +182,22 @@ def test_speakers_are_those_of_the_text(tmp_path):
     line = lambda name: f'\n\n{name}:\nWhat?'
     prepare_chars(''.join(map(line, ['ROMEO', 'CAMILLO', 'ROSS'] * 40)), tmp_path)
     run = made(tmp_path, block_size=16)
-    given = pairs_of_task(run, 'speakers', 10)
+    given = pairs_of_task(run, 'names', 10)
     said = {(run.tokenizer.decode(row[-5:]), run.tokenizer.decode([answer]))
             for row, (answer, _) in zip(given.clean.tolist(), given.answers.tolist())}
     # of ROSS another letter is the last one
     assert said == {('\n\nROM', 'E'), ('\n\nCAM', 'I')} and given.labels[-5:] == ['↵', '↵', '1st', '2nd', '3rd']
+
+
+def test_speakers_have_an_empty_line_before_them(tmp_path):
+    prepare_chars('\n\nROMEO:\nHow now?\nRose, we are,\nHere.' * 40, tmp_path)
+    run = made(tmp_path, block_size=16)
+    given = pairs_of_task(run, 'speakers', 10)
+    assert given.labels[-3:] == ['↵/,', '↵', 'first']
+    for a, b, (x, y) in zip(given.clean.tolist(), given.corrupt.tolist(), given.answers.tolist()):
+        a, b, x, y = map(run.tokenizer.decode, (a, b, [x], [y]))
+        assert a[:-3] == b[:-3] and a[-3:-1] == '\n\n' and b[-3:-1] == ',\n' and a[-1] == b[-1]
+        assert x.isupper() and y.islower()
 
 
 class Words:
@@ -238,8 +249,8 @@ def test_bad_input_is_one_line(brackets, text, monkeypatch):
         ended = call(probe.main, 'patch', **options)
         assert ended.code == 2, ended
         return ended.err.splitlines()[-1]
-    assert line() == ('name --clean=TEXT and --corrupt=TEXT, or --task=NAME with one of speakers, brackets, quotes, '
-                      'indirect_object')
+    assert line() == ('name --clean=TEXT and --corrupt=TEXT, or --task=NAME with one of speakers, names, brackets, '
+                      'quotes, indirect_object')
     assert line(clean='a') == 'name both --clean=TEXT and --corrupt=TEXT'
     assert line(clean='ab', corrupt='abc').startswith('clean has 2 tokens and corrupt has 3: they must be equally long')
     assert line(clean='ab', corrupt='ab') == 'clean and corrupt are the same text'
