@@ -190,10 +190,14 @@ def induction_heads(look):
 
 
 def loss_without(run, idx, look, heads):
-    """Returns the second half's loss without heads, and without as many others, those of the lowest scores."""
+    """Returns the second half's loss without heads, and without as many others of these layers, of the lowest scores.
+
+    Heads of a layer below may serve induction too: they move the token before to where it is looked for.
+    """
     counts = heads_of(run, idx)
     heads = [head for head in heads if head[0] in counts]
-    others = sorted((score, name, h) for name, scores in look.scores.items() if name in counts
+    layers = {name for name, _ in heads}
+    others = sorted((score, name, h) for name, scores in look.scores.items() if name in layers
                     for h, score in enumerate(scores.induction) if (name, h) not in heads)
     found = []
     for chosen in heads, [(name, h) for _, name, h in others[:len(heads)]]:
@@ -289,7 +293,8 @@ def main(argv):
         Section('By which heads', [ablations(found), head_maps(found, arms), head_table(found, arms)],
                 'Induction score: attention from a token of the second half to the one after its occurrence in the '
                 'first. Previous: attention to the token before. Copying: nats that the head adds, by the direct '
-                'path, to the logit of the right token over the mean of all.')]
+                'path, to the logit of the right token over the mean of all. As the distance is always the same, a '
+                'head that looks back by a fixed distance has a high score too, and needs no head below it.')]
     if not any(len(f['steps']) > 2 for f in looked.values()):
         page.sentences.append('There are too few checkpoints to see when: train with --keep=log, '
                               'a study with --keep_checkpoints=log.')
@@ -383,7 +388,7 @@ def ablations(found):
     return Table('Loss of the second half without heads, nats', ['arm', 'induction heads', 'whole', 'without these',
                  'without as many others', 'difference'], rows,
                  f'An induction head has a score of at least {LEAST_SCORE}, and half of its model\'s best. The others '
-                 'have the lowest scores. Taken away: its slice of what c_proj takes in is 0.')
+                 'are of the same layers, with the lowest scores. Taken away, its slice of what c_proj takes in is 0.')
 
 
 def title_of(name, head):
