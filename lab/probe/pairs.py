@@ -133,8 +133,8 @@ def speakers(run, n, draw):
         answers = [some[c].most_common(1)[0][0] for some in second]
         texts.append((context + c, context[:-2] + ',\n' + c, *answers))
     a, b, first, other = texts[0]
-    return texts, (f"A speaker's name after an empty line, as in {a[-3:]!r} and then {first!r}; corrupt prompts have a "
-                   f'comma and a new line of the same speech, as in {b[-3:]!r} and then {other!r}.'), {-1: 'first'}
+    return texts, (f'A speaker\'s name after an empty line, as in {a[-3:]!r} and then {first!r}; corrupt prompts have '
+                   f'a comma and a new line of the same speech, as in {b[-3:]!r} and then {other!r}.'), {-1: 'first'}
 
 
 def names(run, n, draw):

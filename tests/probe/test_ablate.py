@@ -58,6 +58,17 @@ def test_ablating_nothing_changes_nothing_and_hooks_go(text):
     assert not any('attend' in vars(m) for m in run.model.modules())
 
 
+def test_a_compiled_model_is_looked_into_by_the_eager_one(text):
+    def never(*args):
+        raise AssertionError('compiled')
+    run, compiled = made(text), made(text)
+    compiled.model = torch.compile(compiled.model, backend=never)
+    sites, others = heads_of(run)[0], heads_of(compiled)[0]
+    assert [site[:3] for site in sites] == [site[:3] for site in others]
+    with ablated(run.model, sites), ablated(compiled.model, others):
+        assert torch.equal(run.logits(tokens(run)), compiled.logits(tokens(run)))
+
+
 def test_a_head_at_zero_is_a_head_whose_weights_are_zero(text):
     run, other = made(text), made(text)
     sites, without = heads_of(run)
