@@ -12,6 +12,7 @@ FLOORS = [
     {'variants', 'train', 'sample'},
     {'lab'},
     {'ab', 'bench'},
+    {'probe'},
 ]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 FILES = {str(path.relative_to(ROOT)): path for package in sorted(FLOOR)

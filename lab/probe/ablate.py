@@ -13,14 +13,13 @@ import torch
 
 from core.errors import Stop
 from core.training.evaluation import batch_rows, token_losses
-from lab.probe.hooks import eager
+from lab.probe.hooks import eager, heads_of
 from lab.probe.neutral import hand_on, neutral_run, own_modules, parts, put_out_nothing, sample_tokens
 from lab.probe.options import RunOptions, folder_of, open_from, read_options
 from lab.probe.page import Maps, Page, Panel, Section, Table, number
 from lab.probe.seeds import Mean, by_arm, over_seeds
 from lab.report.figures import Chart, Series
 from lab.stats import text_interval
-from model import CausalSelfAttention
 
 WAYS = 'zero', 'mean'
 
@@ -46,47 +45,23 @@ class Site(NamedTuple):
 # -----------------------------------------------------------------------------
 # what there is
 
-def heads_of(run):
+def head_sites(run):
     """Returns (Sites of the heads, sentences on layers that have none): slices of what c_proj takes in.
 
     A layer has them where that is, to the bit, what attend() puts out, (B, nh, T, hs), side by side.
     """
     sites, without, model = [], [], eager(run.model)
-    attended, taken = {}, {}
-    with ExitStack() as stack:
-        for layer, block in enumerate(model.transformer.h):
-            attn = getattr(block, 'attn', None)
-            if not isinstance(attn, CausalSelfAttention):
-                continue
-            stack.enter_context(watched(attn, 'attend', attended, layer))
-            hook = attn.c_proj.register_forward_pre_hook(lambda m, x, layer=layer: taken.update({layer: x[0]}))
-            stack.callback(hook.remove)
-        run.logits(sample_tokens(run))
+    found = heads_of(run, sample_tokens(run))
     for layer in range(len(model.transformer.h)):
-        y, x = attended.get(layer), taken.get(layer)
-        if y is None or x is None or not torch.equal(y.transpose(1, 2).flatten(2), x):
+        attn = f'transformer.h.{layer}.attn'
+        if attn not in found:
             without.append(f'{run.arm}: layer {layer} has no heads that can be taken away, because what c_proj takes '
                            'in is not the heads\' outputs side by side.')
             continue
-        n, hs = y.size(1), y.size(3)
-        sites += [Site(layer, f'head {i}', f'transformer.h.{layer}.attn.c_proj', put_out_nothing,
-                       (i * hs, (i + 1) * hs)) for i in range(n)]
+        n = found[attn]
+        hs = model.get_submodule(attn).c_proj.in_features // n
+        sites += [Site(layer, f'head {i}', f'{attn}.c_proj', put_out_nothing, (i * hs, (i + 1) * hs)) for i in range(n)]
     return sites, without
-
-
-@contextmanager
-def watched(module, method, found, key):
-    """A context in which found[key] is what a method of the module returned last."""
-    f = getattr(module, method)
-
-    def call(*args, **kwargs):
-        found[key] = f(*args, **kwargs)
-        return found[key]
-    try:
-        setattr(module, method, call)
-        yield
-    finally:
-        delattr(module, method)
 
 
 def layers_of(run):
@@ -300,7 +275,7 @@ def interval_sentence(runs):
 
 def parts_page(o, arms):
     """Returns the Page on heads or layers, but for its last sentence."""
-    find, summaries, left_out = heads_of if o.what == 'heads' else layers_of, [], []
+    find, summaries, left_out = head_sites if o.what == 'heads' else layers_of, [], []
     for arm, runs in arms.items():
         found = []
         for run in runs:

@@ -127,3 +127,26 @@ def attention_patterns(model, positions=None):
         for attn in modules.values():
             for method in 'attend', 'compute_attention':
                 vars(attn).pop(method, None)
+
+
+def heads_of(run, idx):
+    """Returns {attention module's name: heads} of those whose c_proj takes in what the heads put out, side by side."""
+    attended, model = {}, eager(run.model)
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, CausalSelfAttention)}
+
+    def watch(name, attend):
+        def call(*args):
+            attended[name] = attend(*args)
+            return attended[name]
+        return call
+
+    try:
+        for name, attn in modules.items():
+            attn.attend = watch(name, attn.attend)
+        with record(model, *(f'{name}.c_proj' for name in modules), inputs=True) as taken:
+            run.logits(idx[:1])
+    finally:
+        for attn in modules.values():
+            vars(attn).pop('attend', None)
+    return {name: y.size(1) for name, y in attended.items()
+            if torch.is_tensor(y) and torch.equal(y.transpose(1, 2).flatten(2), taken[f'{name}.c_proj'])}

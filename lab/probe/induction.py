@@ -17,12 +17,11 @@ from core.rng import generator
 from core.run.checkpoint import load_model_tensors, model_tensors, step_of
 from core.run.folder import RunFolder
 from core.training.evaluation import token_losses
-from lab.probe.hooks import attention_patterns, eager, record, replace
+from lab.probe.hooks import attention_patterns, eager, heads_of, record, replace
 from lab.probe.options import RunOptions, folder_of, open_from, read_options
 from lab.probe.page import Maps, Page, Panel, Section, Table, number
 from lab.probe.seeds import by_arm, over_seeds
 from lab.report.figures import COLORS, Chart, Series, arm_style
-from model import CausalSelfAttention
 
 # an induction head gives at least this share of its attention to the token after the earlier occurrence, and half
 # of what the best head gives; even attention over 48 tokens gives .02
@@ -103,29 +102,6 @@ def look(run, idx, direct=True):
                                    for keys in (t - half + 1, t - 1))
             found[name] = Scores(induction, previous, added.get(name, np.full(len(induction), np.nan)))
     return Look(*mean_losses(logits, idx), found)
-
-
-def heads_of(run, idx):
-    """Returns {attention module's name: heads} of those whose c_proj takes in what the heads put out, side by side."""
-    attended, model = {}, eager(run.model)
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, CausalSelfAttention)}
-
-    def watch(name, attend):
-        def call(*args):
-            attended[name] = attend(*args)
-            return attended[name]
-        return call
-
-    try:
-        for name, attn in modules.items():
-            attn.attend = watch(name, attn.attend)
-        with record(model, *(f'{name}.c_proj' for name in modules), inputs=True) as taken:
-            run.logits(idx[:1])
-    finally:
-        for attn in modules.values():
-            vars(attn).pop('attend', None)
-    return {name: y.size(1) for name, y in attended.items()
-            if torch.is_tensor(y) and torch.equal(y.transpose(1, 2).flatten(2), taken[f'{name}.c_proj'])}
 
 
 def copying(run, idx):

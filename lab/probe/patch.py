@@ -20,7 +20,7 @@ from configurator import Count, Whole
 from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.errors import Stop
-from lab.probe.ablate import heads_of, names_of
+from lab.probe.ablate import head_sites, names_of
 from lab.probe.hooks import eager
 from lab.probe.options import RunOptions, folder_of, open_from, read_options
 from lab.probe.page import Cell, Maps, Page, Panel, Section, Table
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 def places_of(run):
     """Returns (Places of the stream, attention, MLPs and heads, sentences on those that there are not)."""
     layers = range(len(eager(run.model).transformer.h))
-    kept, sites_of_heads = {}, heads_of(run)[0]
+    kept, sites_of_heads = {}, head_sites(run)[0]
     places = [Place('stream', 0, 'transformer.h.0', inputs=True)]
     places += [Place('stream', i + 1, f'transformer.h.{i}') for i in layers]
     places += [Place(part, i, f'transformer.h.{i}.{name}') for part, name in (('attention', 'attn'), ('mlp', 'mlp'))

@@ -8,20 +8,14 @@ A task is a set of examples, of which the loss is judged only where the answer i
 out-tasks/TASK. The arms are trained on it by ab.py, with a small recipe that its options change, and are judged by
 its tests, in its words; the models stay, so that probe.py looks into them too.
 """
-import dataclasses
 import math
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-import ab
-from configurator import FilePath, Given, arguments, configure, construct, expand_flags, options_of, parse_known
 from core.data.prepare import write_set
 from core.data.tokenizer import read_meta
-from core.errors import Stop
 from core.rng import generator
 from core.run.files import read_json
 from lab.probe.page import Page, Section, Table
@@ -43,19 +37,6 @@ class Examples(NamedTuple):
     tokens: torch.Tensor            # (n, T + 1)
     judged: range                   # positions 0 .. T - 1 of the targets that count
     vocab_size: int
-
-
-@dataclass
-class Options(ab.Options):
-    # of these options, those of train.py and of the variants may follow
-    task: Literal['induction', 'copy', 'recall'] = 'induction' # what is to be learned
-    to: FilePath = ''               # folder for the page; '': the study's, out-ab/TASK-ARMS/probe
-    # what ab.py's defaults are not
-    max_seeds: ab.Count = 8         # runs of an arm at most
-    delta: ab.Positive = 0.02       # differences smaller than this, in nats, count as equivalent
-    check: Literal['all', 'leaks', 'none', True, False] = 'leaks' # of each arm before training
-    price: bool = False             # time the arms before training
-    keep_checkpoints: Literal[True, False, 'log'] = True # leave each run's last weights; log: and spaced ones before
 
 
 # -----------------------------------------------------------------------------
@@ -127,36 +108,19 @@ def write_task(task, folder):
 
 
 # -----------------------------------------------------------------------------
-# the study
+# the page
 
-def main(argv):
-    """Trains and judges the arms; returns the Page, and the folder that it goes to."""
-    # reports name the command as it was typed
-    sys.argv[0] = sys.argv[0].removesuffix(' task')
-    if {'-h', '--help'} & set(argv):
-        configure(Options, argv=argv)
-    given, known = arguments(expand_flags(argv, Options, valued=('name',))), options_of(Options)
-    o = construct(Options, parse_known(known, given))
-    if fixed := next((g for g in given if g.name in ('dataset', 'block_size', 'vocab_size')), None):
-        raise Stop(f'{fixed.name}={fixed.value}: is the task\'s; --task takes {", ".join(TASKS)}')
-    if o.report or o.from_csv or o.ledger or o.store:
-        raise Stop('a report, a file of losses, the ledger and the store are for ab.py')
-    folder = OUT / o.task
-    recipe = RECIPE | dict(block_size=write_task(o.task, folder), dataset=str(folder), max_iters=ITERATIONS[o.task],
-                           lr_decay_iters=ITERATIONS[o.task])
-    o = dataclasses.replace(o, name=o.name or ab.folder_name(f'{o.task}-{o.variants or o.arms}'))
-    with ab.stopped_by_signals():
-        ab.run_study(o, [*(Given(name, value, 'probe.py task') for name, value in recipe.items()),
-                         *(g for g in given if g.name not in known)])
-    return page_of(o), Path(o.to) if o.to else ab.OUT / o.name / 'probe'
+def recipe_of(task):
+    """Returns the options of train.py and of the model with which a task is learned; writes its set."""
+    folder, n = OUT / task, ITERATIONS[task]
+    return RECIPE | dict(block_size=write_task(task, folder), dataset=str(folder), max_iters=n, lr_decay_iters=n)
 
 
-def page_of(o):
-    """Returns the Page of a study that has ended."""
-    folder = ab.OUT / o.name
+def page_of(folder, task, with_models):
+    """Returns the Page of a study of a task that has ended; with_models: its runs kept their checkpoints."""
     report = read_json(folder / 'report.json')
     rows, accuracies = [], {}
-    if o.keep_checkpoints:
+    if with_models:
         runs = by_arm(open_runs(folder))
         accuracies = {arm: over_seeds([accuracy(run) for run in of_arm]) for arm, of_arm in runs.items()}
     for arm in report['arms']:
@@ -165,9 +129,9 @@ def page_of(o):
         rows.append([arm['name'], str(len(losses)), over_seeds(losses).text(4) if losses else '–',
                      percent(right) if right else '–'])
     words = [f'{c["arm"]}: {c["words"]}' for c in report['comparisons']]
-    return Page('task', f'{o.task}: {", ".join(arm["name"] for arm in report["arms"])}', f'study {folder}', words, [
+    return Page('task', f'{task}: {", ".join(arm["name"] for arm in report["arms"])}', f'study {folder}', words, [
         Section('What each arm can do', [Table('On new examples', ['arm', 'runs', 'loss, nats', 'answers right'], rows,
-                f'Means over seeds, with 95 % intervals. A guess is right once in {chance(o.task)}.')],
+                f'Means over seeds, with 95 % intervals. A guess is right once in {chance(task)}.')],
                 f'{folder}/report.html has the verdicts, the curves and every run.')])
 
 

@@ -11,7 +11,7 @@ from core.data.tokenizer import Tokenizer, read_meta
 from core.device.machine import machine
 from core.rng import generator
 from lab.probe import ablate, record, replace
-from lab.probe.ablate import ablated, gates_of, heads_of, layers_of, mean_of, mean_updates, ranked, take_out
+from lab.probe.ablate import ablated, gates_of, head_sites, layers_of, mean_of, mean_updates, ranked, take_out
 from lab.probe.runs import Run
 from model import build
 
@@ -48,7 +48,7 @@ def test_ablating_nothing_changes_nothing_and_hooks_go(text):
     plain = run.logits(idx)
     with ablated(run.model, []):
         assert torch.equal(run.logits(idx), plain)
-    sites = heads_of(run)[0] + layers_of(run)[0]
+    sites = head_sites(run)[0] + layers_of(run)[0]
     means = mean_updates(run, sites, [idx])
     with pytest.raises(ZeroDivisionError), ablated(run.model, sites, means):
         assert not torch.equal(run.logits(idx), plain)
@@ -63,7 +63,7 @@ def test_a_compiled_model_is_looked_into_by_the_eager_one(text):
         raise AssertionError('compiled')
     run, compiled = made(text), made(text)
     compiled.model = torch.compile(compiled.model, backend=never)
-    sites, others = heads_of(run)[0], heads_of(compiled)[0]
+    sites, others = head_sites(run)[0], head_sites(compiled)[0]
     assert [site[:3] for site in sites] == [site[:3] for site in others]
     with ablated(run.model, sites), ablated(compiled.model, others):
         assert torch.equal(run.logits(tokens(run)), compiled.logits(tokens(run)))
@@ -71,7 +71,7 @@ def test_a_compiled_model_is_looked_into_by_the_eager_one(text):
 
 def test_a_head_at_zero_is_a_head_whose_weights_are_zero(text):
     run, other = made(text), made(text)
-    sites, without = heads_of(run)
+    sites, without = head_sites(run)
     assert [site.title for site in sites] == [f'layer {i} head {j}' for i in (0, 1) for j in (0, 1)] and not without
     zero_columns(other, 1, slice(0, 8))
     with ablated(run.model, [sites[2]]):
@@ -82,14 +82,14 @@ def test_a_part_at_its_mean_puts_out_the_mean_of_other_tokens(text):
     run, idx, others = made(text), tokens(made(text)), tokens(made(text), 4)
     sites, _ = layers_of(run)
     attention, mlp, block = sites[3:]
-    means = mean_updates(run, sites + heads_of(run)[0], [others[:1], others[1:]])
+    means = mean_updates(run, sites + head_sites(run)[0], [others[:1], others[1:]])
     with record(run.model, 'transformer.h.*', 'transformer.h.1.attn.c_proj', inputs=True) as taken:
         with record(run.model, 'transformer.h.1', 'transformer.h.1.attn') as given:
             run.logits(others)
     torch.testing.assert_close(means[attention], given['transformer.h.1.attn'].mean((0, 1)).float())
     update = given['transformer.h.1'] - taken['transformer.h.1']
     torch.testing.assert_close(means[block], update.mean((0, 1)).float())
-    torch.testing.assert_close(means[heads_of(run)[0][3]],
+    torch.testing.assert_close(means[head_sites(run)[0][3]],
                                taken['transformer.h.1.attn.c_proj'].mean((0, 1))[8:].float())
     mean = means[mlp].double()
     with replace(run.model, {'transformer.h.1.mlp': lambda y: mean.expand_as(y)}):
@@ -106,7 +106,7 @@ def test_the_only_head_that_does_anything_is_found(text):
     run = made(text)
     for layer, channels in ((0, slice(0, 16)), (1, slice(0, 8))):
         zero_columns(run, layer, channels)
-    sites, _ = heads_of(run)
+    sites, _ = head_sites(run)
     found = ablate.ablate(run, sites, windows=12)
     for way in ablate.WAYS:
         assert found.changes[way].shape == (4, len(found.loss))
@@ -130,7 +130,7 @@ def test_windows_that_are_judged_and_those_for_means_are_others(text):
                                      for name in shipped_variants()])
 def test_heads_and_layers_of_every_variant_can_be_taken_away(variant, text):
     run = made(text, variant)
-    sites, without = heads_of(run)
+    sites, without = head_sites(run)
     assert (len(sites), without) == (4, [])
     layers, without = layers_of(run)
     # a list of streams stands in for one
@@ -145,7 +145,7 @@ def test_a_layer_without_heads_side_by_side_is_named(text, tmp_path):
                     '    def forward(self, x, step):\n        q, k, v = self.qkv(x)\n'
                     '        y = self.attend(q, k, v, x, step.pos, step)\n'
                     '        return self.c_proj(y.permute(0, 2, 3, 1).flatten(2))\n')
-    sites, without = heads_of(made(text, str(path)))
+    sites, without = head_sites(made(text, str(path)))
     assert not sites and len(without) == 2
     assert without[0].endswith('layer 0 has no heads that can be taken away, because what c_proj takes in is not the '
                                'heads\' outputs side by side.')

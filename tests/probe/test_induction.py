@@ -12,10 +12,10 @@ from core.data.tokenizer import Tokenizer
 from core.device.machine import machine
 from core.run.checkpoint import model_tensors
 from lab.probe import open_runs, task
+from lab.probe.hooks import heads_of
 from lab.probe.induction import (
     copying,
     find_drop,
-    heads_of,
     history,
     induction_heads,
     kept_steps,
