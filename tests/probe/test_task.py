@@ -10,6 +10,7 @@ import probe
 from core.data.dataset import Dataset
 from core.run.files import read_json
 from lab.probe import open_runs, task
+from lab.probe.seeds import by_arm
 from lab.study import pool
 
 
@@ -90,14 +91,13 @@ def test_bad_options_are_one_line(options, says, monkeypatch):
 
 @pytest.mark.slow
 def test_a_model_that_cannot_look_back_far_enough_cannot_copy(monkeypatch):
-    """12 runs of 8 s on one slow core."""
+    """12 runs of 15 s on one slow core."""
     monkeypatch.setattr(ab, 'write_page', lambda report, folder: None)
     near = 'near: variant=sliding_window window=8 full_every=0'
-    done = call(probe.main, 'task', f'--arms=base; {near}', task='copy', name='copy', check='none', max_iters=300,
-                lr_decay_iters=300)
+    done = call(probe.main, 'task', f'--arms=base; {near}', task='copy', name='copy', check='none')
     assert done.code == 0, done
     arm, = read_json('out-ab/copy/report.json')['comparisons']
     assert arm['verdict'] == 'worse' and arm['mean'] > 2
     # of 30 tokens
-    right = {run.arm: task.accuracy(run) for run in open_runs('out-ab/copy')}
-    assert right['base'] > 0.95 and right['near'] < 0.1
+    right = {arm: [task.accuracy(run) for run in runs] for arm, runs in by_arm(open_runs('out-ab/copy')).items()}
+    assert sum(right['base']) / len(right['base']) > 0.9 and max(right['near']) < 0.1
